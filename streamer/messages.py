@@ -1,0 +1,645 @@
+"""The nouns of probeloop: what instrument, streamer, agent and viewers say to each other.
+
+A message is never changed; ``msgspec.structs.replace`` makes the next one. Every noun on the data
+path carries ``session``, ``number`` and ``acquired_at_s`` from the instrument to the agent, so that
+latency and loss can be measured anywhere. Coordinates, handedness and the sign of a rotation are
+fixed in ``docs/concepts.md``: image positions are ``(row, col)`` in pixels, specimen and scan
+positions are ``(x, y)`` in nanometres with x to the right and y down.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+PairNm = tuple[float, float]
+Role = Literal["instrument", "agent", "operator"]
+Action = Literal["spectrum", "scan"]
+OutcomeStatus = Literal["ok", "failed", "refused", "skipped", "aborted"]
+
+
+class Message(
+    msgspec.Struct, frozen=True, kw_only=True, eq=False, forbid_unknown_fields=True, tag_field="kind"
+):
+    """What every message is: frozen, keyword-only, named by its ``kind`` on the wire."""
+
+
+def _require_array(
+    owner: str, name: str, array: NDArray[np.generic], shape: tuple[int | None, ...], dtype: str
+) -> None:
+    """Raise ValueError naming the field unless the array has this dtype and shape (None: any)."""
+    if array.dtype != np.dtype(dtype):
+        raise ValueError(f"{owner}.{name} has dtype {array.dtype}; it takes {dtype}")
+    fits = array.ndim == len(shape) and all(
+        want is None or want == have for want, have in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
+        raise ValueError(f"{owner}.{name} has shape {array.shape}; it takes {wanted}")
+
+
+def _require_finite(owner: str, name: str, *values: float) -> None:
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError(f"{owner}.{name} is {values}; it takes finite numbers")
+
+
+def _require_positive(owner: str, name: str, *values: float) -> None:
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        raise ValueError(f"{owner}.{name} is {values}; it takes numbers above 0")
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the specimen was when a frame was taken, seen from the reference frame.
+
+    Attributes
+    ----------
+    revision
+        Counts the references: positions of two revisions must not be compared.
+    drift_nm
+        ``(x, y)``; a specimen point ``s`` is found under the beam at scan position ``s + drift_nm``.
+    drift_rate_nm_per_s
+        ``(x, y)``; its estimated rate, for a beam that is sent later than the frame.
+    sd_nm
+        Standard deviation of ``drift_nm`` along one axis.
+    at_s
+        Instrument clock (seconds since the epoch) at which the drift holds.
+    """
+
+    revision: int = 0
+    drift_nm: PairNm = (0.0, 0.0)
+    drift_rate_nm_per_s: PairNm = (0.0, 0.0)
+    sd_nm: float = 0.0
+    at_s: float = 0.0
+
+    def scan_position_nm(self, position_nm: PairNm, at_s: float | None = None) -> PairNm:
+        """Say where to send the beam to meet a specimen position, ``(x, y)`` in nm.
+
+        Parameters
+        ----------
+        position_nm
+            Specimen position ``(x, y)``.
+        at_s
+            Instrument clock when the beam will be there; None takes the drift as it was.
+        """
+        ahead_s = 0.0 if at_s is None else max(0.0, at_s - self.at_s)
+        return (
+            position_nm[0] + self.drift_nm[0] + ahead_s * self.drift_rate_nm_per_s[0],
+            position_nm[1] + self.drift_nm[1] + ahead_s * self.drift_rate_nm_per_s[1],
+        )
+
+
+class ScanGeometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The raster of a frame: how pixels lie on the scan coordinates.
+
+    Attributes
+    ----------
+    shape
+        ``(rows, cols)`` of the raster.
+    field_of_view_nm
+        ``(width, height)``: extent along the fast (column) and the slow (row) axis.
+    center_nm
+        Scan position ``(x, y)`` of the centre of the raster.
+    rotation_rad
+        Scan rotation; the fast axis points along ``(cos, sin)`` of it, x right and y down.
+    """
+
+    shape: tuple[int, int]
+    field_of_view_nm: PairNm
+    center_nm: PairNm = (0.0, 0.0)
+    rotation_rad: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not all(1 <= n <= 16384 for n in self.shape):
+            raise ValueError(f"geometry.shape is {self.shape}; it takes 1 to 16384 rows and columns")
+        _require_positive("geometry", "field_of_view_nm", *self.field_of_view_nm)
+        _require_finite("geometry", "center_nm", *self.center_nm)
+        _require_finite("geometry", "rotation_rad", self.rotation_rad)
+
+    @property
+    def pixel_size_nm(self) -> PairNm:
+        """Edge of a pixel along ``(row, col)`` directions' own axes: ``(height, width)`` in nm."""
+        return (
+            self.field_of_view_nm[1] / self.shape[0],
+            self.field_of_view_nm[0] / self.shape[1],
+        )
+
+    def to_nm(self, positions_px: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Turn ``(row, col)`` pixel positions ``(n, 2)`` into ``(x, y)`` scan positions in nm."""
+        positions = np.asarray(positions_px, dtype=np.float64).reshape(-1, 2)
+        height_nm, width_nm = self.pixel_size_nm
+        along = (positions[:, 1] - (self.shape[1] - 1) / 2) * width_nm
+        across = (positions[:, 0] - (self.shape[0] - 1) / 2) * height_nm
+        cos, sin = math.cos(self.rotation_rad), math.sin(self.rotation_rad)
+        return np.stack(
+            [
+                self.center_nm[0] + cos * along - sin * across,
+                self.center_nm[1] + sin * along + cos * across,
+            ],
+            axis=1,
+        )
+
+    def to_px(self, positions_nm: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Turn ``(x, y)`` scan positions ``(n, 2)`` in nm into ``(row, col)`` pixel positions."""
+        positions = np.asarray(positions_nm, dtype=np.float64).reshape(-1, 2)
+        x = positions[:, 0] - self.center_nm[0]
+        y = positions[:, 1] - self.center_nm[1]
+        cos, sin = math.cos(self.rotation_rad), math.sin(self.rotation_rad)
+        height_nm, width_nm = self.pixel_size_nm
+        return np.stack(
+            [
+                (-sin * x + cos * y) / height_nm + (self.shape[0] - 1) / 2,
+                (cos * x + sin * y) / width_nm + (self.shape[1] - 1) / 2,
+            ],
+            axis=1,
+        )
+
+
+class Frame(Message, frozen=True, kw_only=True, eq=False, tag="frame"):
+    """One scan frame, as acquired or as corrected.
+
+    Attributes
+    ----------
+    session
+        Name of the session, given by the streamer in its Welcome.
+    number
+        Position in the session, from 0, never reused.
+    acquired_at_s
+        Instrument clock at the last pixel, seconds since the epoch.
+    image
+        Detector intensity, shape ``(channel, row, col)``, float32, in counts (or the unit of the
+        channel).
+    channels
+        Name of each channel, such as ``("HAADF",)`` or ``("amplitude", "phase")``.
+    geometry
+        How the pixels lie on the scan coordinates.
+    dwell_time_us
+        Time the beam spends on one pixel.
+    dose_e_per_nm2
+        Electrons per square nanometre given by this frame; 0 where it is not known or not electrons.
+    scan_path
+        ``raster`` (with fly-back), ``serpentine`` or ``sinusoidal`` (resonant fast axis).
+    request_id
+        Id of the Request this frame answers (a sub-scan); None for the frames of the experiment.
+    registration
+        Filled in by the streamer's correction: in a corrected frame ``geometry`` speaks specimen
+        coordinates and ``registration`` says where the specimen then was.
+    """
+
+    session: str
+    number: int
+    acquired_at_s: float
+    image: Float32
+    channels: tuple[str, ...]
+    geometry: ScanGeometry
+    dwell_time_us: float
+    dose_e_per_nm2: float = 0.0
+    scan_path: Literal["raster", "serpentine", "sinusoidal"] = "raster"
+    request_id: str | None = None
+    registration: Registration | None = None
+
+    def __post_init__(self) -> None:
+        _require_array("frame", "image", self.image, (len(self.channels), *self.geometry.shape), "float32")
+        if not self.channels:
+            raise ValueError("frame.channels is empty; it takes one name for each channel")
+        if self.number < 0:
+            raise ValueError(f"frame.number is {self.number}; it takes 0 and above")
+        _require_finite("frame", "acquired_at_s", self.acquired_at_s)
+        _require_positive("frame", "dwell_time_us", self.dwell_time_us)
+        if not (math.isfinite(self.dose_e_per_nm2) and self.dose_e_per_nm2 >= 0):
+            raise ValueError(f"frame.dose_e_per_nm2 is {self.dose_e_per_nm2}; it takes 0 and above")
+
+
+class Atoms(Message, frozen=True, kw_only=True, eq=False, tag="atoms"):
+    """The atom columns found in one frame; it keeps the frame that they were found in.
+
+    Attributes
+    ----------
+    frame
+        The corrected frame.
+    positions_px
+        ``(row, col)`` in the corrected frame, shape ``(n, 2)``, float32.
+    confidence
+        Probability that the column is real, shape ``(n,)``, float32, 0 to 1.
+    amplitude
+        Height above the local background, shape ``(n,)``, float32, in the unit of the image.
+    background
+        Background level of the frame, in the unit of the image.
+    contrast
+        Height of a typical column above the background: the unit in which windows are cut.
+    """
+
+    frame: Frame
+    positions_px: Float32
+    confidence: Float32
+    amplitude: Float32
+    background: float
+    contrast: float
+
+    def __post_init__(self) -> None:
+        _require_array("atoms", "positions_px", self.positions_px, (None, 2), "float32")
+        n = self.positions_px.shape[0]
+        _require_array("atoms", "confidence", self.confidence, (n,), "float32")
+        _require_array("atoms", "amplitude", self.amplitude, (n,), "float32")
+
+
+class Patches(Message, frozen=True, kw_only=True, eq=False, tag="patches"):
+    """Windows with their positions: cut from a frame, or delivered as such by a detector.
+
+    Attributes
+    ----------
+    session, number, acquired_at_s
+        Those of the frame.
+    windows
+        Shape ``(n, channel, h, w)``, float32; normalised as the encoder's card asks.
+    window_nm
+        Edge of a window on the specimen.
+    positions_px
+        ``(row, col)`` in the corrected frame, shape ``(n, 2)``, float32.
+    positions_nm
+        Specimen position ``(x, y)``, shape ``(n, 2)``, float32.
+    confidence
+        Shape ``(n,)``, float32, 0 to 1.
+    geometry, registration
+        Those of the corrected frame.
+    """
+
+    session: str
+    number: int
+    acquired_at_s: float
+    windows: Float32
+    window_nm: float
+    positions_px: Float32
+    positions_nm: Float32
+    confidence: Float32
+    geometry: ScanGeometry
+    registration: Registration
+
+    def __post_init__(self) -> None:
+        _require_array("patches", "windows", self.windows, (None, None, None, None), "float32")
+        n = self.windows.shape[0]
+        _require_array("patches", "positions_px", self.positions_px, (n, 2), "float32")
+        _require_array("patches", "positions_nm", self.positions_nm, (n, 2), "float32")
+        _require_array("patches", "confidence", self.confidence, (n,), "float32")
+
+
+class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
+    """What the encoder says of each patch of one frame.
+
+    Attributes
+    ----------
+    session, number, acquired_at_s
+        Those of the frame.
+    mean, sd
+        Content latents and their standard deviations, shape ``(n, d)``, float32.
+    angle_rad, angle_sd_rad
+        Orientation of the content in the window and its circular sd, shape ``(n,)``, float32.
+    offset_nm, offset_sd_nm
+        Shift ``(x, y)`` of the content from the window's centre, shape ``(n, 2)``, float32.
+    class_probability
+        Shape ``(n, k)``, float32; ``k`` is 0 for an encoder without classes.
+    novelty
+        How unlike the training data, shape ``(n,)``, float32; 0 is usual, above 3 is not.
+    confidence
+        That of the atom finder, shape ``(n,)``, float32, 0 to 1.
+    track
+        Id of the atom through the session, shape ``(n,)``, int64; -1 before linking.
+    positions_px, positions_nm
+        ``(row, col)`` in the corrected frame; ``(x, y)`` on the specimen; shape ``(n, 2)``, float32.
+    model_revision
+        Hash of the encoder's weights.
+    geometry, registration
+        Those of the corrected frame.
+    """
+
+    session: str
+    number: int
+    acquired_at_s: float
+    mean: Float32
+    sd: Float32
+    angle_rad: Float32
+    angle_sd_rad: Float32
+    offset_nm: Float32
+    offset_sd_nm: Float32
+    class_probability: Float32
+    novelty: Float32
+    confidence: Float32
+    track: NDArray[np.int64]
+    positions_px: Float32
+    positions_nm: Float32
+    model_revision: str
+    geometry: ScanGeometry
+    registration: Registration
+
+    def __post_init__(self) -> None:
+        _require_array("latents", "mean", self.mean, (None, None), "float32")
+        n, d = self.mean.shape
+        _require_array("latents", "sd", self.sd, (n, d), "float32")
+        _require_array("latents", "class_probability", self.class_probability, (n, None), "float32")
+        for name in ("offset_nm", "offset_sd_nm", "positions_px", "positions_nm"):
+            _require_array("latents", name, getattr(self, name), (n, 2), "float32")
+        for name in ("angle_rad", "angle_sd_rad", "novelty", "confidence"):
+            _require_array("latents", name, getattr(self, name), (n,), "float32")
+        _require_array("latents", "track", self.track, (n,), "int64")
+
+
+class Suggestion(Message, frozen=True, kw_only=True, eq=False, tag="suggestion"):
+    """What the agent would measure next, and why.
+
+    Attributes
+    ----------
+    session, number, acquired_at_s
+        Those of the frame whose latents it was decided on.
+    id
+        Unique in the session; the Request and the Outcome echo it.
+    action
+        ``spectrum`` at a point or a sub-``scan`` around it.
+    position_nm
+        Specimen position ``(x, y)``.
+    registration_revision
+        Revision of the registration that ``position_nm`` speaks of.
+    dwell_time_us
+        Exposure of the spectrum, or dwell time of a pixel of the sub-scan.
+    track
+        Id of the atom aimed at; -1 for none.
+    field_of_view_nm, shape
+        Extent ``(width, height)`` and raster ``(rows, cols)`` of a sub-scan; None for a spectrum.
+    predicted_mean, predicted_sd
+        The surrogate's forecast of the objective; NaN before there is one.
+    acquisition
+        Value of the acquisition function (log for LogEI); NaN before there is one.
+    reason
+        A few words for the operator.
+    policy
+        Name of the agent's policy: ``explorer``, ``raster``, ``random``.
+    model_revision
+        Counts the fits of the surrogate.
+    """
+
+    session: str
+    number: int
+    acquired_at_s: float
+    id: str
+    action: Action = "spectrum"
+    position_nm: PairNm
+    registration_revision: int = 0
+    dwell_time_us: float
+    track: int = -1
+    field_of_view_nm: PairNm | None = None
+    shape: tuple[int, int] | None = None
+    predicted_mean: float = math.nan
+    predicted_sd: float = math.nan
+    acquisition: float = math.nan
+    reason: str = ""
+    policy: str
+    model_revision: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise ValueError("suggestion.id is empty; it takes a name unique in the session")
+        if (self.action == "scan") != (self.field_of_view_nm is not None and self.shape is not None):
+            raise ValueError("suggestion.field_of_view_nm and shape go with action 'scan', and only with it")
+
+
+class Request(Message, frozen=True, kw_only=True, eq=False, tag="request"):
+    """A suggestion that the envelope approved: what the instrument is asked to do.
+
+    Attributes
+    ----------
+    session, id, action, dwell_time_us, field_of_view_nm, shape
+        As in the Suggestion.
+    scan_position_nm
+        Where to send the beam, scan coordinates ``(x, y)``: the drift is already in it.
+    position_nm
+        The specimen position ``(x, y)`` that was meant.
+    dose_e
+        Electrons reserved for it in the dose ledger.
+    """
+
+    session: str
+    id: str
+    action: Action
+    scan_position_nm: PairNm
+    position_nm: PairNm
+    dwell_time_us: float
+    field_of_view_nm: PairNm | None = None
+    shape: tuple[int, int] | None = None
+    dose_e: float = 0.0
+
+
+class Outcome(Message, frozen=True, kw_only=True, eq=False, tag="outcome"):
+    """What came of a request; bound to it by ``id``.
+
+    Attributes
+    ----------
+    session, id
+        Those of the Request.
+    status
+        ``ok``; ``failed`` or ``aborted`` by the instrument; ``refused`` by the envelope or by an
+        instrument that has no such data; ``skipped`` when time or budget ran out.
+    reason
+        A few words where the status is not ``ok``.
+    action
+        As requested.
+    scan_position_nm
+        Where the beam really was, scan coordinates ``(x, y)``.
+    position_nm
+        The specimen position ``(x, y)``; filled in by the streamer, None from the instrument.
+    dwell_time_us
+        Exposure as it was.
+    dose_e
+        Electrons given, 0 where it is not known.
+    started_at_s, ended_at_s
+        Instrument clock, seconds since the epoch.
+    spectrum
+        Counts in each energy channel, shape ``(energy,)``, float32; None for a sub-scan or a failure.
+    energy_offset_ev, energy_step_ev
+        Energy loss of channel 0 and the width of a channel.
+    frame_number
+        Number of the Frame that answers a sub-scan.
+    """
+
+    session: str
+    id: str
+    status: OutcomeStatus
+    reason: str = ""
+    action: Action = "spectrum"
+    scan_position_nm: PairNm | None = None
+    position_nm: PairNm | None = None
+    dwell_time_us: float = 0.0
+    dose_e: float = 0.0
+    started_at_s: float = 0.0
+    ended_at_s: float = 0.0
+    spectrum: Float32 | None = None
+    energy_offset_ev: float = 0.0
+    energy_step_ev: float = 1.0
+    frame_number: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.spectrum is not None:
+            _require_array("outcome", "spectrum", self.spectrum, (None,), "float32")
+        _require_positive("outcome", "energy_step_ev", self.energy_step_ev)
+        if self.status == "ok" and self.scan_position_nm is None:
+            raise ValueError("outcome.scan_position_nm is missing; an 'ok' says where the beam was")
+
+
+class Hello(Message, frozen=True, kw_only=True, eq=False, tag="hello"):
+    """First message of a peer: who it is.
+
+    Attributes
+    ----------
+    role
+        ``instrument``, ``agent`` or ``operator``.
+    name
+        For the log, such as ``simulated STEM``.
+    """
+
+    role: Role
+    name: str
+
+
+class Welcome(Message, frozen=True, kw_only=True, eq=False, tag="welcome"):
+    """The streamer's answer to Hello.
+
+    Attributes
+    ----------
+    session
+        Name that every message of this session carries.
+    window
+        How many frames may be sent ahead of their acks.
+    next_number
+        The first frame number that this session has not yet seen.
+    durability
+        What an ack means: ``written`` to the operating system or ``fsynced`` to the disk.
+    """
+
+    session: str
+    window: int
+    next_number: int
+    durability: Literal["written", "fsynced"]
+
+
+class Ack(Message, frozen=True, kw_only=True, eq=False, tag="ack"):
+    """A frame is in the journal, or was refused; either way its place in the window is free.
+
+    Attributes
+    ----------
+    session, number
+        Those of the frame; number -1 where the refused message had none that could be read.
+    status
+        ``written`` or ``fsynced``: kept; ``refused``: not kept, see ``reason``.
+    reason
+        A short fixed word and a cure, for a refused frame.
+    """
+
+    session: str
+    number: int
+    status: Literal["written", "fsynced", "refused"]
+    reason: str = ""
+
+
+class Bye(Message, frozen=True, kw_only=True, eq=False, tag="bye"):
+    """A peer leaves (an instrument: no more frames), or the streamer ends the session.
+
+    Attributes
+    ----------
+    reason
+        Such as ``budget reached``, ``end of recording`` or ``operator``.
+    """
+
+    reason: str = ""
+
+
+class Event(Message, frozen=True, kw_only=True, eq=False, tag="event"):
+    """Something that happened, for the journal and the operator.
+
+    Attributes
+    ----------
+    at_s
+        Streamer clock, seconds since the epoch.
+    what
+        A short fixed word such as ``session_started``, ``rejected``, ``refused``.
+    detail
+        A sentence for a person.
+    """
+
+    at_s: float
+    what: str
+    detail: str = ""
+
+
+class Status(Message, frozen=True, kw_only=True, eq=False, tag="status"):
+    """The streamer's state, published a few times a second for viewers; lossy by design.
+
+    Attributes
+    ----------
+    session, at_s, state
+        ``state`` is ``waiting``, ``running``, ``draining`` or ``ended``.
+    frames
+        Counts: ``received``, ``published``, ``rejected``, ``dropped``, ``waiting``.
+    stage_ms
+        For each stage ``(p50, p99)`` over the last frames.
+    frame_to_latents_ms, frame_to_suggestion_ms
+        ``(p50, p99)``; NaN before the first.
+    atoms
+        Atoms in the latest frame.
+    requests_granted, requests_refused, outcomes_ok, max_measurements
+        Where the experiment stands; ``max_measurements`` 0 is without limit.
+    dose_e, max_dose_e
+        Electrons of the requested measurements, and the limit of the envelope.
+    drift_nm
+        The latest ``(x, y)``.
+    best, best_position_nm
+        Best objective that the agent reported; NaN before the first.
+    suggestions
+        The last few in words, newest first.
+    """
+
+    session: str
+    at_s: float
+    state: Literal["waiting", "running", "draining", "ended"]
+    frames: dict[str, int]
+    stage_ms: dict[str, tuple[float, float]]
+    frame_to_latents_ms: tuple[float, float]
+    frame_to_suggestion_ms: tuple[float, float]
+    atoms: int
+    requests_granted: int
+    requests_refused: int
+    outcomes_ok: int
+    max_measurements: int
+    dose_e: float
+    max_dose_e: float
+    drift_nm: PairNm
+    best: float
+    best_position_nm: PairNm | None
+    suggestions: tuple[str, ...]
+
+
+class Score(Message, frozen=True, kw_only=True, eq=False, tag="score"):
+    """The agent's reading of an outcome: what the spectrum was worth to the objective.
+
+    Attributes
+    ----------
+    session, id
+        Those of the Outcome.
+    objective
+        Name of the objective, with its unit.
+    value, variance
+        In the unit of the objective.
+    """
+
+    session: str
+    id: str
+    objective: str
+    value: float
+    variance: float
+
+
+AnyMessage = (
+    Frame | Atoms | Patches | Latents | Suggestion | Request | Outcome | Score
+    | Hello | Welcome | Ack | Bye | Event | Status
+)  # fmt: skip
