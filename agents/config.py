@@ -1,0 +1,109 @@
+"""What an agent is told before it starts: the ``[agent]`` table of the configuration."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from agents.objective import ObjectiveConfig
+
+PolicyName = Literal["explorer", "raster", "random"]
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the next measurement is chosen.
+
+    Attributes
+    ----------
+    policy
+        ``explorer`` learns where it pays to measure; ``raster`` and ``random`` are the baselines.
+    seed
+        Of every random choice; it is part of each suggestion's id.
+    goal
+        Look for the largest or the smallest objective.
+    objective
+        What a spectrum is worth.
+    dwell_time_us
+        Exposure asked for each spectrum.
+    max_pending
+        Suggestions that may wait for their outcomes at one time.
+    max_suggestions
+        End of the experiment as far as the agent goes; 0 leaves it to the streamer.
+    min_confidence
+        Atoms that the finder is less sure of are no candidates.
+    min_distance_nm
+        Sites nearer than this are the same site: measured once, they are left alone.
+    max_miss_nm
+        A beam further than this from every atom taught nothing about one.
+    retry_after_suggestions
+        A site that was refused or failed is left alone for so many suggestions.
+    max_refusals_per_frame
+        After so many refusals in a row the agent waits for the next frame.
+    initial_points
+        First measurements of the explorer, spread over the latents before it trusts its model.
+    refit_every
+        Measurements between two fits of the model's hyperparameters.
+    raster_step
+        The raster measures one atom in so many, in reading order, then those between.
+    """
+
+    policy: PolicyName = "explorer"
+    seed: int = 0
+    goal: Literal["maximise", "minimise"] = "maximise"
+    objective: ObjectiveConfig = ObjectiveConfig()
+    dwell_time_us: float = 100_000.0
+    max_pending: int = 2
+    max_suggestions: int = 0
+    min_confidence: float = 0.5
+    min_distance_nm: float = 0.07
+    max_miss_nm: float = 0.15
+    retry_after_suggestions: int = 20
+    max_refusals_per_frame: int = 3
+    initial_points: int = 8
+    refit_every: int = 4
+    raster_step: int = 25
+
+    def __post_init__(self) -> None:
+        _check_range("seed", self.seed, 0, 2**63 - 1)
+        _check_range("max_pending", self.max_pending, 1, 64)
+        _check_range("max_suggestions", self.max_suggestions, 0, 10**9)
+        _check_range("min_confidence", self.min_confidence, 0, 1)
+        _check_range("min_distance_nm", self.min_distance_nm, 0, 1000)
+        _check_range("max_miss_nm", self.max_miss_nm, 0, 1000)
+        _check_range("retry_after_suggestions", self.retry_after_suggestions, 1, 10**9)
+        _check_range("max_refusals_per_frame", self.max_refusals_per_frame, 1, 10**6)
+        _check_range("initial_points", self.initial_points, 1, 1000)
+        _check_range("refit_every", self.refit_every, 1, 1000)
+        _check_range("raster_step", self.raster_step, 1, 10**6)
+        if not (math.isfinite(self.dwell_time_us) and self.dwell_time_us > 0):
+            raise ValueError(f"agent.dwell_time_us is {self.dwell_time_us}; it takes a number above 0")
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"agent.{name} is {value}; it takes {low} to {high}")
+
+
+def load_agent_config(path: Path | None) -> AgentConfig:
+    """Read the ``[agent]`` table of a TOML file; the defaults where there is no file or table.
+
+    Other tables belong to the other processes and are not looked at.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        In one line, naming the file and the key, if it is not TOML or not a configuration.
+    """
+    if path is None:
+        return AgentConfig()
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        return msgspec.convert(tables.get("agent", {}), AgentConfig)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise ValueError(f"{path}: {str(error).replace('`$', '`agent')}") from None

@@ -1,0 +1,161 @@
+"""``python -m streamer``: bind, say where, serve one session, write what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import structlog
+import typer
+
+from streamer.config import ConfigError, StreamerConfig, convert, read_tables
+from streamer.envelope import Envelope
+from streamer.finalise import finalise
+from streamer.hub import Hub
+from streamer.journal import Journal, read_messages, segments
+from streamer.pipeline import Pipeline
+from streamer.telemetry import Telemetry
+from streamer.wire import Publisher, Router
+
+
+def main(
+    session_folder: Annotated[Path, typer.Option(help="Where the session is kept; it may be resumed.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file; the table [streamer] is read.")] = None,
+    bind: Annotated[str | None, typer.Option(help="Address for instruments and agents.")] = None,
+    max_measurements: Annotated[int | None, typer.Option(help="Budget; 0 is without limit.")] = None,
+) -> None:
+    """Take frames, keep them, find the atoms, and pass requests on within the envelope."""
+    _log_to_stderr()
+    try:
+        settings = _settings(config, bind, max_measurements)
+        pipeline = Pipeline.build(settings.pipeline)
+    except (ConfigError, ValueError, OSError) as error:
+        sys.exit(_complain(f"configuration: {error}"))
+    try:
+        reason = serve(settings, pipeline, session_folder)
+    except OSError as error:
+        sys.exit(_complain(str(error)))
+    structlog.get_logger().info("ended", reason=reason, folder=str(session_folder))
+
+
+def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path) -> str:
+    """Serve one session in a folder; return why it ended.
+
+    Raises
+    ------
+    OSError
+        If a port is in use or the folder cannot be written.
+    """
+    telemetry = Telemetry()
+    metrics_url = telemetry.serve(settings.telemetry)
+    router = Router(settings.hub.bind)
+    publisher = Publisher(settings.hub.view_bind)
+    resumes = _has_journal(folder)
+    journal = Journal(folder, settings.journal)
+    hub = Hub(
+        session=folder.resolve().name,
+        router=router,
+        publisher=publisher,
+        journal=journal,
+        envelope=Envelope(settings.envelope),
+        telemetry=telemetry,
+        processor=pipeline,
+        hub_config=settings.hub,
+        experiment=settings.experiment,
+    )
+    if resumes:
+        for _, message in read_messages(folder):
+            hub.restore(message)
+    endpoints = {
+        "address": router.address,
+        "view_address": publisher.address,
+        "metrics_url": metrics_url,
+        "session": hub.session,
+        "pid": os.getpid(),
+    }
+    _write_json(folder / "endpoints.json", endpoints)
+    structlog.get_logger().info("serving", **endpoints)
+    try:
+        reason = hub.run(_stop_on_signal())
+    finally:
+        journal.close()
+        router.close()
+        publisher.close()
+        telemetry.close()
+        (folder / "endpoints.json").unlink(missing_ok=True)
+    written = finalise(folder)
+    _write_json(folder / "summary.json", _summary(hub, reason, written))
+    return reason
+
+
+def _settings(config: Path | None, bind: str | None, max_measurements: int | None) -> StreamerConfig:
+    table = dict(read_tables(config).get("streamer", {}))
+    if bind is not None:
+        table["hub"] = table.get("hub", {}) | {"bind": bind}
+    if max_measurements is not None:
+        table["experiment"] = table.get("experiment", {}) | {"max_measurements": max_measurements}
+    settings = convert(table, StreamerConfig, "streamer")
+    structlog.get_logger().info("configuration", **msgspec.to_builtins(settings))
+    return settings
+
+
+def _has_journal(folder: Path) -> bool:
+    try:
+        return bool(segments(folder))
+    except FileNotFoundError:
+        return False
+
+
+def _stop_on_signal() -> Any:
+    """Make the question that the hub asks in every turn; SIGINT and SIGTERM answer it."""
+    received: list[str] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: received.append("stopped by the operator"))
+    return lambda: received[0] if received else None
+
+
+def _summary(hub: Hub, reason: str, written: list[Path]) -> dict[str, Any]:
+    status = msgspec.to_builtins(hub.status())
+    best = None if hub.best is None else msgspec.to_builtins(hub.best)
+    return {
+        "ended": reason,
+        "measurements": hub.measured,
+        "best_score": best,
+        "files": [path.name for path in written],
+        **{name: status[name] for name in status if name not in ("at_s", "state", "suggestions")},
+        "counts": dict(sorted(hub.telemetry.tally.items())),
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write whole or not at all: whoever waits for the file never reads half of it."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(_without_nan(content), indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace NaN by None, which JSON can say."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def _complain(text: str) -> int:
+    print(f"probeloop streamer: {text}", file=sys.stderr)
+    return 2
+
+
+def _log_to_stderr() -> None:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+
+
+if __name__ == "__main__":
+    typer.run(main)

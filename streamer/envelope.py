@@ -1,0 +1,301 @@
+"""What the instrument may be asked to do: deny by default, refuse and never clip; the dose ledger.
+
+Doses are electrons. A beam of ``beam_current_pa`` gives 6.2415e6 electrons a second and picoampere.
+The ledger counts in square cells of the specimen, so that it follows the drift.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from itertools import product
+
+import msgspec
+
+from streamer.messages import Frame, Outcome, PairNm, Registration, Request, ScanGeometry, Suggestion
+
+ELECTRONS_PER_S_PA = 1e-12 / 1.602176634e-19
+Cell = tuple[int, int]
+
+
+class EnvelopeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of what may be asked; everything outside is refused.
+
+    Attributes
+    ----------
+    beam_current_pa
+        For the dose; 0 for an instrument without electrons.
+    margin_nm
+        Distance that a position keeps from the edge of the last frame.
+    min_dwell_time_us, max_dwell_time_us
+        Exposure of a spectrum or dwell time of a sub-scan pixel.
+    max_rate_per_s
+        Granted requests a second, over the last second.
+    max_dose_e
+        Electrons in total, frames included.
+    cell_nm
+        Edge of a cell of the dose ledger, on the specimen.
+    max_dose_e_per_cell
+        Electrons in one cell, frames included.
+    max_pending
+        Requests under way at once.
+    """
+
+    beam_current_pa: float = 50.0
+    margin_nm: float = 0.0
+    min_dwell_time_us: float = 0.1
+    max_dwell_time_us: float = 1_000_000.0
+    max_rate_per_s: float = 50.0
+    max_dose_e: float = 1e12
+    cell_nm: float = 0.1
+    max_dose_e_per_cell: float = 2e9
+    max_pending: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("beam_current_pa", "margin_nm", "max_dose_e", "max_dose_e_per_cell"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"envelope.{name} is {getattr(self, name)}; it takes 0 and above")
+        for name in ("min_dwell_time_us", "max_dwell_time_us", "max_rate_per_s", "cell_nm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"envelope.{name} is {getattr(self, name)}; it takes numbers above 0")
+        if self.min_dwell_time_us > self.max_dwell_time_us:
+            raise ValueError(
+                f"envelope.min_dwell_time_us is {self.min_dwell_time_us}; it takes no more than "
+                f"max_dwell_time_us, {self.max_dwell_time_us}"
+            )
+        if not 1 <= self.max_pending <= 10_000:
+            raise ValueError(f"envelope.max_pending is {self.max_pending}; it takes 1 to 10000")
+
+
+class RefusedError(Exception):
+    """A suggestion outside the envelope.
+
+    Attributes
+    ----------
+    reason
+        A short fixed word, the label of a counter.
+    detail
+        The same with numbers, for the agent and the operator.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class DoseLedger:
+    """Electrons given and reserved, in total and in each cell of the specimen.
+
+    Parameters
+    ----------
+    cell_nm
+        Edge of a cell.
+    """
+
+    def __init__(self, cell_nm: float) -> None:
+        self.cell_nm = cell_nm
+        self.total_e = 0.0
+        self.cells_e: dict[Cell, float] = {}
+        self._everywhere_e = 0.0
+
+    def cell_of(self, position_nm: PairNm) -> Cell:
+        """Name the cell that a specimen position ``(x, y)`` lies in."""
+        return math.floor(position_nm[0] / self.cell_nm), math.floor(position_nm[1] / self.cell_nm)
+
+    def cell_dose_e(self, cell: Cell) -> float:
+        """Electrons in one cell, those of the frames included."""
+        return self.cells_e.get(cell, 0.0) + self._everywhere_e
+
+    def add_frame(self, dose_e_per_nm2: float, area_nm2: float) -> None:
+        """Add a frame. It counts in every cell, also outside the field: never too little."""
+        self.total_e += dose_e_per_nm2 * area_nm2
+        self._everywhere_e += dose_e_per_nm2 * self.cell_nm**2
+
+    def add(self, shares: dict[Cell, float]) -> None:
+        """Add electrons to cells; negative ones give a reservation back."""
+        for cell, electrons in shares.items():
+            self.cells_e[cell] = self.cells_e.get(cell, 0.0) + electrons
+            self.total_e += electrons
+
+
+class Envelope:
+    """Decides on every suggestion; knows what is under way.
+
+    Parameters
+    ----------
+    config
+        The limits.
+    """
+
+    def __init__(self, config: EnvelopeConfig) -> None:
+        self.config = config
+        self.ledger = DoseLedger(config.cell_nm)
+        self.pending: dict[str, dict[Cell, float]] = {}
+        self._geometry: ScanGeometry | None = None
+        self._registration = Registration()
+        self._seen: set[str] = set()
+        self._granted_at_s: deque[float] = deque()
+
+    @property
+    def registration(self) -> Registration:
+        """Where the specimen was in the latest corrected frame."""
+        return self._registration
+
+    def observe_frame(self, frame: Frame) -> None:
+        """Count the dose of a frame as acquired and take its field as the bounds."""
+        width, height = frame.geometry.field_of_view_nm
+        self.ledger.add_frame(frame.dose_e_per_nm2, width * height)
+        if frame.request_id is None:
+            self._geometry = frame.geometry
+
+    def observe_registration(self, registration: Registration) -> None:
+        """Take the drift of the latest corrected frame."""
+        self._registration = registration
+
+    def review(self, suggestion: Suggestion, now_s: float) -> Request:
+        """Grant a suggestion as a Request and reserve its dose.
+
+        Parameters
+        ----------
+        suggestion
+            From the agent.
+        now_s
+            Monotonic clock, for the rate.
+
+        Raises
+        ------
+        RefusedError
+            If any limit is broken; nothing is reserved then.
+        """
+        if suggestion.id in self._seen:
+            raise RefusedError("duplicate id", f"{suggestion.id} was suggested before")
+        self._seen.add(suggestion.id)
+        scan_position_nm = self._check_place(suggestion)
+        self._check_exposure(suggestion)
+        self._check_rate(now_s)
+        shares = self._dose_shares(suggestion)
+        self._check_dose(shares)
+        self.ledger.add(shares)
+        self.pending[suggestion.id] = shares
+        self._granted_at_s.append(now_s)
+        return Request(
+            session=suggestion.session,
+            id=suggestion.id,
+            action=suggestion.action,
+            scan_position_nm=scan_position_nm,
+            position_nm=suggestion.position_nm,
+            dwell_time_us=suggestion.dwell_time_us,
+            field_of_view_nm=suggestion.field_of_view_nm,
+            shape=suggestion.shape,
+            dose_e=sum(shares.values()),
+        )
+
+    def settle(self, outcome: Outcome) -> Outcome:
+        """Close the request of an outcome and say where on the specimen it was.
+
+        Raises
+        ------
+        RefusedError
+            ``unknown id`` for an outcome that nobody asked for, or that came before.
+        """
+        if not self.release(outcome):
+            raise RefusedError("unknown id", f"no request {outcome.id} is under way")
+        if outcome.scan_position_nm is None:
+            return outcome
+        drift = self._registration.drift_nm
+        x, y = outcome.scan_position_nm
+        return msgspec.structs.replace(outcome, position_nm=(x - drift[0], y - drift[1]))
+
+    def release(self, outcome: Outcome) -> bool:
+        """Close the request of an outcome; False where none is under way.
+
+        The reserved dose stays as given, unless the outcome says that nothing was measured.
+        """
+        shares = self.pending.pop(outcome.id, None)
+        if shares is not None and outcome.status in ("refused", "skipped"):
+            self.ledger.add({cell: -electrons for cell, electrons in shares.items()})
+        return shares is not None
+
+    def restore(self, request: Request) -> None:
+        """Take a request that was granted in an earlier part of the session."""
+        self._seen.add(request.id)
+        shares = self._dose_shares(request)
+        self.ledger.add(shares)
+        self.pending[request.id] = shares
+
+    def _check_place(self, suggestion: Suggestion) -> PairNm:
+        if self._geometry is None:
+            raise RefusedError("no frame yet", "the field is not known before the first frame")
+        if suggestion.registration_revision != self._registration.revision:
+            raise RefusedError(
+                "stale registration",
+                f"positions of reference {suggestion.registration_revision}; it is now "
+                f"{self._registration.revision}",
+            )
+        if not all(math.isfinite(v) for v in suggestion.position_nm):
+            raise RefusedError("not finite", f"position {suggestion.position_nm}")
+        position_nm = self._registration.scan_position_nm(suggestion.position_nm)
+        half_w, half_h = ((v / 2) for v in suggestion.field_of_view_nm or (0.0, 0.0))
+        if not (half_w >= 0 and half_h >= 0 and math.isfinite(half_w + half_h)):
+            raise RefusedError("not finite", f"field of view {suggestion.field_of_view_nm}")
+        corners = [
+            (position_nm[0] + sx * half_w, position_nm[1] + sy * half_h)
+            for sx, sy in product((-1, 1), repeat=2)
+        ]
+        if not all(self._is_inside(corner) for corner in corners):
+            x, y = position_nm
+            raise RefusedError("outside field", f"scan position ({x:.3f}, {y:.3f}) nm")
+        return position_nm
+
+    def _is_inside(self, scan_position_nm: PairNm) -> bool:
+        assert self._geometry is not None
+        (row, col) = self._geometry.to_px([scan_position_nm])[0]  # type: ignore[arg-type]
+        height_nm, width_nm = self._geometry.pixel_size_nm
+        rows, cols = self._geometry.shape
+        margin_rows, margin_cols = self.config.margin_nm / height_nm, self.config.margin_nm / width_nm
+        return bool(
+            margin_rows - 0.5 <= row <= rows - 0.5 - margin_rows
+            and margin_cols - 0.5 <= col <= cols - 0.5 - margin_cols
+        )
+
+    def _check_exposure(self, suggestion: Suggestion) -> None:
+        low, high = self.config.min_dwell_time_us, self.config.max_dwell_time_us
+        if not low <= suggestion.dwell_time_us <= high:
+            raise RefusedError("dwell time", f"{suggestion.dwell_time_us} µs; it takes {low} to {high}")
+        if suggestion.shape is not None and not all(1 <= n <= 4096 for n in suggestion.shape):
+            raise RefusedError("scan shape", f"{suggestion.shape}; it takes 1 to 4096")
+
+    def _check_rate(self, now_s: float) -> None:
+        while self._granted_at_s and self._granted_at_s[0] <= now_s - 1.0:
+            self._granted_at_s.popleft()
+        if len(self._granted_at_s) + 1 > self.config.max_rate_per_s:
+            raise RefusedError("rate", f"more than {self.config.max_rate_per_s} requests a second")
+        if len(self.pending) >= self.config.max_pending:
+            raise RefusedError("pending", f"{len(self.pending)} requests are under way")
+
+    def _dose_shares(self, suggestion: Suggestion | Request) -> dict[Cell, float]:
+        """Electrons that the request would give to each cell."""
+        electrons = ELECTRONS_PER_S_PA * self.config.beam_current_pa * suggestion.dwell_time_us * 1e-6
+        if suggestion.shape is None or suggestion.field_of_view_nm is None:
+            return {self.ledger.cell_of(suggestion.position_nm): electrons}
+        x, y = suggestion.position_nm
+        width, height = suggestion.field_of_view_nm
+        first = self.ledger.cell_of((x - width / 2, y - height / 2))
+        last = self.ledger.cell_of((x + width / 2, y + height / 2))
+        cells = list(product(range(first[0], last[0] + 1), range(first[1], last[1] + 1)))
+        share = electrons * suggestion.shape[0] * suggestion.shape[1] / len(cells)
+        return dict.fromkeys(cells, share)
+
+    def _check_dose(self, shares: dict[Cell, float]) -> None:
+        total_e = self.ledger.total_e + sum(shares.values())
+        if total_e > self.config.max_dose_e:
+            raise RefusedError("total dose", f"{total_e:.3g} e; it takes {self.config.max_dose_e:.3g}")
+        for cell, electrons in shares.items():
+            cell_e = self.ledger.cell_dose_e(cell) + electrons
+            if cell_e > self.config.max_dose_e_per_cell:
+                raise RefusedError(
+                    "cell dose",
+                    f"{cell_e:.3g} e in a cell of {self.config.cell_nm:g} nm; "
+                    f"it takes {self.config.max_dose_e_per_cell:.3g}",
+                )
