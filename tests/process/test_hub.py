@@ -1,0 +1,469 @@
+"""The hub over real sockets on this machine, with a processor that the test controls."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import zmq
+from streamer.pipeline import Processed
+
+from streamer.config import ExperimentConfig, HubConfig
+from streamer.envelope import Envelope, EnvelopeConfig
+from streamer.hub import Hub
+from streamer.journal import Journal, JournalConfig, read_messages
+from streamer.messages import (
+    Ack,
+    Atoms,
+    Bye,
+    Event,
+    Frame,
+    Latents,
+    Outcome,
+    Request,
+    Score,
+    Status,
+    Welcome,
+)
+from streamer.telemetry import Telemetry, TelemetryConfig
+from streamer.wire import Link, Publisher, Router, Subscriber, encode
+
+WAIT_S = 5.0
+
+
+@dataclass
+class GatedProcessor:
+    """Makes latents of any frame, but only while its gate is open; rejects constant frames."""
+
+    make_latents: Callable[..., Latents]
+    make_atoms: Callable[..., Atoms]
+    gate: threading.Event = field(default_factory=threading.Event)
+    fault: Exception | None = None
+
+    def process(self, frame: Frame, meter: Any) -> Processed | None:
+        assert self.gate.wait(WAIT_S)
+        if self.fault is not None:
+            raise self.fault
+        if np.ptp(frame.image) == 0:
+            meter.stage_rejected("check", "constant")
+            return None
+        latents = self.make_latents(session=frame.session, number=frame.number)
+        return Processed(corrected=frame, atoms=self.make_atoms(frame), latents=latents)
+
+
+@dataclass
+class RunningHub:
+    """A hub in a thread, and what the test wants to look at."""
+
+    hub: Hub
+    router: Router
+    publisher: Publisher
+    journal: Journal
+    processor: GatedProcessor
+    folder: Path
+    ends: list[Any] = field(default_factory=list)
+    stopped: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        def serve() -> None:
+            try:
+                self.ends.append(self.hub.run(lambda: "stopped" if self.stopped.is_set() else None))
+            except Exception as fault:
+                self.ends.append(fault)
+
+        self.thread = threading.Thread(target=serve)
+        self.thread.start()
+
+    def end(self) -> Any:
+        self.stopped.set()
+        return self.wait()
+
+    def wait(self) -> Any:
+        assert self.thread is not None
+        self.thread.join(WAIT_S + 10)
+        assert not self.thread.is_alive()
+        return self.ends[0]
+
+    def link(self, role: str, name: str = "test") -> Link:
+        return Link(self.router.address, role=role, name=name, timeout_s=WAIT_S)  # type: ignore[arg-type]
+
+    def tally(self, name: str) -> int:
+        return self.hub.telemetry.tally[name]
+
+    def balance(self) -> None:
+        tally = self.hub.telemetry.tally
+        assert tally["received"] == tally["published"] + tally["rejected"] + tally["dropped"]
+
+    def kept(self, kind: type) -> list[Any]:
+        return [message for _, message in read_messages(self.folder) if isinstance(message, kind)]
+
+
+@pytest.fixture
+def start_hub(tmp_path, make_latents, make_atoms) -> Iterator[Callable[..., RunningHub]]:
+    running: list[RunningHub] = []
+
+    def start(
+        *, envelope: dict | None = None, experiment: dict | None = None, is_open: bool = True, **hub: Any
+    ) -> RunningHub:
+        router = Router("tcp://127.0.0.1:0")
+        publisher = Publisher("tcp://127.0.0.1:0")
+        journal = Journal(tmp_path, JournalConfig())
+        processor = GatedProcessor(make_latents, make_atoms)
+        if is_open:
+            processor.gate.set()
+        made = Hub(
+            session="s",
+            router=router,
+            publisher=publisher,
+            journal=journal,
+            envelope=Envelope(EnvelopeConfig(**(envelope or {}))),
+            telemetry=Telemetry(),
+            processor=processor,
+            hub_config=HubConfig(**hub),
+            experiment=ExperimentConfig(**({"max_measurements": 0} | (experiment or {}))),
+        )
+        for _, message in read_messages(tmp_path):
+            made.restore(message)
+        running.append(RunningHub(made, router, publisher, journal, processor, tmp_path))
+        running[-1].start()
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.processor.gate.set()
+        if one.thread is not None and one.thread.is_alive():
+            one.end()
+        one.journal.close()
+        one.router.close(0)
+        one.publisher.close(0)
+
+
+def await_message(link: Link, kind: type) -> Any:
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        message = link.receive(0.1)
+        if isinstance(message, kind):
+            return message
+    raise AssertionError(f"no {kind.__name__} came")
+
+
+def await_true(question: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not question():
+        assert time.monotonic() < deadline, "it did not become true in time"
+        time.sleep(0.005)
+
+
+def test_frame_is_acked_kept_and_its_latents_reach_the_agent(start_hub, make_frame):
+    running = start_hub()
+    agent, instrument = running.link("agent"), running.link("instrument")
+    instrument.send(make_frame())
+    ack = await_message(instrument, Ack)
+    assert (ack.number, ack.status) == (0, "written")
+    assert await_message(agent, Latents).number == 0
+    running.end()
+    (kept,) = running.kept(Frame)
+    assert np.array_equal(kept.image, make_frame().image)
+    assert [latents.number for latents in running.kept(Latents)] == [0]
+    assert len(running.kept(Atoms)) == 1
+    running.balance()
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [({"session": "other"}, "wrong session"), ({"number": 0}, "out of order")],
+)
+def test_bad_frame_is_refused_with_a_reason_and_the_next_one_is_served(start_hub, make_frame, fields, reason):
+    running = start_hub()
+    instrument = running.link("instrument")
+    instrument.send(make_frame(number=0))
+    await_message(instrument, Ack)
+    instrument.send(make_frame(**({"number": 1} | fields)))
+    ack = await_message(instrument, Ack)
+    assert ack.status == "refused"
+    assert ack.reason.startswith(reason)
+    instrument.send(make_frame(number=2))
+    assert await_message(instrument, Ack).status == "written"
+    running.end()
+    assert running.tally(f"rejected hub: {reason}") == 1
+    assert len(running.kept(Frame)) == 2
+    running.balance()
+
+
+def test_frame_before_hello_is_refused(start_hub, make_frame):
+    running = start_hub()
+    instrument = running.link("instrument")
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.connect(running.router.address)
+        stranger.send_multipart(encode(make_frame()))
+        assert stranger.poll(1000 * WAIT_S)
+        stranger.recv_multipart()
+    instrument.send(make_frame())
+    assert await_message(instrument, Ack).status == "written"
+    running.end()
+    assert running.tally("rejected hub: hello first") == 1
+    running.balance()
+
+
+def test_unreadable_message_is_answered_counted_and_costs_nothing_else(start_hub, make_frame):
+    running = start_hub()
+    instrument = running.link("instrument")
+    damaged = [bytearray(part) for part in encode(make_frame())]
+    damaged[1][5] ^= 1
+    instrument._socket.send_multipart(damaged)
+    ack = await_message(instrument, Ack)
+    assert ack.number == -1
+    assert "bad checksum" in ack.reason
+    instrument.send(make_frame())
+    assert await_message(instrument, Ack).status == "written"
+    running.end()
+    assert running.tally("rejected wire: bad checksum") == 1
+    running.balance()
+
+
+def test_frame_that_a_stage_rejects_is_kept_and_counted(start_hub, make_frame):
+    running = start_hub()
+    instrument = running.link("instrument")
+    instrument.send(make_frame(image=np.zeros((1, 4, 4), np.float32)))
+    assert await_message(instrument, Ack).status == "written"
+    await_true(lambda: running.tally("rejected") == 1)
+    running.end()
+    assert len(running.kept(Frame)) == 1
+    assert running.tally("rejected check: constant") == 1
+    running.balance()
+
+
+def test_gap_in_the_numbers_is_counted(start_hub, make_frame):
+    running = start_hub()
+    instrument = running.link("instrument")
+    for number in (0, 3):
+        instrument.send(make_frame(number=number))
+        await_message(instrument, Ack)
+    running.end()
+    assert running.tally("missed") == 2
+
+
+def ask_for(running, agent, instrument, make_frame, suggestion) -> None:
+    instrument.send(make_frame())
+    await_message(agent, Latents)
+    agent.send(suggestion)
+
+
+def test_suggestion_becomes_a_request_and_its_outcome_comes_back(start_hub, make_frame, make_suggestion):
+    running = start_hub()
+    agent, instrument = running.link("agent"), running.link("instrument")
+    viewer = Subscriber(running.publisher.address, ("status",))
+    ask_for(running, agent, instrument, make_frame, make_suggestion("a", position_nm=(0.2, 0.1)))
+    request = await_message(instrument, Request)
+    assert request.scan_position_nm == (0.2, 0.1)
+    spectrum = np.arange(4, dtype=np.float32)
+    instrument.send(
+        Outcome(session="s", id="a", status="ok", scan_position_nm=(0.21, 0.1), spectrum=spectrum)
+    )
+    outcome = await_message(agent, Outcome)
+    assert outcome.position_nm == (0.21, 0.1)
+    assert np.array_equal(outcome.spectrum, spectrum)
+    agent.send(Score(session="s", id="a", objective="counts", value=6.0, variance=6.0))
+    await_true(lambda: running.hub.best is not None)
+    status = viewer.receive(WAIT_S)
+    assert isinstance(status, Status)
+    viewer.close()
+    running.end()
+    assert running.hub.status().best_position_nm == (0.2, 0.1)
+    assert [m.id for kind in (Request, Outcome, Score) for m in running.kept(kind)] == ["a", "a", "a"]
+
+
+def test_suggestion_outside_the_envelope_comes_back_refused(start_hub, make_frame, make_suggestion):
+    running = start_hub()
+    agent, instrument = running.link("agent"), running.link("instrument")
+    ask_for(running, agent, instrument, make_frame, make_suggestion("far", position_nm=(9.0, 0.0)))
+    outcome = await_message(agent, Outcome)
+    assert outcome.status == "refused"
+    assert "outside field" in outcome.reason
+    running.end()
+    assert running.kept(Request) == []
+    assert running.tally("suggestions refused") == 1
+
+
+def test_suggestion_without_an_instrument_is_refused(start_hub, make_suggestion):
+    running = start_hub()
+    agent = running.link("agent")
+    agent.send(make_suggestion())
+    assert "no instrument" in await_message(agent, Outcome).reason
+
+
+def test_outcome_nobody_asked_for_is_counted_and_not_forwarded(start_hub, make_frame):
+    running = start_hub()
+    agent, instrument = running.link("agent"), running.link("instrument")
+    instrument.send(Outcome(session="s", id="ghost", status="failed"))
+    instrument.send(make_frame())
+    assert isinstance(await_message(agent, (Latents, Outcome)), Latents)  # type: ignore[arg-type]
+    running.end()
+    assert running.tally("message refused: unknown id") == 1
+    assert running.kept(Outcome) == []
+
+
+def test_agent_cannot_play_the_instrument(start_hub, make_frame):
+    running = start_hub()
+    agent = running.link("agent")
+    agent.send(Outcome(session="s", id="x", status="failed"))
+    await_true(lambda: running.tally("messages refused") == 1)
+    agent.send(make_frame())
+    assert "hello first" in await_message(agent, Ack).reason
+
+
+def test_session_ends_when_the_budget_is_reached(start_hub, make_frame, make_suggestion):
+    running = start_hub(experiment={"max_measurements": 1})
+    agent, instrument = running.link("agent"), running.link("instrument")
+    ask_for(running, agent, instrument, make_frame, make_suggestion("a"))
+    await_message(instrument, Request)
+    agent.send(make_suggestion("b"))
+    assert "budget" in await_message(agent, Outcome).reason
+    instrument.send(Outcome(session="s", id="a", status="failed"))
+    assert await_message(instrument, Bye).reason == "budget reached"
+    assert await_message(agent, Bye).reason == "budget reached"
+    assert running.wait() == "budget reached"
+
+
+def test_end_of_a_recording_ends_the_session_also_when_the_agent_goes_on_asking(
+    start_hub, make_frame, make_suggestion
+):
+    running = start_hub()
+    agent, instrument = running.link("agent"), running.link("instrument")
+    ask_for(running, agent, instrument, make_frame, make_suggestion("0"))
+    await_message(instrument, Request)
+    instrument.close(reason="end of recording")
+    count = 0
+    while running.thread.is_alive():
+        count += 1
+        agent.send(make_suggestion(f"again-{count}"))
+        time.sleep(0.01)
+    assert running.wait() == "end of recording"
+    assert [(o.id, o.status) for o in running.kept(Outcome) if o.id == "0"] == [("0", "skipped")]
+
+
+def test_acks_are_held_back_while_the_analysis_is_behind(start_hub, make_frame):
+    running = start_hub(is_open=False, window=3, max_waiting=2)
+    instrument = running.link("instrument")
+    sent = 0
+    deadline = time.monotonic() + 1.0
+    while time.monotonic() < deadline:
+        if instrument.credit > 0:
+            instrument.send(make_frame(number=sent))
+            sent += 1
+        instrument.receive(0.01)
+    assert sent == 5  # two acked while at most two waited, and a window of three
+    with pytest.raises(RuntimeError, match="window is full"):
+        instrument.send(make_frame(number=sent))
+    running.processor.gate.set()
+    await_true(lambda: instrument.receive(0.05) is not None and instrument.unacked == 0)
+    running.end()
+    assert running.tally("published") == 5
+    running.balance()
+
+
+def test_fault_in_the_pipeline_rises_and_everyone_is_told(start_hub, make_frame):
+    running = start_hub()
+    instrument = running.link("instrument")
+    running.processor.fault = ZeroDivisionError("a bug")
+    instrument.send(make_frame())
+    assert isinstance(running.wait(), ZeroDivisionError)
+    await_message(instrument, Bye)
+
+
+def test_full_disk_refuses_the_frame_instead_of_acking_it(start_hub, make_frame, monkeypatch):
+    running = start_hub()
+    instrument = running.link("instrument")
+    real = os.writev
+    size = make_frame().image.nbytes
+
+    def full(fd: int, buffers: list[memoryview]) -> int:
+        if sum(len(b) for b in buffers) > size:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, buffers)
+
+    monkeypatch.setattr(os, "writev", full)
+    instrument.send(make_frame(number=0))
+    ack = await_message(instrument, Ack)
+    assert ack.status == "refused"
+    assert "No space left" in ack.reason
+    monkeypatch.setattr(os, "writev", real)
+    instrument.send(make_frame(number=0))
+    assert await_message(instrument, Ack).status == "written"
+    running.end()
+    running.balance()
+
+
+def test_restarted_streamer_goes_on_where_the_journal_ends(start_hub, make_frame, make_suggestion):
+    first = start_hub(experiment={"max_measurements": 5})
+    agent, instrument = first.link("agent"), first.link("instrument")
+    ask_for(first, agent, instrument, make_frame, make_suggestion("a"))
+    await_message(instrument, Request)
+    instrument.send(Outcome(session="s", id="a", status="ok", scan_position_nm=(0.0, 0.0)))
+    await_message(agent, Outcome)
+    first.end()
+    dose_e = first.hub.envelope.ledger.total_e
+    second = start_hub()
+    assert second.link("instrument").welcome.next_number == 1
+    assert second.hub.measured == 1
+    assert second.hub.envelope.ledger.total_e == pytest.approx(dose_e)
+
+
+def test_events_tell_what_happened_in_words(start_hub, make_frame):
+    running = start_hub()
+    instrument = running.link("instrument", name="my microscope")
+    instrument.close(reason="lunch")
+    assert running.wait() == "lunch"
+    said = [(event.what, event.detail) for event in running.kept(Event)]
+    assert ("connected", "instrument my microscope") in said
+    assert ("left", "instrument my microscope: lunch") in said
+    assert said[-1] == ("session_ended", "lunch")
+
+
+def test_link_to_nobody_names_the_address_and_the_cure():
+    with pytest.raises(ConnectionError, match=r"no streamer answers at tcp://127.0.0.1:1 .*probeloop stream"):
+        Link("tcp://127.0.0.1:1", role="agent", name="x", timeout_s=0.2)
+
+
+def test_metrics_are_served_and_agree_with_the_counts(start_hub, make_frame):
+    from urllib.request import urlopen
+
+    running = start_hub()
+    url = running.hub.telemetry.serve(TelemetryConfig())
+    instrument = running.link("instrument")
+    for number in (0, 1, 1):
+        instrument.send(make_frame(number=number))
+        await_message(instrument, Ack)
+    await_true(lambda: running.tally("published") == 2)
+    with urlopen(url) as page:
+        text = page.read().decode()
+    running.hub.telemetry.close()
+    values = dict(re.findall(r"^(probeloop_frames_\w+?_total)(?:\{.*\})? (\S+)$", text, re.MULTILINE))
+    assert float(values["probeloop_frames_received_total"]) == 3
+    assert float(values["probeloop_frames_published_total"]) == 2
+    assert float(values["probeloop_frames_rejected_total"]) == 1
+
+
+def test_metrics_port_in_use_is_named_with_a_cure():
+    first, second = Telemetry(), Telemetry()
+    port = int(first.serve(TelemetryConfig()).split(":")[2].split("/")[0])
+    with pytest.raises(OSError, match=r"choose another streamer.telemetry.port"):
+        second.serve(TelemetryConfig(port=port))
+    first.close()
+
+
+def test_welcome_says_the_window_and_what_an_ack_means(start_hub):
+    welcome = start_hub(window=7).link("instrument").welcome
+    assert msgspec.structs.astuple(welcome) == ("s", 7, 0, "written")
+    assert isinstance(welcome, Welcome)
