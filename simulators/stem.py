@@ -1,0 +1,385 @@
+"""A scanning transmission electron microscope that needs no column and knows its truth.
+
+The image is incoherent: every atom adds a copy of the probe, a Gaussian as wide as the probe and its
+source, with a height that goes with the atomic number to a power. Each pixel is computed where the beam
+really was, so a distortion is not an interpolation. Shot noise is exact. Left out: the probe's tails and
+aberrations, thickness, and what the beam does to the specimen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from simulators.counting import poisson
+from simulators.eels import EelsConfig, clean_spectra, spectrum
+from simulators.scan_distortion import BeamPath, ScanDistortion, ScanDistortionConfig
+from simulators.specimen import CARBON, SITE_NAMES, Specimen, SpecimenConfig, grow
+from streamer.messages import Frame, Outcome, PairNm, Request, ScanGeometry
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+# Single atoms of Si and C at 60 kV, 30 mrad, by abTEM: a ratio of 5.03 on 80 to 200 mrad and of 3.44 on
+# 45 to 80 mrad. The power depends on the detector: the usual 1.7 would be wrong by -16 % and +23 %.
+Z_EXPONENT = {"HAADF": 1.91, "MAADF": 1.46}
+ELEMENTARY_CHARGE_C = 1.602176634e-19
+CUT_OFF_SD = 4.5  # beyond it a column is less than 4e-5 of its height
+MAX_SCAN_PX = 4096 * 4096
+MAX_DWELL_TIME_US = 60e6
+TRUTH_DWELL_TIME_US = 100_000.0
+
+
+class StemConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The microscope; ``specimen``, ``distortion`` and ``eels`` are tables of their own.
+
+    Attributes
+    ----------
+    rows, cols
+        Size of a frame in pixels.
+    field_of_view_nm
+        Width of a frame; pixels are square.
+    rotation_deg
+        Scan rotation, from x to the fast axis; x right, y down.
+    dwell_time_us
+        Time the beam spends on one pixel.
+    beam_current_pa
+        For the dose, and for the counts of spectra.
+    detector
+        ``HAADF`` (80 to 200 mrad) or ``MAADF`` (45 to 80 mrad): how much brighter heavy atoms are.
+    carbon_counts
+        Expected counts at the peak of a single carbon, at ``dwell_time_us``.
+    background_counts
+        Expected counts where there is no atom, at ``dwell_time_us``; they have shot noise.
+    detector_offset_counts
+        What the detector adds to every pixel, without noise.
+    probe_sigma_nm
+        Sd of the probe's intensity, source included; 0.05 nm is 60 kV, 30 mrad, 0.03 nm of source.
+    seed
+        Of specimen, distortion and noise: the same seed gives the same frames, byte for byte.
+    """
+
+    rows: int = 512
+    cols: int = 512
+    field_of_view_nm: float = 6.3
+    rotation_deg: float = 0.0
+    dwell_time_us: float = 1.0
+    beam_current_pa: float = 60.0
+    detector: Literal["HAADF", "MAADF"] = "HAADF"
+    carbon_counts: float = 60.0
+    background_counts: float = 3.0
+    detector_offset_counts: float = 10.0
+    probe_sigma_nm: float = 0.05
+    seed: int = 0
+    specimen: SpecimenConfig = SpecimenConfig()
+    distortion: ScanDistortionConfig = ScanDistortionConfig()
+    eels: EelsConfig = EelsConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "cols"):
+            if not 8 <= getattr(self, name) <= 4096:
+                raise ValueError(f"stem.{name} is {getattr(self, name)}; it takes 8 to 4096")
+        limits = {
+            "field_of_view_nm": (1.0, 50.0),
+            "rotation_deg": (-360.0, 360.0),
+            "dwell_time_us": (0.01, 1e5),
+            "beam_current_pa": (0.01, 1e5),
+            "carbon_counts": (0.01, 1e5),
+            "background_counts": (0.0, 1e5),
+            "detector_offset_counts": (0.0, 1e6),
+            "probe_sigma_nm": (0.01, 0.5),
+        }
+        for name, (least, most) in limits.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"stem.{name} is {getattr(self, name)}; it takes {least:g} to {most:g}")
+        if self.seed < 0:
+            raise ValueError(f"stem.seed is {self.seed}; it takes 0 and above")
+
+    @property
+    def geometry(self) -> ScanGeometry:
+        """The raster of a full frame, around ``(0, 0)``."""
+        height_nm = self.field_of_view_nm * self.rows / self.cols
+        return ScanGeometry(
+            shape=(self.rows, self.cols),
+            field_of_view_nm=(self.field_of_view_nm, height_nm),
+            rotation_rad=math.radians(self.rotation_deg),
+        )
+
+    def electrons(self, exposure_us: float) -> float:
+        """Electrons of the beam in a time."""
+        return self.beam_current_pa * 1e-18 * exposure_us / ELEMENTARY_CHARGE_C
+
+
+# -- the image ---------------------------------------------------------------------------------
+
+
+def add_columns(
+    image: Float32, positions_nm: Float64, heights: Float64, probe_sigma_nm: float, path: BeamPath
+) -> None:
+    """Add to an image what the atoms scatter, with each pixel where the beam really was.
+
+    Parameters
+    ----------
+    image
+        Expected counts, shape ``(rows, cols)``, float32; changed in place.
+    positions_nm
+        Specimen position ``(x, y)`` of each atom, shape ``(n, 2)``.
+    heights
+        Expected counts at the middle of each atom, shape ``(n,)``.
+    probe_sigma_nm
+        Sd of the Gaussian that an atom is seen as; it is cut off at 4.5 of them.
+    path
+        Where the beam was.
+    """
+    geometry = path.geometry
+    origin_px = geometry.to_px(np.zeros((1, 2)))
+    height_nm, width_nm = geometry.pixel_size_nm
+    _add_columns(
+        image,
+        geometry.to_px(positions_nm),
+        heights,
+        geometry.to_px(path.row_drift_nm) - origin_px,
+        path.row_offset_px,
+        path.column_offset_px,
+        (probe_sigma_nm / height_nm, probe_sigma_nm / width_nm),
+    )
+
+
+@njit(cache=True)
+def _add_columns(
+    image: Float32,
+    atoms_px: Float64,
+    heights: Float64,
+    row_drift_px: Float64,
+    row_offset_px: Float64,
+    column_offset_px: Float64,
+    sigma_px: tuple[float, float],
+) -> None:
+    """Do it in pixels: ``(row, col)``; a row is a Gaussian whose height the distance of the row sets."""
+    rows, cols = image.shape
+    reach = CUT_OFF_SD * sigma_px[0]
+    least, most = row_drift_px[:, 0].min(), row_drift_px[:, 0].max()
+    left, right = column_offset_px.min(), column_offset_px.max()
+    for a in range(len(atoms_px)):
+        first = max(0, int(np.ceil(atoms_px[a, 0] + least - reach)))
+        last = min(rows - 1, int(np.floor(atoms_px[a, 0] + most + reach)))
+        for i in range(first, last + 1):
+            across = (i - atoms_px[a, 0] - row_drift_px[i, 0]) / sigma_px[0]
+            rest = CUT_OFF_SD * CUT_OFF_SD - across * across
+            if rest <= 0:
+                continue
+            half = np.sqrt(rest) * sigma_px[1]
+            middle = atoms_px[a, 1] + row_drift_px[i, 1] - row_offset_px[i]
+            start = max(0, int(np.ceil(middle - half - right)))
+            stop = min(cols - 1, int(np.floor(middle + half - left)))
+            for j in range(start, stop + 1):
+                along = (j + column_offset_px[j] - middle) / sigma_px[1]
+                image[i, j] += heights[a] * np.exp(-0.5 * (across * across + along * along))
+
+
+def column_heights(config: StemConfig, numbers: NDArray[np.int64]) -> Float64:
+    """Expected counts at the middle of single atoms, at the configured dwell time, shape ``(n,)``."""
+    heights: Float64 = config.carbon_counts * (numbers / CARBON) ** Z_EXPONENT[config.detector]
+    return heights
+
+
+# -- the instrument ----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Diary:
+    """What was true of each frame, in the order of the frames."""
+
+    drift_nm: list[PairNm] = field(default_factory=list)
+    ended_s: list[float] = field(default_factory=list)
+    row_offset_px: list[Float32 | None] = field(default_factory=list)  # None for a sub-scan
+
+    def note(self, path: BeamPath, *, is_sub_scan: bool) -> None:
+        self.drift_nm.append(path.drift_nm)
+        self.ended_s.append(path.ended_s)
+        self.row_offset_px.append(None if is_sub_scan else path.row_offset_px.astype(np.float32))
+
+
+class StemInstrument:
+    """A simulated STEM over a sheet of graphene; speaks the Instrument protocol.
+
+    Time is simulated: it passes by the dwell times of frames, sub-scans and spectra, and the drift
+    goes on in all of them.
+
+    Parameters
+    ----------
+    config
+        Microscope, specimen, distortion and spectrometer.
+    started_at_s
+        Instrument clock at the start, seconds since the epoch; None takes the clock of this machine.
+
+    Attributes
+    ----------
+    config, specimen
+        What is simulated.
+    """
+
+    name = "simulated STEM"
+
+    def __init__(self, config: StemConfig | None = None, *, started_at_s: float | None = None) -> None:
+        self.config = StemConfig() if config is None else config
+        self._started_at_s = time.time() if started_at_s is None else started_at_s
+        seeds = np.random.SeedSequence(self.config.seed).spawn(3)
+        specimen_rng, distortion_rng, self._noise_rng = (np.random.default_rng(seed) for seed in seeds)
+        self.specimen: Specimen = grow(self.config.specimen, *_sheet(self.config), specimen_rng)
+        self._distortion = ScanDistortion(self.config.distortion, distortion_rng)
+        self._heights = column_heights(self.config, self.specimen.numbers)
+        self._diary = _Diary()
+
+    @property
+    def clock_s(self) -> float:
+        """Instrument clock, seconds since the epoch."""
+        return self._started_at_s + self._distortion.elapsed_s
+
+    def acquire(self) -> Frame:
+        """Scan the next full frame."""
+        return self._scan(self.config.geometry, self.config.dwell_time_us, None)
+
+    def execute(self, request: Request) -> tuple[Outcome, Frame | None]:
+        """Take a spectrum or a sub-scan; what cannot be done is answered by ``failed`` and a reason."""
+        reason = _why_not(request)
+        if reason is not None:
+            return Outcome(session=request.session, id=request.id, status="failed", reason=reason), None
+        started_at_s = self.clock_s
+        counts: Float32 | None = None
+        frame: Frame | None = None
+        exposure_us = request.dwell_time_us
+        if request.field_of_view_nm is not None and request.shape is not None:
+            geometry = ScanGeometry(
+                shape=request.shape,
+                field_of_view_nm=request.field_of_view_nm,
+                center_nm=request.scan_position_nm,
+                rotation_rad=self.config.geometry.rotation_rad,
+            )
+            frame = self._scan(geometry, request.dwell_time_us, request.id)
+            exposure_us *= math.prod(request.shape)
+        else:
+            counts = self._spectrum(request.scan_position_nm, request.dwell_time_us)
+        outcome = Outcome(
+            session=request.session,
+            id=request.id,
+            status="ok",
+            action=request.action,
+            scan_position_nm=request.scan_position_nm,
+            dwell_time_us=request.dwell_time_us,
+            dose_e=self.config.electrons(exposure_us),
+            started_at_s=started_at_s,
+            ended_at_s=self.clock_s,
+            spectrum=counts,
+            energy_offset_ev=self.config.eels.energy_offset_ev,
+            energy_step_ev=self.config.eels.energy_step_ev,
+        )
+        return outcome, frame
+
+    def truth(self) -> dict[str, NDArray[np.generic]]:
+        """Everything that an analysis can be judged by.
+
+        Returns
+        -------
+        arrays
+            ``positions_nm`` ``(n, 2)`` as ``(x, y)``, ``numbers``, ``site_class`` ``(n,)`` and
+            ``site_names``; for each frame, sub-scans too, in the order of their numbers: ``drift_nm``
+            ``(frames, 2)``, mean over the rows, ``frame_acquired_at_s`` ``(frames,)`` and
+            ``row_offset_px`` ``(frames, rows)``, where the beam was minus where the raster has it, NaN
+            for sub-scans; ``column_offset_px`` ``(cols,)``; ``spectra`` ``(n, channels)``, float32,
+            expected counts with the beam on each atom for ``spectra_dwell_time_us``, with
+            ``energy_offset_ev`` and ``energy_step_ev``; ``pixel_size_nm``, ``field_of_view_nm``
+            ``(width, height)``, ``rotation_rad`` and ``seed``.
+        """
+        config, diary = self.config, self._diary
+        unknown = np.full(config.rows, np.nan, dtype=np.float32)
+        offsets = [unknown if row is None else row for row in diary.row_offset_px]
+        electrons = config.electrons(TRUTH_DWELL_TIME_US)
+        sites_nm = self.specimen.positions_nm
+        decay_px = config.distortion.flyback_decay_px
+        return {
+            "positions_nm": sites_nm,
+            "numbers": self.specimen.numbers,
+            "site_class": self.specimen.site_class,
+            "site_names": np.array(SITE_NAMES),
+            "drift_nm": np.array(diary.drift_nm, dtype=np.float64).reshape(-1, 2),
+            "frame_acquired_at_s": self._started_at_s + np.array(diary.ended_s, dtype=np.float64),
+            "row_offset_px": np.array(offsets, dtype=np.float32).reshape(-1, config.rows),
+            "column_offset_px": config.distortion.flyback_px * np.exp(-np.arange(config.cols) / decay_px),
+            "spectra": clean_spectra(self.specimen, sites_nm, electrons, config.eels).astype(np.float32),
+            "spectra_dwell_time_us": np.array(TRUTH_DWELL_TIME_US),
+            "energy_offset_ev": np.array(config.eels.energy_offset_ev),
+            "energy_step_ev": np.array(config.eels.energy_step_ev),
+            "pixel_size_nm": np.array(config.geometry.pixel_size_nm[0]),
+            "field_of_view_nm": np.array(config.geometry.field_of_view_nm),
+            "rotation_rad": np.array(config.geometry.rotation_rad),
+            "seed": np.array(config.seed),
+        }
+
+    def _scan(self, geometry: ScanGeometry, dwell_time_us: float, request_id: str | None) -> Frame:
+        config = self.config
+        path = self._distortion.scan(geometry, dwell_time_us)
+        self._diary.note(path, is_sub_scan=request_id is not None)
+        longer = dwell_time_us / config.dwell_time_us
+        expected = np.full(geometry.shape, config.background_counts * longer, dtype=np.float32)
+        add_columns(expected, self.specimen.positions_nm, self._heights * longer, config.probe_sigma_nm, path)
+        image = poisson(expected, self._noise_rng) + np.float32(config.detector_offset_counts)
+        electrons = config.electrons(dwell_time_us * math.prod(geometry.shape))
+        return Frame(
+            session="",
+            number=0,
+            acquired_at_s=self._started_at_s + path.ended_s,
+            image=image[None],
+            channels=(config.detector,),
+            geometry=geometry,
+            dwell_time_us=dwell_time_us,
+            dose_e_per_nm2=electrons / math.prod(geometry.field_of_view_nm),
+            request_id=request_id,
+        )
+
+    def _spectrum(self, scan_position_nm: PairNm, dwell_time_us: float) -> Float32:
+        """Expose where the beam is sent; the position is that of the middle of the exposure."""
+        half_s = dwell_time_us * 1e-6 / 2
+        self._distortion.wait(half_s)
+        drift_nm = self._distortion.drift_nm
+        self._distortion.wait(half_s)
+        position_nm = (scan_position_nm[0] - drift_nm[0], scan_position_nm[1] - drift_nm[1])
+        electrons = self.config.electrons(dwell_time_us)
+        return spectrum(self.specimen, position_nm, electrons, self.config.eels, self._noise_rng)
+
+
+def _sheet(config: StemConfig) -> tuple[PairNm, PairNm]:
+    """Corners of a sheet that fills the field wherever the drift will take it."""
+    geometry = config.geometry
+    corners = geometry.to_nm(np.array([[r, c] for r in (0, config.rows) for c in (0, config.cols)]))
+    # A point s is seen at s + drift: the field looks at where it was less the drift.
+    looks_at = np.concatenate([corners, corners - np.array(config.distortion.drift_travel_nm)])
+    rim_nm = 0.6 + 30 * config.distortion.drift_wander_nm_per_sqrt_s
+    lower, upper = looks_at.min(axis=0) - rim_nm, looks_at.max(axis=0) + rim_nm
+    return (float(lower[0]), float(lower[1])), (float(upper[0]), float(upper[1]))
+
+
+def _why_not(request: Request) -> str | None:
+    """Say why a request cannot be executed; None if it can."""
+    if request.action not in ("spectrum", "scan"):
+        return "unknown action; this instrument takes spectrum and scan"
+    if not all(math.isfinite(value) for value in request.scan_position_nm):
+        return "scan_position_nm is not finite"
+    if not 0 < request.dwell_time_us <= MAX_DWELL_TIME_US:
+        return f"dwell_time_us takes above 0 to {MAX_DWELL_TIME_US:g}"
+    if request.action == "spectrum":
+        return None
+    if request.field_of_view_nm is None or request.shape is None:
+        return "a scan takes field_of_view_nm and shape"
+    if not all(0 < edge <= 100 for edge in request.field_of_view_nm):
+        return "field_of_view_nm takes above 0 to 100"
+    if min(request.shape) < 1 or math.prod(request.shape) > MAX_SCAN_PX:
+        return f"shape takes 1 row and column to {MAX_SCAN_PX} pixels"
+    return None
