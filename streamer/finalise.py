@@ -1,0 +1,276 @@
+"""Turns the journal of a session into plain ``.hspy`` files, which HyperSpy and LiberTEM open unchanged.
+
+The journal is read twice, once to know how large the arrays are and once to write them, a frame at a
+time: the memory needed is that of one frame. A file appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from streamer.journal import read_messages
+from streamer.messages import Frame, Outcome, ScanGeometry
+
+_HSPY_VERSION = "3.3"
+
+
+def finalise(session_folder: Path | str) -> list[Path]:
+    """Write the frames and spectra of a session beside its journal.
+
+    ``frames.hspy`` holds the frames of the most frequent raster, one signal ``(n, row, col)`` for each
+    channel; frames of another raster are in ``frames-2.hspy`` and so on, sub-scans in
+    ``subscans-1.hspy`` and so on. ``spectra.hspy`` holds the spectra ``(n, energy)``. Beside ``data``
+    each signal has, a value for each frame or spectrum: ``done`` (1), ``t_ns`` (end of its
+    acquisition, nanoseconds since the epoch), ``position_nm`` (``(x, y)``: centre of the raster, or
+    where the beam was), and ``number`` or ``id``. Writing again replaces the files.
+
+    Parameters
+    ----------
+    session_folder
+        Folder with ``journal-*.plj``.
+
+    Returns
+    -------
+    files
+        What was written, the main files first; empty for a session without frames and spectra.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no journal.
+    OSError
+        If the files cannot be written; none of them is left half-written under its name.
+    """
+    folder = Path(session_folder)
+    counts: dict[_Group, int] = {}
+    firsts: dict[_Group, Frame | Outcome] = {}
+    for group, item in _items(folder):
+        counts[group] = counts.get(group, 0) + 1
+        firsts.setdefault(group, item)
+    names = _name_files(counts)
+    parts = {group: folder / f"{name}.part" for group, name in names.items()}
+    try:
+        with ExitStack() as stack:
+            writers = {
+                group: stack.enter_context(_Writer(parts[group], firsts[group], counts[group]))
+                for group in names
+            }
+            for group, item in _items(folder):
+                # what a running session adds between the two readings waits for the next time
+                if group in writers and writers[group].has_room:
+                    writers[group].append(item)
+        return [parts[group].replace(folder / name) for group, name in names.items()]
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """What can lie in one array: a kind, the channels of frames, and the shape and scale."""
+
+    kind: str
+    channels: tuple[str, ...]
+    shape: tuple[int, ...]
+    scale: tuple[float, ...]
+
+
+def _items(folder: Path) -> Iterator[tuple[_Group, Frame | Outcome]]:
+    for _, message in read_messages(folder):
+        if isinstance(message, Frame):
+            kind = "frames" if message.request_id is None else "subscans"
+            geometry = message.geometry
+            scale = (*geometry.field_of_view_nm, geometry.rotation_rad)
+            yield _Group(kind, message.channels, geometry.shape, scale), message
+        elif isinstance(message, Outcome) and message.status == "ok" and message.spectrum is not None:
+            energies = (message.energy_offset_ev, message.energy_step_ev)
+            yield _Group("spectra", (), message.spectrum.shape, energies), message
+
+
+def _name_files(counts: dict[_Group, int]) -> dict[_Group, str]:
+    """Give each group its file; the most frequent of a kind has the plain name."""
+    names: dict[_Group, str] = {}
+    for kind in ("frames", "spectra", "subscans"):
+        groups = [group for group in counts if group.kind == kind]
+        for place, group in enumerate(sorted(groups, key=lambda group: -counts[group]), start=1):
+            is_plain = place == 1 and kind != "subscans"
+            names[group] = f"{kind}.hspy" if is_plain else f"{kind}-{place}.hspy"
+    return names
+
+
+class _Writer:
+    """A file of one group, allocated for all its items and filled in one by one."""
+
+    def __init__(self, path: Path, first: Frame | Outcome, count: int) -> None:
+        self._path = path
+        self._first = first
+        self._count = count
+        self._next = 0
+
+    def __enter__(self) -> _Writer:
+        self._h5 = h5py.File(self._path, "w")
+        self._h5.attrs["file_format"] = "HyperSpy"
+        self._h5.attrs["file_format_version"] = _HSPY_VERSION
+        experiments = self._h5.create_group("Experiments", track_order=True)  # channels in their order
+        self._signals = [
+            _create_signal(experiments, signal, self._count) for signal in _describe(self._first)
+        ]
+        return self
+
+    @property
+    def has_room(self) -> bool:
+        return self._next < self._count
+
+    def append(self, item: Frame | Outcome) -> None:
+        """Write the next frame or spectrum."""
+        place = self._next
+        self._next += 1
+        arrays = item.image if isinstance(item, Frame) else [item.spectrum]
+        for signal, array in zip(self._signals, arrays, strict=True):
+            signal["data"][place] = array
+            for name, value in _facts(item).items():
+                signal[name][place] = value
+            signal["done"][place] = 1
+
+    def __exit__(self, *_: object) -> None:
+        self._h5.flush()
+        os.fsync(self._h5.id.get_vfd_handle())
+        self._h5.close()
+
+
+@dataclass(frozen=True)
+class _Axis:
+    name: str
+    size: int
+    scale: float
+    offset: float
+    units: str
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What HyperSpy wants to know of a signal."""
+
+    title: str
+    quantity: str
+    signal_type: str
+    item: str
+    axes: Sequence[_Axis]
+    original: dict[str, Any]
+
+
+def _describe(first: Frame | Outcome) -> list[_Description]:
+    if isinstance(first, Frame):
+        return [_describe_channel(first, channel) for channel in _distinct(first.channels)]
+    assert first.spectrum is not None
+    size, step_ev = first.spectrum.shape[0], first.energy_step_ev
+    energy = _Axis("Energy loss", size, step_ev, first.energy_offset_ev, "eV")
+    return [_Description("spectra", "Counts", "EELS", "spectrum", [energy], {"session": first.session})]
+
+
+def _describe_channel(first: Frame, channel: str) -> _Description:
+    geometry = first.geometry
+    original = {
+        "session": first.session,
+        "dwell_time_us": first.dwell_time_us,
+        "dose_e_per_nm2": first.dose_e_per_nm2,
+        "scan_path": first.scan_path,
+        "rotation_rad": geometry.rotation_rad,
+    }
+    return _Description(channel, "Intensity", "", "frame", _raster_axes(geometry), original)
+
+
+def _raster_axes(geometry: ScanGeometry) -> list[_Axis]:
+    """Axes along the raster; where it is not rotated, they are the scan's x and y."""
+    cos, sin = math.cos(geometry.rotation_rad), math.sin(geometry.rotation_rad)
+    x, y = geometry.center_nm
+    centers_nm = (cos * y - sin * x, cos * x + sin * y)
+    return [
+        _Axis(name, size, step_nm, center_nm - (size - 1) / 2 * step_nm, "nm")
+        for name, size, step_nm, center_nm in zip(
+            ("y", "x"), geometry.shape, geometry.pixel_size_nm, centers_nm, strict=True
+        )
+    ]
+
+
+def _distinct(channels: Sequence[str]) -> list[str]:
+    """Make names of HDF5 groups: no slash, none twice."""
+    plain = [channel.replace("/", "-") or "image" for channel in channels]
+    return [name if plain.count(name) == 1 else f"{name} {i}" for i, name in enumerate(plain)]
+
+
+def _facts(item: Frame | Outcome) -> dict[str, Any]:
+    """Say of a frame or spectrum what lies beside the data."""
+    if isinstance(item, Frame):
+        return {
+            "t_ns": round(item.acquired_at_s * 1e9),
+            "number": item.number,
+            "position_nm": item.geometry.center_nm,
+        }
+    return {
+        "t_ns": round(item.ended_at_s * 1e9),
+        "id": item.id,
+        "position_nm": item.position_nm or (math.nan, math.nan),
+        "scan_position_nm": item.scan_position_nm,
+        "dwell_time_us": item.dwell_time_us,
+    }
+
+
+_FACT_TYPES: dict[str, tuple[tuple[int, ...], Any]] = {
+    "t_ns": ((), "i8"),
+    "number": ((), "i8"),
+    "id": ((), h5py.string_dtype()),
+    "position_nm": ((2,), "f8"),
+    "scan_position_nm": ((2,), "f8"),
+    "dwell_time_us": ((), "f8"),
+    "done": ((), "u1"),
+}
+_FACTS = {
+    "frame": ("t_ns", "number", "position_nm", "done"),
+    "spectrum": ("t_ns", "id", "position_nm", "scan_position_nm", "dwell_time_us", "done"),
+}
+
+
+def _create_signal(experiments: h5py.Group, signal: _Description, count: int) -> h5py.Group:
+    """Lay out one signal as HyperSpy does, its arrays allocated and empty."""
+    group = experiments.create_group(signal.title)
+    # HyperSpy asks for the package that knows the signal's class; its own classes do.
+    group.attrs.update({"package": "hyperspy", "package_version": ""})
+    item_shape = tuple(axis.size for axis in signal.axes)
+    group.create_dataset("data", (count, *item_shape), "f4", chunks=(1, *item_shape))
+    for name in _FACTS[signal.item]:
+        shape, dtype = _FACT_TYPES[name]
+        group.create_dataset(name, (count, *shape), dtype)
+    axes = [_Axis(signal.item, count, 1.0, 0.0, ""), *signal.axes]
+    for place, axis in enumerate(axes):
+        group.create_group(f"axis-{place}").attrs.update(_axis_attributes(axis, navigate=place == 0))
+    metadata = group.create_group("metadata")
+    metadata.create_group("General").attrs["title"] = signal.title
+    metadata.create_group("Signal").attrs.update(
+        {"signal_type": signal.signal_type, "quantity": signal.quantity}
+    )
+    group.create_group("original_metadata").attrs.update(signal.original)
+    group.create_group("attributes").attrs.update({"_lazy": False, "ragged": False})
+    group.create_group("learning_results")
+    return group
+
+
+def _axis_attributes(axis: _Axis, *, navigate: bool) -> dict[str, Any]:
+    return {
+        "_type": "UniformDataAxis",
+        "name": axis.name,
+        "size": axis.size,
+        "scale": axis.scale,
+        "offset": axis.offset,
+        "units": axis.units,
+        "navigate": navigate,
+        "is_binned": axis.units == "eV",
+    }
