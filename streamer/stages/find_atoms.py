@@ -1,0 +1,363 @@
+"""Find the atom columns of a frame: Laplacian of Gaussian at the scale of the columns.
+
+All filters are applied in one Fourier transform of the padded frame. Its spectrum is cropped (or
+padded) so that the filter is about two pixels wide on the grid where maxima are looked for: the cost
+hardly depends on how finely a column is sampled.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft, ndimage
+from scipy.spatial import cKDTree
+
+from streamer.messages import Atoms, Float32, Frame
+from streamer.stage import Rejected
+
+Float64 = NDArray[np.float64]
+Polarity = Literal["auto", "bright", "dark"]
+
+# Periods of atomic lattices in projection: what is slower is background, what is faster is noise.
+_LONGEST_PERIOD_NM = 0.55
+_SHORTEST_PERIOD_NM = 0.07
+# Widths of the Laplacian against that of a column: the first at which columns stand clear of the
+# noise is taken, or the last. The narrow one keeps the carbon neighbours of a bright dopant, which
+# sit in the negative rim of its response; the wide one still sees columns of a few counts.
+_FILTERS_PER_COLUMN = (0.8, 1.1, 1.5)
+_CLEAR = 7.0
+_FILTER_PX = 2.0
+_PAD_SIGMAS = 4.0
+_BLOCK = 12  # of every second pixel of the grid: about ten columns' widths
+
+
+class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a column looks like, and from when it is believed.
+
+    Attributes
+    ----------
+    column_sigma_nm
+        Standard deviation of a column's spot; 0 measures it in each frame.
+    polarity
+        ``bright`` or ``dark`` columns; ``auto`` takes dark for channels named BF or ABF.
+    min_distance_nm
+        Of two maxima closer than this, the higher is kept.
+    threshold_sigma
+        Height of the filtered maximum, in standard deviations of its noise, that is believed
+        with probability one half.
+    threshold_contrast
+        The same, as a part of the height of a strong column.
+    min_confidence
+        Columns below are left out, 0 to 1.
+    max_atoms
+        A frame with more maxima is refused: it is not a picture of columns.
+    """
+
+    column_sigma_nm: float = 0.0
+    polarity: Polarity = "auto"
+    min_distance_nm: float = 0.07
+    threshold_sigma: float = 3.5
+    threshold_contrast: float = 0.2
+    min_confidence: float = 0.5
+    max_atoms: int = 20_000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.column_sigma_nm <= 10:
+            raise ValueError(f"find.column_sigma_nm is {self.column_sigma_nm}; it takes 0 (measure it) to 10")
+        if not 0 <= self.min_distance_nm <= 10:
+            raise ValueError(f"find.min_distance_nm is {self.min_distance_nm}; it takes 0 to 10")
+        if not 0 < self.threshold_sigma <= 100:
+            raise ValueError(f"find.threshold_sigma is {self.threshold_sigma}; it takes above 0 to 100")
+        if not 0 <= self.threshold_contrast < 1:
+            raise ValueError(f"find.threshold_contrast is {self.threshold_contrast}; it takes 0 to below 1")
+        if not 0 <= self.min_confidence < 1:
+            raise ValueError(f"find.min_confidence is {self.min_confidence}; it takes 0 to below 1")
+        if not 1 <= self.max_atoms <= 1_000_000:
+            raise ValueError(f"find.max_atoms is {self.max_atoms}; it takes 1 to 1000000")
+
+
+class FindAtoms:
+    """Find columns in the first channel, with sub-pixel positions and a confidence each."""
+
+    name = "find"
+
+    def __init__(self, config: FindConfig | None = None) -> None:
+        self.config = config or FindConfig()
+
+    def process(self, frame: Frame, /) -> Atoms:
+        """Return the columns, none of them nearer to the border than two filter widths.
+
+        ``amplitude`` and ``contrast`` are negative where columns are dark.
+
+        Raises
+        ------
+        Rejected
+            ``no atoms`` when nothing stands out, ``too many maxima`` for a frame without columns.
+        """
+        sign = -1.0 if self._is_dark(frame) else 1.0
+        image = frame.image[0] if sign > 0 else -frame.image[0]
+        pixel_nm = math.sqrt(math.prod(frame.geometry.pixel_size_nm))
+        view = FilteredFrame(image, pixel_nm, self.config.column_sigma_nm)
+
+        confidence = self._confidence(view.height, view.noise)
+        keep = confidence >= self.config.min_confidence
+        peaks, height, confidence = view.peaks[keep], view.height[keep], confidence[keep]
+        positions = view.to_frame_px(_refined(view.response, peaks))
+
+        keep = self._inside(positions, view.filter_px, frame.geometry.shape)
+        keep &= _not_beside_higher(
+            positions * np.array(frame.geometry.pixel_size_nm), height, self.config.min_distance_nm
+        )
+        peaks, positions, confidence = peaks[keep], positions[keep], confidence[keep]
+        if len(positions) == 0:
+            raise Rejected("no atoms")
+        if len(positions) > self.config.max_atoms:
+            raise Rejected("too many maxima")
+
+        ground = view.background()
+        amplitude = view.smooth[peaks[:, 0], peaks[:, 1]] - view.at_peaks(ground, peaks)
+        contrast = max(float(np.median(amplitude)), 1e-6 * float(np.ptp(image)))
+        return Atoms(
+            frame=frame,
+            positions_px=positions.astype(np.float32),
+            confidence=confidence.astype(np.float32),
+            amplitude=(sign * amplitude).astype(np.float32),
+            background=sign * float(np.median(ground)),
+            contrast=sign * contrast,
+        )
+
+    def _is_dark(self, frame: Frame) -> bool:
+        if self.config.polarity == "auto":
+            return frame.channels[0].upper() in ("BF", "ABF")
+        return self.config.polarity == "dark"
+
+    def _confidence(self, height: Float32, noise: float) -> Float64:
+        """Probability that a maximum of this height is a column: above the noise, and no mere ripple."""
+        if height.size == 0:
+            return np.zeros(0)
+        significance = height / noise
+        strong = height[significance > self.config.threshold_sigma]
+        typical = float(np.percentile(strong, 75)) if strong.size else math.inf
+        above_noise = _logistic((significance - self.config.threshold_sigma) / 0.7)
+        above_ripple = _logistic((height / typical - self.config.threshold_contrast) / 0.04)
+        return above_noise * above_ripple
+
+    @staticmethod
+    def _inside(positions_px: Float64, filter_px: float, shape: tuple[int, int]) -> NDArray[np.bool_]:
+        margin = 2 * filter_px
+        far = np.array(shape) - 1 - margin
+        inside: NDArray[np.bool_] = np.all((positions_px >= margin) & (positions_px <= far), axis=1)
+        return inside
+
+
+class FilteredFrame:
+    """A frame seen through the filters of the finder, on a grid of its own.
+
+    Attributes
+    ----------
+    response
+        Negative Laplacian of Gaussian, height 1 for a unit ridge; maxima are columns.
+    smooth
+        The image behind a narrow low-pass, in the unit of the image.
+    noise
+        Standard deviation of ``response`` that comes from the pixels' noise.
+    column_sigma_px, filter_px
+        Width of a column and of the filter, in pixels of the frame.
+    """
+
+    def __init__(self, image: Float32, pixel_nm: float, column_sigma_nm: float) -> None:
+        pad = self._pad = _padding(image.shape, pixel_nm, column_sigma_nm)
+        padded = np.pad(image, pad, mode="reflect")
+        spectrum = fft.rfft2(padded - padded.mean())
+        power, frequency = _radial_power(spectrum, padded.shape)
+        if column_sigma_nm > 0:
+            self.column_sigma_px = column_sigma_nm / pixel_nm
+        else:
+            self.column_sigma_px = column_sigma(power, frequency, pixel_nm)
+        self._spectrum, self._shape, self._mean = spectrum, padded.shape, float(padded.mean())
+        self._pixel_noise = math.sqrt(noise_power(power, frequency) / padded.size)
+        for filter_per_column in _FILTERS_PER_COLUMN:
+            self._filter(filter_per_column)
+            if self._typical_significance() >= _CLEAR:
+                break
+
+    def _filter(self, filter_per_column: float) -> None:
+        """Look through a filter of this width on a grid that suits it."""
+        self.filter_px = max(filter_per_column * self.column_sigma_px, 0.8)
+        zoom = min(_FILTER_PX / self.filter_px, 4.0)
+        rows, cols = (fft.next_fast_len(math.ceil(n * zoom), real=True) for n in self._shape)
+        self._scale = np.array(self._shape) / np.array([rows, cols])
+        mexican, low = _filters(self._shape, (rows, cols), round(self.filter_px, 3))
+        cropped = _cropped(self._spectrum, self._shape, (rows, cols))
+        self.response = fft.irfft2(cropped * mexican, s=(rows, cols))
+        self.smooth = fft.irfft2(cropped * low, s=(rows, cols)) + np.float32(self._mean)
+        # Parseval; the half spectrum counts double, and a filter carries the ratio of the grids.
+        gain2 = 2 * float((mexican**2).sum()) * math.prod(self._shape) / (rows * cols) ** 2
+        self.noise = max(self._pixel_noise * math.sqrt(gain2), 1e-30)
+        self.peaks = _maxima(self.response)
+        self.height = self.response[self.peaks[:, 0], self.peaks[:, 1]]
+
+    def _typical_significance(self) -> float:
+        """Height of a good column in standard deviations of the noise; 0 where nothing stands out."""
+        significance = self.height / self.noise
+        good = significance[significance > 3]
+        return float(np.percentile(good, 75)) if good.size else 0.0
+
+    def to_frame_px(self, positions: Float64) -> Float64:
+        """Turn ``(row, col)`` on the grid into pixels of the frame."""
+        in_frame: Float64 = positions * self._scale - self._pad[:, 0]
+        return in_frame
+
+    def background(self) -> Float64:
+        """Level between the columns on a coarse grid of blocks: the 5th percentile of each."""
+        # The low-pass is far wider than a pixel of the grid: every second one tells as much.
+        picture = self.smooth[::2, ::2]
+        rows, cols = (max(1, n // _BLOCK) for n in picture.shape)
+        high, wide = picture.shape[0] // rows, picture.shape[1] // cols
+        blocks = picture[: rows * high, : cols * wide].reshape(rows, high, cols, wide)
+        flat = blocks.transpose(0, 2, 1, 3).reshape(rows, cols, high * wide)
+        place = int(0.05 * (flat.shape[2] - 1))
+        level = np.partition(flat, place, axis=2)[:, :, place].astype(np.float64)
+        smoothed: Float64 = ndimage.gaussian_filter(level, 0.7, mode="nearest")
+        return smoothed
+
+    def at_peaks(self, level: Float64, peaks: NDArray[np.intp]) -> Float64:
+        """Interpolate the levels of blocks at places of the grid."""
+        blocks = np.array(level.shape)
+        place = (peaks + 0.5) * blocks / np.array(self.smooth.shape) - 0.5
+        below: Float64 = ndimage.map_coordinates(level, place.T, order=1, mode="nearest")
+        return below
+
+
+def column_sigma(power: Float64, frequency: Float64, pixel_nm: float) -> float:
+    """Say the width of the columns, in pixels, from the radial power spectrum.
+
+    Sparse Gaussian columns have the power ``exp(-4 π² k² σ²)``, whose mean square frequency in the
+    plane is ``1 / (4 π² σ²)``; a lattice too dense to show single columns gives the width of its ripple.
+    """
+    noise = noise_power(power, frequency)
+    period_nm = pixel_nm / np.maximum(frequency, 1e-9)
+    band = (period_nm <= _LONGEST_PERIOD_NM) & (period_nm >= _SHORTEST_PERIOD_NM) & (frequency < 0.45)
+    signal = np.where(band, np.maximum(power - 1.5 * noise, 0), 0) * frequency
+    if not signal.sum() > 0:
+        return max(1.0, 0.04 / pixel_nm)
+    mean_square = float((signal * frequency**2).sum() / signal.sum())
+    sigma = 1 / (2 * math.pi * math.sqrt(mean_square))
+    # In steps of 5 %, so that successive frames share one filter.
+    return float(1.05 ** round(math.log(sigma, 1.05)))
+
+
+def noise_power(power: Float64, frequency: Float64) -> float:
+    """Say the level of white noise: the power at 3 to 5 pixels a period.
+
+    Interpolation of the frame has hardly touched it there, and columns wider than a pixel end before.
+    """
+    band = (frequency > 0.2) & (frequency < 0.35)
+    return float(np.median(power[band])) if band.any() else float(power.min())
+
+
+def _padding(shape: tuple[int, ...], pixel_nm: float, sigma_nm: float) -> NDArray[np.int64]:
+    """Margins ``(2, 2)`` that keep the far edge out of the filter and make quick lengths."""
+    width = _PAD_SIGMAS * (sigma_nm or 0.05) / pixel_nm
+    margins = []
+    for n in shape:
+        least = min(math.ceil(width), n - 1) if n > 1 else 0
+        extra = fft.next_fast_len(n + 2 * least, real=True) - n
+        before = min(extra // 2, max(n - 1, 0))
+        margins.append((before, min(extra - before, max(n - 1, 0))))
+    return np.array(margins)
+
+
+def _radial_power(spectrum: NDArray[np.complex64], shape: tuple[int, ...]) -> tuple[Float64, Float64]:
+    """Mean power in rings of the half spectrum, and the rings' frequencies in 1/pixel."""
+    ring, count, frequency = _rings(shape[0], shape[1])
+    power = spectrum.real**2 + spectrum.imag**2
+    return np.bincount(ring, weights=power.ravel(), minlength=count.size) / np.maximum(count, 1), frequency
+
+
+@lru_cache(maxsize=8)
+def _rings(rows: int, cols: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Float64]:
+    step = 1 / min(rows, cols)
+    radius = np.hypot(fft.fftfreq(rows)[:, None], fft.rfftfreq(cols)[None, :])
+    ring = np.rint(radius / step).astype(np.intp).ravel()
+    count = np.bincount(ring)
+    frequency: Float64 = np.arange(count.size, dtype=np.float64) * step
+    return ring, count, frequency
+
+
+@lru_cache(maxsize=16)
+def _filters(shape: tuple[int, int], grid: tuple[int, int], filter_px: float) -> tuple[Float32, Float32]:
+    """Transfer functions of the negative Laplacian of Gaussian and of the low-pass, on the grid."""
+    per_row = fft.fftfreq(grid[0], shape[0] / grid[0])[:, None]
+    per_col = fft.rfftfreq(grid[1], shape[1] / grid[1])[None, :]
+    k2 = (2 * np.pi) ** 2 * (per_row**2 + per_col**2)
+    scale = grid[0] * grid[1] / (shape[0] * shape[1])
+    mexican = filter_px**2 * k2 * np.exp(-k2 * filter_px**2 / 2)
+    low = np.exp(-k2 * (0.5 * filter_px) ** 2 / 2)
+    return (scale * mexican).astype(np.float32), (scale * low).astype(np.float32)
+
+
+def _cropped(
+    spectrum: NDArray[np.complex64], shape: tuple[int, ...], grid: tuple[int, int]
+) -> NDArray[np.complex64]:
+    """Cut a half spectrum down, or fill it up with zeros, to that of another grid."""
+    rows, cols = min(shape[0], grid[0]), min(shape[1], grid[1])
+    top, bottom = (rows + 1) // 2, rows // 2
+    width = (cols + 1) // 2
+    result = np.zeros((grid[0], grid[1] // 2 + 1), dtype=spectrum.dtype)
+    result[:top, :width] = spectrum[:top, :width]
+    result[grid[0] - bottom :, :width] = spectrum[spectrum.shape[0] - bottom :, :width]
+    return result
+
+
+def _maxima(response: Float32) -> NDArray[np.intp]:
+    """Places ``(row, col)`` that are higher than all eight neighbours and than zero."""
+    centre = response[1:-1, 1:-1]
+    highest = centre > 0
+    for row in (-1, 0, 1):
+        for col in (-1, 0, 1):
+            if (row, col) != (0, 0):
+                other = response[1 + row : response.shape[0] - 1 + row, 1 + col : response.shape[1] - 1 + col]
+                # Of two equal neighbours the later one counts, so that a plateau is one maximum.
+                highest &= centre > other if (row, col) > (0, 0) else centre >= other
+    return np.argwhere(highest) + 1
+
+
+def _refined(response: Float32, peaks: NDArray[np.intp]) -> Float64:
+    """Vertices of the quadratic surfaces fitted (least squares) to 3 × 3 pixels around the peaks."""
+    step = np.arange(-1, 2)
+    around = response[peaks[:, 0, None, None] + step[:, None], peaks[:, 1, None, None] + step].astype(
+        np.float64
+    )
+    by_row, by_col = around.sum(axis=2), around.sum(axis=1)
+    slope_r = (by_row[:, 2] - by_row[:, 0]) / 6
+    slope_c = (by_col[:, 2] - by_col[:, 0]) / 6
+    bend_r = (by_row[:, 0] - 2 * by_row[:, 1] + by_row[:, 2]) / 3
+    bend_c = (by_col[:, 0] - 2 * by_col[:, 1] + by_col[:, 2]) / 3
+    twist = (around[:, 0, 0] + around[:, 2, 2] - around[:, 0, 2] - around[:, 2, 0]) / 4
+    determinant = np.minimum(twist**2 - bend_r * bend_c, -1e-30)
+    offset = (
+        np.stack([bend_c * slope_r - twist * slope_c, bend_r * slope_c - twist * slope_r], axis=1)
+        / determinant[:, None]
+    )
+    vertex: Float64 = peaks + np.clip(offset, -0.75, 0.75)
+    return vertex
+
+
+def _not_beside_higher(positions_nm: Float64, height: Float32, min_distance_nm: float) -> NDArray[np.bool_]:
+    """Mark what has no higher neighbour within the distance."""
+    keep = np.ones(len(positions_nm), dtype=bool)
+    if min_distance_nm > 0 and len(positions_nm) > 1:
+        pairs = cKDTree(positions_nm).query_pairs(min_distance_nm, output_type="ndarray")
+        lower = np.where(height[pairs[:, 0]] < height[pairs[:, 1]], pairs[:, 0], pairs[:, 1])
+        keep[lower] = False
+    return keep
+
+
+def _logistic(x: NDArray[np.floating]) -> Float64:
+    return 1 / (1 + np.exp(-np.clip(x.astype(np.float64), -50, 50)))
