@@ -148,10 +148,8 @@ class Replay:
         ]
         recorded = self._nearest(request, alike)
         if recorded is not None:
-            frame = msgspec.structs.replace(
-                subscans[recorded.id], session="", number=0, request_id=request.id, registration=None
-            )
-            return _echo(request, recorded), frame
+            outcome = _echo(request, recorded)
+            return outcome, _moved(subscans[recorded.id], outcome, recorded)
         part = None if self._current is None else _part(self._current, request)
         if part is None:
             return _answer(request, "refused", _NO_SCAN), None
@@ -200,9 +198,42 @@ def _is_same_raster(request: Request, geometry: ScanGeometry) -> bool:
 
 
 def _echo(request: Request, recorded: Outcome) -> Outcome:
-    """Answer by a recorded outcome, at the place where it was really taken."""
+    """Answer by a recorded outcome, at the specimen position where it was really taken.
+
+    The beam position is told in the drift of the request: the recorded one belongs to another time.
+    """
+    where_nm = recorded.scan_position_nm
+    if recorded.position_nm is not None:
+        where_nm = (
+            request.scan_position_nm[0] + recorded.position_nm[0] - request.position_nm[0],
+            request.scan_position_nm[1] + recorded.position_nm[1] - request.position_nm[1],
+        )
     return msgspec.structs.replace(
-        recorded, session=request.session, id=request.id, position_nm=None, frame_number=None
+        recorded,
+        session=request.session,
+        id=request.id,
+        scan_position_nm=where_nm,
+        position_nm=None,
+        frame_number=None,
+    )
+
+
+def _moved(subscan: Frame, outcome: Outcome, recorded: Outcome) -> Frame:
+    """Put a recorded sub-scan to where its new outcome says that the beam was."""
+    assert outcome.scan_position_nm is not None  # an 'ok' says where the beam was
+    assert recorded.scan_position_nm is not None
+    x, y = subscan.geometry.center_nm
+    center_nm = (
+        x + outcome.scan_position_nm[0] - recorded.scan_position_nm[0],
+        y + outcome.scan_position_nm[1] - recorded.scan_position_nm[1],
+    )
+    return msgspec.structs.replace(
+        subscan,
+        session="",
+        number=0,
+        geometry=msgspec.structs.replace(subscan.geometry, center_nm=center_nm),
+        request_id=outcome.id,
+        registration=None,
     )
 
 

@@ -102,10 +102,11 @@ def test_a_single_frame_loops_at_its_own_duration(tmp_path: Path) -> None:
 
 def test_a_spectrum_is_answered_by_the_nearest_recorded_one_where_it_was_taken(tmp_path: Path) -> None:
     instrument = replay(tmp_path, frame(0, 1.0), spectrum("a", (5.0, 7.0)), spectrum("b", (5.06, 7.0)))
-    outcome, extra = instrument.execute(request((5.04, 7.0)))
+    asked = request((5.04, 7.0), scan_position_nm=(8.04, 7.0))  # the specimen has drifted by 3 nm
+    outcome, extra = instrument.execute(asked)
     assert extra is None
     assert (outcome.status, outcome.session, outcome.id) == ("ok", "new", "q1")
-    assert outcome.scan_position_nm == pytest.approx((5.46, 7.0))
+    assert outcome.scan_position_nm == pytest.approx((8.06, 7.0))
     assert outcome.position_nm is None
     assert outcome.dwell_time_us == 80.0
     np.testing.assert_array_equal(outcome.spectrum, np.arange(4) + ord("b"))
@@ -130,7 +131,13 @@ def test_a_recorded_failure_answers_nothing(tmp_path: Path) -> None:
 def test_a_recorded_subscan_is_played_again(tmp_path: Path) -> None:
     old = frame(1, 2.0, shape=(8, 8), request_id="s")
     taken = Outcome(
-        session="old", id="s", status="ok", action="scan", scan_position_nm=(5.1, 7.0), frame_number=1
+        session="old",
+        id="s",
+        status="ok",
+        action="scan",
+        scan_position_nm=(5.0, 7.0),
+        position_nm=(5.1, 7.0),
+        frame_number=1,
     )
     instrument = replay(tmp_path, frame(0, 1.0), old, taken)
     outcome, extra = instrument.execute(subscan((5.1, 7.02), (0.8, 0.8)))
@@ -138,7 +145,8 @@ def test_a_recorded_subscan_is_played_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(extra.image, old.image)
     assert (extra.request_id, extra.session, extra.number) == ("q1", "", 0)
     assert (outcome.id, outcome.status, outcome.frame_number) == ("q1", "ok", None)
-    assert outcome.scan_position_nm == (5.1, 7.0)
+    assert outcome.scan_position_nm == pytest.approx((5.1, 7.0))
+    assert extra.geometry.center_nm == pytest.approx((5.1, 7.0))
 
 
 def test_a_subscan_is_cut_from_the_current_frame_with_its_own_pixels(tmp_path: Path) -> None:
