@@ -1,0 +1,196 @@
+"""``python -m simulators``: a simulated or a replayed microscope that connects to a streamer."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from simulators.instrument import Instrument, Served, serve
+from streamer.wire import Link
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Microscopes that need no microscope: a simulated STEM, or a recording played as if it were live.",
+)
+Address = Annotated[
+    str, typer.Option("--connect", help="Address of the streamer, such as tcp://127.0.0.1:5555.")
+]
+Speed = Annotated[
+    str,
+    typer.Option(help="1: as fast as the microscope scans; 2: twice as fast; max: without waiting."),
+]
+MaxFrames = Annotated[
+    int | None, typer.Option(min=1, help="Stop after so many frames; without it, go on until ended.")
+]
+
+
+@app.command()
+def stem(
+    connect: Address,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file; its table simulate.stem sets up the microscope.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Another specimen, drift and noise; over the file's seed.")
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="Write here at the end what was really there (.npz).")
+    ] = None,
+    max_frames: MaxFrames = None,
+    speed: Speed = "1",
+) -> None:
+    """Scan a simulated sheet of graphene with silicon atoms, vacancies and a grain boundary.
+
+    It takes spectra and sub-scans when the streamer asks for them, and it drifts.
+    """
+    from simulators.stem import StemConfig, StemInstrument  # numba: 0.3 s that --help need not wait for
+
+    rate = _speed(speed)
+    settings = _stem_table(config)
+    if seed is not None:
+        settings["seed"] = seed
+    try:
+        instrument = StemInstrument(msgspec.convert(settings, StemConfig))
+    except ValueError as error:  # also msgspec.ValidationError
+        source = "" if config is None else f"{config}: "
+        raise _refusal(f"{source}[simulate.stem] {error}") from None
+    _play(instrument, connect, rate, max_frames, truth)
+
+
+@app.command()
+def replay(
+    path: Annotated[Path, typer.Argument(help="A session folder, a journal, or a file of the field.")],
+    connect: Address,
+    speed: Speed = "1",
+    max_frames: MaxFrames = None,
+    pixel_size_nm: Annotated[
+        float | None, typer.Option(help="Edge of a pixel, for files that do not carry a scale.")
+    ] = None,
+) -> None:
+    """Play a recording as if its microscope were connected; what was not recorded is refused."""
+    from simulators.replay import open_recording
+
+    rate = _speed(speed)
+    try:
+        instrument = open_recording(path, pixel_size_nm=pixel_size_nm)
+    except (ValueError, OSError) as error:
+        raise _refusal(str(error)) from None
+    _play(instrument, connect, rate, max_frames, None)
+
+
+def _play(
+    instrument: Instrument, address: str, speed: float, max_frames: int | None, truth: Path | None
+) -> None:
+    try:
+        link = Link(address, role="instrument", name=instrument.name)
+    except ConnectionError as error:
+        raise _failure(str(error)) from None
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    first_number = link.welcome.next_number
+    typer.echo(f"{instrument.name}: connected to {address}, session {link.welcome.session}", err=True)
+    try:
+        served = serve(instrument, link, speed=speed, max_frames=max_frames, stop=stopped.is_set)
+    except ConnectionError as error:
+        raise _failure(str(error)) from None
+    finally:
+        if truth is not None:
+            write_truth(truth, instrument.truth(), first_number)
+    typer.echo(f"{instrument.name}: {_account(served)}", err=True)
+
+
+def _account(served: Served) -> str:
+    return (
+        f"{served.ended}; {served.frames} frames and {served.sub_scans} sub-scans sent, "
+        f"{served.refused} refused, {served.outcomes} requests answered"
+    )
+
+
+def write_truth(path: Path, arrays: Mapping[str, NDArray[Any]] | None, first_number: int) -> None:
+    """Write what an instrument knows; the file is whole or not there.
+
+    Parameters
+    ----------
+    path
+        The ``.npz`` file.
+    arrays
+        As from ``Instrument.truth``; None writes nothing.
+    first_number
+        Number of the instrument's first frame: arrays with a row for each frame get that many rows of
+        NaN in front, so that a row's index is the frame's number.
+    """
+    if arrays is None:
+        return
+    by_number: dict[str, Any] = {
+        name: np.pad(
+            array,
+            [(first_number, 0)] + [(0, 0)] * (array.ndim - 1),
+            constant_values=math.nan,
+        )
+        for name, array in arrays.items()
+        if name in ("drift_nm", "frame_acquired_at_s", "row_offset_px")
+    }
+    unfinished = path.with_name(path.name + ".part")
+    with unfinished.open("wb") as file:
+        np.savez(file, allow_pickle=False, **{**arrays, **by_number})
+    os.replace(unfinished, path)
+
+
+def _stem_table(path: Path | None) -> dict[str, Any]:
+    """Read the table ``[simulate.stem]`` of a TOML file; empty where there is none."""
+    if path is None:
+        return {}
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _refusal(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise _refusal(f"{path}: not a readable TOML file: {error}") from None
+    simulate = tables.get("simulate", {})
+    if not isinstance(simulate, dict) or not isinstance(simulate.get("stem", {}), dict):
+        raise _refusal(f"{path}: simulate.stem is not a table; it takes [simulate.stem]")
+    for name in simulate.keys() - {"stem"}:
+        raise _refusal(f"{path}: unknown table [simulate.{name}]; it takes [simulate.stem]")
+    return dict(simulate.get("stem", {}))
+
+
+def _speed(text: str) -> float:
+    if text == "max":
+        return math.inf
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = math.nan
+    if not (0 < speed < math.inf):
+        raise _refusal(f"--speed is {text}; it takes 1, a number above 0, or max")
+    return speed
+
+
+def _refusal(text: str) -> typer.Exit:
+    """Say what is wrong with what was asked for; exit code 2."""
+    typer.echo(text, err=True)
+    return typer.Exit(2)
+
+
+def _failure(text: str) -> typer.Exit:
+    """Say what went wrong; exit code 1."""
+    typer.echo(text, err=True)
+    return typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()
