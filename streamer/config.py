@@ -37,6 +37,8 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         that can wait does, and nothing is dropped.
     status_interval_s
         Time between two Status messages.
+    last_words_s
+        A session that ends waits until nobody has said anything for this long.
     """
 
     bind: str = "tcp://127.0.0.1:0"
@@ -44,6 +46,7 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     window: int = 4
     max_waiting: int = 2
     status_interval_s: float = 0.2
+    last_words_s: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("window", "max_waiting"):
@@ -51,6 +54,8 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 raise ValueError(f"hub.{name} is {getattr(self, name)}; it takes 1 to 1024")
         if not 0.01 <= self.status_interval_s <= 60:
             raise ValueError(f"hub.status_interval_s is {self.status_interval_s}; it takes 0.01 to 60")
+        if not 0 <= self.last_words_s <= 60:
+            raise ValueError(f"hub.last_words_s is {self.last_words_s}; it takes 0 to 60")
 
 
 class ExperimentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

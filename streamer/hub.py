@@ -43,7 +43,6 @@ from streamer.stage import Meter
 from streamer.telemetry import Telemetry
 from streamer.wire import Publisher, Router, WireError, decode, encode
 
-QUIET_S = 1.0
 DRAIN_S = 10.0
 
 
@@ -224,7 +223,7 @@ class Hub:
                 self._drain("budget reached")
             return False
         busy = self._waiting or (self.envelope.pending and self._instrument is not None)
-        is_quiet = now_s - self._last_word_s >= QUIET_S
+        is_quiet = now_s - self._last_word_s >= self._config.last_words_s
         return (not busy and is_quiet) or now_s - self._draining_since_s >= DRAIN_S
 
     def _drain(self, reason: str) -> None:

@@ -139,6 +139,14 @@ def read_records(segment: Path) -> Iterator[Record | int]:
                 start += length
             yield Record(received_at_s, offset, start - offset, parts)
             offset = start
+            _forget(data, offset)
+
+
+def _forget(data: mmap.mmap, end: int) -> None:
+    """Give back the memory of what was read, so that a long journal does not count as ours."""
+    whole_pages = end - end % mmap.ALLOCATIONGRANULARITY
+    if whole_pages and hasattr(mmap, "MADV_DONTNEED"):
+        data.madvise(mmap.MADV_DONTNEED, 0, whole_pages)
 
 
 def _find_record(data: mmap.mmap, offset: int) -> int:

@@ -72,6 +72,7 @@ class RunningHub:
     processor: GatedProcessor
     folder: Path
     ends: list[Any] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
 
@@ -96,7 +97,8 @@ class RunningHub:
         return self.ends[0]
 
     def link(self, role: str, name: str = "test") -> Link:
-        return Link(self.router.address, role=role, name=name, timeout_s=WAIT_S)  # type: ignore[arg-type]
+        self.links.append(Link(self.router.address, role=role, name=name, timeout_s=WAIT_S))  # type: ignore[arg-type]
+        return self.links[-1]
 
     def tally(self, name: str) -> int:
         return self.hub.telemetry.tally[name]
@@ -130,7 +132,7 @@ def start_hub(tmp_path, make_latents, make_atoms) -> Iterator[Callable[..., Runn
             envelope=Envelope(EnvelopeConfig(**(envelope or {}))),
             telemetry=Telemetry(),
             processor=processor,
-            hub_config=HubConfig(**hub),
+            hub_config=HubConfig(**({"last_words_s": 0.2} | hub)),
             experiment=ExperimentConfig(**({"max_measurements": 0} | (experiment or {}))),
         )
         for _, message in read_messages(tmp_path):
@@ -144,6 +146,8 @@ def start_hub(tmp_path, make_latents, make_atoms) -> Iterator[Callable[..., Runn
         one.processor.gate.set()
         if one.thread is not None and one.thread.is_alive():
             one.end()
+        for link in one.links:
+            link._context.destroy(linger=0)
         one.journal.close()
         one.router.close(0)
         one.publisher.close(0)
