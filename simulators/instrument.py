@@ -133,7 +133,7 @@ class _Pace:
         self._speed = speed
         self._clock = clock
         self._at_s: float | None = None
-        self._due_s = -math.inf
+        self._due_s: float | None = None
 
     def due_after_frame(self, acquired_at_s: float) -> float:
         """Say when a frame is due; the first one is at once."""
@@ -152,7 +152,9 @@ class _Pace:
     def _due_in(self, step_s: float) -> float:
         if math.isinf(self._speed):
             return -math.inf
-        self._due_s = max(self._due_s, self._clock() - CATCH_UP_S) + step_s / self._speed
+        now_s = self._clock()
+        last_s = now_s if self._due_s is None else max(self._due_s, now_s - CATCH_UP_S)
+        self._due_s = last_s + step_s / self._speed
         return self._due_s
 
 

@@ -1,0 +1,192 @@
+"""What every instrument promises, run over all of them: a new one is tested by being listed."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from simulators.instrument import Instrument
+from simulators.replay import open_recording
+from simulators.stem import StemConfig, StemInstrument
+from streamer.messages import Frame, Outcome, Request
+from streamer.wire import decode, encode
+
+
+def simulated_stem(folder: Path) -> Instrument:
+    return StemInstrument(StemConfig(rows=32, cols=48, field_of_view_nm=1.5, seed=1), started_at_s=1e9)
+
+
+def replayed_file(folder: Path) -> Instrument:
+    path = folder / "stack.tif"
+    images = np.random.default_rng(0).poisson(30.0, (3, 32, 48)).astype(np.float32)
+    tifffile.imwrite(path, images, photometric="minisblack")
+    return open_recording(path, pixel_size_nm=0.03)
+
+
+INSTRUMENTS = [simulated_stem, replayed_file]
+
+
+@pytest.fixture(params=INSTRUMENTS, ids=lambda make: make.__name__)
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Instrument]:
+    return lambda: request.param(tmp_path)
+
+
+def ask(identifier: str = "r-1", **fields: Any) -> Request:
+    usual: dict[str, Any] = {
+        "session": "s",
+        "action": "spectrum",
+        "scan_position_nm": (0.1, 0.05),
+        "position_nm": (0.1, 0.05),
+        "dwell_time_us": 5000.0,
+    }
+    return Request(id=identifier, **(usual | fields))
+
+
+SUB_SCAN = ask(action="scan", field_of_view_nm=(0.24, 0.24), shape=(8, 8))
+
+
+def frames(instrument: Instrument, most: int = 5) -> list[Frame]:
+    taken: list[Frame] = []
+    while len(taken) < most and (frame := instrument.acquire()) is not None:
+        taken.append(frame)
+    assert taken, "an instrument gives at least one frame"
+    return taken
+
+
+def test_it_has_a_name(make):
+    assert make().name
+
+
+def test_frames_are_left_unnumbered_and_are_finite_counts_in_time(make):
+    taken = frames(make())
+
+    for frame in taken:
+        assert (frame.session, frame.number, frame.request_id, frame.registration) == ("", 0, None, None)
+        assert np.isfinite(frame.image).all()
+        assert frame.image.std() > 0
+    times = [frame.acquired_at_s for frame in taken]
+    assert times == sorted(times)
+    assert len({frame.channels for frame in taken}) == 1
+
+
+def test_frames_and_outcomes_travel_on_the_wire(make):
+    instrument = make()
+    frame = frames(instrument, 1)[0]
+    messages: list[Frame | Outcome] = [frame]
+    for request in (ask(), SUB_SCAN):
+        outcome, part = instrument.execute(request)
+        messages += [outcome] if part is None else [part, outcome]
+
+    for message in messages:
+        assert type(decode([bytes(part) for part in encode(message)])) is type(message)
+
+
+def test_a_spectrum_is_measured_or_refused_with_a_reason(make):
+    instrument = make()
+    instrument.acquire()
+    outcome, frame = instrument.execute(ask("r-7"))
+
+    assert (outcome.session, outcome.id, outcome.action, frame) == ("s", "r-7", "spectrum", None)
+    if outcome.status == "ok":
+        assert outcome.spectrum is not None
+        assert np.isfinite(outcome.spectrum).all()
+        assert outcome.spectrum.min() >= 0
+        assert outcome.scan_position_nm == pytest.approx((0.1, 0.05), abs=0.05)
+        assert outcome.ended_at_s >= outcome.started_at_s
+        assert outcome.energy_step_ev > 0
+    else:
+        assert outcome.status == "refused"
+        assert outcome.reason
+        assert outcome.spectrum is None
+
+
+def test_a_sub_scan_comes_with_the_frame_that_was_asked_for_or_is_refused(make):
+    instrument = make()
+    instrument.acquire()
+    outcome, frame = instrument.execute(SUB_SCAN)
+
+    assert (outcome.session, outcome.id, outcome.action) == ("s", "r-1", "scan")
+    assert outcome.spectrum is None
+    if outcome.status == "ok":
+        assert frame is not None
+        assert frame.request_id == "r-1"
+        assert frame.image.shape[1:] == frame.geometry.shape == (8, 8)
+        assert frame.geometry.field_of_view_nm == pytest.approx((0.24, 0.24), rel=0.1)
+        assert math.dist(frame.geometry.center_nm, (0.1, 0.05)) < 0.05
+    else:
+        assert outcome.status == "refused"
+        assert outcome.reason
+        assert frame is None
+
+
+def test_a_sub_scan_far_away_is_never_an_invented_image(make):
+    """Off the specimen a microscope sees nothing, and a recording says that it has nothing."""
+    instrument = make()
+    instrument.acquire()
+    far = (80.0, 80.0)
+    outcome, frame = instrument.execute(
+        ask(
+            action="scan",
+            scan_position_nm=far,
+            position_nm=far,
+            dwell_time_us=1.0,
+            field_of_view_nm=(0.5, 0.5),
+            shape=(16, 16),
+        )
+    )
+
+    if outcome.status == "ok":
+        assert frame is not None
+        assert frame.image.std() < 3 * math.sqrt(frame.image.mean())
+        assert frame.image.mean() < 20
+    else:
+        assert (outcome.status, frame) == ("refused", None)
+
+
+def test_a_request_without_sense_is_answered_by_a_reason_and_not_by_an_error(make):
+    instrument = make()
+    instrument.acquire()
+    for request in (
+        ask(scan_position_nm=(math.nan, 0.0), position_nm=(math.nan, 0.0)),
+        ask(action="scan", field_of_view_nm=(0.0, 0.0), shape=(8, 8)),
+    ):
+        outcome, frame = instrument.execute(request)
+        assert outcome.status in ("failed", "refused")
+        assert outcome.reason
+        assert frame is None
+
+
+def test_answering_changes_neither_the_number_nor_the_shape_of_the_frames(make):
+    plain = frames(make(), 3)
+    asked = make()
+    with_requests = []
+    for _ in plain:
+        with_requests += frames(asked, 1)
+        asked.execute(ask())
+
+    assert [frame.geometry for frame in with_requests] == [frame.geometry for frame in plain]
+
+
+def test_made_anew_it_gives_the_same_frames(make):
+    once, again = frames(make(), 3), frames(make(), 3)
+
+    assert [frame.image.tobytes() for frame in once] == [frame.image.tobytes() for frame in again]
+
+
+def test_its_truth_is_plain_arrays_or_nothing(make):
+    instrument = make()
+    frames(instrument, 3)
+    truth = instrument.truth()
+
+    if truth is not None:
+        file = io.BytesIO()
+        np.savez(file, allow_pickle=False, **truth)
+        assert len(truth["drift_nm"]) == 3
+        assert len(truth["positions_nm"]) == len(truth["numbers"]) == len(truth["spectra"])
