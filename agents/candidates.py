@@ -74,7 +74,7 @@ class Candidates:
         return cls(latents, mean, sd, position_nm, position_px, latents.track[kept])
 
     def __len__(self) -> int:
-        return self.mean.shape[0]
+        return int(self.mean.shape[0])
 
     def site(self, index: int) -> Site:
         """Take one atom out, without the rest of the frame."""
@@ -91,3 +91,14 @@ class Candidates:
         distance_nm = np.hypot(*(self.position_nm - position_nm).T)
         index = int(distance_nm.argmin())
         return index, float(distance_nm[index])
+
+    def find(self, site: Site, min_distance_nm: float) -> int | None:
+        """Find the atom that a site of an earlier frame is: by track, else by place; None if not in view."""
+        if site.track >= 0:
+            same = np.flatnonzero(self.track == site.track)
+            if same.size:
+                return int(same[0])
+        if not len(self) or site.registration_revision != self.latents.registration.revision:
+            return None
+        index, distance_nm = self.nearest(site.position_nm)
+        return index if distance_nm < min_distance_nm else None

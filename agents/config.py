@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -40,7 +40,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_miss_nm
         A beam further than this from every atom taught nothing about one.
     retry_after_suggestions
-        A site that was refused or failed is left alone for so many suggestions.
+        A site that was refused or failed is left alone for so many suggestions, longer each time.
     max_refusals_per_frame
         After so many refusals in a row the agent waits for the next frame.
     initial_points
@@ -61,7 +61,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     min_confidence: float = 0.5
     min_distance_nm: float = 0.07
     max_miss_nm: float = 0.15
-    retry_after_suggestions: int = 20
+    retry_after_suggestions: int = 4
     max_refusals_per_frame: int = 3
     initial_points: int = 8
     refit_every: int = 4
@@ -106,4 +106,22 @@ def load_agent_config(path: Path | None) -> AgentConfig:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
         return msgspec.convert(tables.get("agent", {}), AgentConfig)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise ValueError(f"{path}: {str(error).replace('`$', '`agent')}") from None
+        raise ValueError(f"{path}: [agent] {error}") from None
+
+
+def overridden(config: AgentConfig, *, policy: str | None, seed: int | None) -> AgentConfig:
+    """Put what the command line says in the place of what the file says; None leaves it.
+
+    Raises
+    ------
+    ValueError
+        In one line, naming the key, if it is not in range.
+    """
+    if policy is not None and policy not in get_args(PolicyName):
+        raise ValueError(f"agent.policy is {policy}; it takes {', '.join(get_args(PolicyName))}")
+    said = {"policy": policy, "seed": seed}
+    table = msgspec.to_builtins(config) | {key: value for key, value in said.items() if value is not None}
+    try:
+        return msgspec.convert(table, AgentConfig)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None

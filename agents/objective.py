@@ -56,7 +56,7 @@ class ObjectiveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     label: str = "Si L2,3"
     window_ev: WindowEv = (99.0, 120.0)
     background_model: BackgroundModel = "power_law"
-    background_ev: WindowEv = (80.0, 97.0)
+    background_ev: WindowEv = (65.0, 97.0)
     normalise: Literal["none", "total", "reference"] = "total"
     reference_ev: WindowEv = (10.0, 40.0)
     peak_half_width_ev: float = 3.0
@@ -67,9 +67,11 @@ class ObjectiveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             low, high = getattr(self, name)
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise ValueError(f"objective.{name} is {(low, high)}; it takes two energies, the lower first")
-        if self.background_model == "power_law" and self.background_ev[0] <= 0:
+        is_power_law = self.kind == "band_integral" and self.background_model == "power_law"
+        if is_power_law and not 0 < self.background_ev[0] < self.window_ev[0]:
             raise ValueError(
-                f"objective.background_ev is {self.background_ev}; a power law takes energies above 0"
+                f"objective.background_ev is {self.background_ev}; a power law takes energies above 0 "
+                f"and starts before window_ev, {self.window_ev}"
             )
         for name in ("peak_half_width_ev", "counts_per_electron"):
             value = getattr(self, name)
@@ -226,34 +228,49 @@ def _power_law_background(counts: Float64, axis_ev: Float64, before: slice, band
     """Continue A·E⁻ʳ from the two halves of the pre-edge window.
 
     The two-area method (Egerton, Electron Energy-Loss Spectroscopy in the Electron Microscope, 3rd ed.,
-    section 4.4), with sums over channels in the place of the integrals. The exponent is kept between 0
-    and 8: with few counts the two halves may say anything.
+    section 4.4) without its approximation: the exponent is solved for, so that a power law leaves nothing
+    however wide the window is. It is kept between 0 and 8: with few counts the halves may say anything.
     """
     middle = (before.start + before.stop) // 2
     if middle == before.start:
         raise UnreadableSpectrum("objective.background_ev holds one channel; a power law takes two or more")
-    near, far = slice(middle, before.stop), slice(before.start, middle)
-    gradient = np.zeros_like(counts)
+    far, near = slice(before.start, middle), slice(middle, before.stop)
     n_far, n_near = (float(max(counts[part].sum(), 1.0)) for part in (far, near))
-    mean_far, mean_near = (n / (part.stop - part.start) for n, part in ((n_far, far), (n_near, near)))
-    e_far, e_near = (math.exp(float(np.log(axis_ev[part]).mean())) for part in (far, near))
-    per_log = 1.0 / math.log(e_near / e_far)
-    free = math.log(mean_far / mean_near) * per_log
+    # Elsewhere the axis may start at or below 0.
+    log_ev = np.log(np.maximum(axis_ev, axis_ev[before.start]))
+    free = _exponent(log_ev[far], log_ev[near], math.log(n_far / n_near))
     exponent = min(max(free, 0.0), 8.0)
+    shape, mean_log = _power_law(log_ev[before], exponent)
+    band_shape, band_mean_log = _power_law(log_ev[band], exponent)
     # The scale comes from both halves together, so that it does not lean on the exponent alone.
-    logs = np.log(axis_ev[before])
-    shape = np.exp(-exponent * logs)
-    scale = float(counts[before].sum()) / float(shape.sum())
-    band_logs = np.log(axis_ev[band])
-    band_shape = np.exp(-exponent * band_logs)
-    value = scale * float(band_shape.sum())
-    gradient[before] = float(band_shape.sum()) / float(shape.sum())
+    per_count = band_shape / shape
+    value = per_count * float(counts[before].sum())
+    gradient = np.zeros_like(counts)
+    gradient[before] = per_count
     if exponent == free:
-        mean_log = float(shape @ logs) / float(shape.sum())
-        by_exponent = -scale * float(band_shape @ (band_logs - mean_log))
-        gradient[far] += by_exponent * per_log / n_far
-        gradient[near] -= by_exponent * per_log / n_near
+        by_exponent = value * (mean_log - band_mean_log)
+        span = _power_law(log_ev[near], exponent)[1] - _power_law(log_ev[far], exponent)[1]
+        gradient[far] += by_exponent / (span * n_far)
+        gradient[near] -= by_exponent / (span * n_near)
     return _Estimate(value, gradient)
+
+
+def _power_law(log_ev: Float64, exponent: float) -> tuple[float, float]:
+    """Sum E⁻ʳ over some channels; also the mean of log E with these weights."""
+    shape = np.exp(-exponent * log_ev)
+    total = float(shape.sum())
+    return total, float(shape @ log_ev) / total
+
+
+def _exponent(far_log_ev: Float64, near_log_ev: Float64, log_ratio: float) -> float:
+    """Solve ``log(Σ_far E⁻ʳ / Σ_near E⁻ʳ) = log_ratio`` for r by Newton steps; it rises with r."""
+    exponent = 3.0
+    for _ in range(8):
+        far, far_mean = _power_law(far_log_ev, exponent)
+        near, near_mean = _power_law(near_log_ev, exponent)
+        step = (log_ratio - math.log(far / near)) / (near_mean - far_mean)
+        exponent = min(max(exponent + step, -20.0), 20.0)
+    return exponent
 
 
 _BACKGROUNDS = {

@@ -1,0 +1,82 @@
+"""``python -m agents``: connect to a streamer and choose what to measure next."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    connect: Annotated[str, typer.Option(help="Address of the streamer, such as tcp://127.0.0.1:5555.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file; the table [agent] is read.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="explorer (learns where it pays), raster or random (baselines).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every random choice.")] = None,
+    timeout_s: Annotated[float, typer.Option(help="How long to wait for the streamer.")] = 30.0,
+) -> None:
+    """Look at the atoms that the streamer finds, and choose where to take the next spectrum."""
+    # One thread in every pool, set before NumPy comes in: two pools on one machine cost a factor of 100.
+    for pool in ("OMP", "OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{pool}_NUM_THREADS", "1")
+    stopped: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        stopped.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    sys.exit(_run(connect, config, policy, seed, timeout_s, stopped))
+
+
+def _run(
+    connect: str,
+    config: Path | None,
+    policy: str | None,
+    seed: int | None,
+    timeout_s: float,
+    stopped: list[int],
+) -> int:
+    """Serve one session; 0 in good order, 1 without a streamer, 2 for a wrong configuration."""
+    import msgspec
+    import structlog
+
+    from agents.config import load_agent_config, overridden
+    from agents.policies import make_agent
+    from agents.serve import load_models_in_background, serve
+    from streamer.wire import Link
+
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    log = structlog.get_logger()
+    try:
+        settings = overridden(load_agent_config(config), policy=policy, seed=seed)
+    except (OSError, ValueError) as error:
+        print(f"configuration: {error}", file=sys.stderr)
+        return 2
+    log.info("configuration", **msgspec.to_builtins(settings))
+    agent = make_agent(settings)
+    try:
+        link = Link(connect, role="agent", name=f"agent {agent.policy}", timeout_s=timeout_s)
+    except ConnectionError as error:
+        print(str(error), file=sys.stderr)
+        return 1
+    imports = load_models_in_background() if agent.policy == "explorer" else None
+    with link:
+        reason = serve(agent, link, lambda: bool(stopped))
+    if imports is not None:
+        imports.join()
+    log.info("ended", reason=reason, **agent.statistics())
+    return 0
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,227 @@
+"""The BoTorch agent: learns which atoms, by look and by place, give the best spectra."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.acquisition import log_expected_improvement
+from agents.candidates import Candidates, Float64, Site
+from agents.config import AgentConfig
+from agents.first_look import unseen_kind
+from agents.objective import ObjectiveConfig
+from agents.site_agent import Choice, Observation, SiteAgent
+from agents.surrogate import Surrogate
+from streamer.messages import Latents, Outcome, Score
+
+# Positions of two registrations cannot be compared: so many fields apart, they share no covariance.
+REVISION_APART = 100.0
+MIN_OBSERVATIONS = 2
+# One value further than this from the usual one, in sd of its counting noise, is no chance.
+STANDS_OUT = 4.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureScale:
+    """Brings latents and positions to order 1; fixed for as long as the encoder is the same.
+
+    Attributes
+    ----------
+    model_revision
+        The encoder whose latents it speaks of.
+    center, unit
+        Of each latent, shape ``(d,)``.
+    center_nm, half_field_nm
+        Of the field of view.
+    """
+
+    model_revision: str
+    center: Float64
+    unit: Float64
+    center_nm: Float64
+    half_field_nm: float
+
+    @classmethod
+    def of(cls, candidates: Candidates) -> FeatureScale:
+        """Take the scale from a frame's candidates.
+
+        The unit of a latent is the sd of its aggregated posterior: the spread between the atoms and the
+        encoder's own doubt together. So a latent that the encoder leaves unused, all doubt and no
+        spread, counts for nothing instead of being blown up to order 1.
+        """
+        variance = candidates.mean.var(axis=0) + (candidates.sd**2).mean(axis=0)
+        geometry = candidates.latents.geometry
+        return cls(
+            model_revision=candidates.latents.model_revision,
+            center=np.median(candidates.mean, axis=0),
+            unit=np.sqrt(np.maximum(variance, 1e-12)),
+            center_nm=np.array(geometry.center_nm),
+            half_field_nm=max(geometry.field_of_view_nm) / 2,
+        )
+
+    def latents(self, mean: Float64) -> Float64:
+        """Scale latents ``(n, d)``."""
+        return (mean - self.center) / self.unit
+
+    def features(self, mean: Float64, position_nm: Float64, revision: NDArray[np.int64] | int) -> Float64:
+        """Scale latents ``(n, d)`` and specimen positions ``(n, 2)`` to features ``(n, d + 2)``."""
+        place = (position_nm - self.center_nm) / self.half_field_nm
+        place[:, 0] += REVISION_APART * np.asarray(revision)
+        return np.concatenate([self.latents(mean), place], axis=1)
+
+
+class Explorer(SiteAgent):
+    """First looks at what is unlike, then where improvement is expected.
+
+    Parameters
+    ----------
+    config, seed
+        As of ``SiteAgent``; nothing is drawn, the seed only names the suggestions.
+    """
+
+    policy = "explorer"
+
+    def __init__(self, config: AgentConfig | None = None, seed: int | None = None) -> None:
+        super().__init__(config, seed)
+        self._scale: FeatureScale | None = None
+        self._surrogate: Surrogate | None = None
+        self._size_at_refit = 0
+        self._refits = 0
+        self._sign = 1.0 if self.config.goal == "maximise" else -1.0
+
+    @property
+    def model_revision(self) -> int:
+        """Count the fits of the surrogate."""
+        return self._refits
+
+    def tell(self, message: Latents | Outcome) -> Score | None:
+        """Take in a frame's candidates or an outcome; see ``Agent``."""
+        score = super().tell(message)
+        if isinstance(message, Latents):
+            self._keep_scale()
+        elif score is not None:
+            self._tell_surrogate()
+        return score
+
+    def change_objective(self, config: ObjectiveConfig) -> tuple[Score, ...]:
+        """Look for something else from now on; see ``SiteAgent``."""
+        scores = super().change_objective(config)
+        self._size_at_refit = 0
+        self._tell_surrogate()
+        return scores
+
+    def refit(self) -> bool:
+        """Fit the surrogate's hyperparameters, when enough is new; a fraction of a second."""
+        surrogate = self._surrogate
+        if surrogate is None or surrogate.size < self._size_at_refit + self.config.refit_every:
+            return False
+        if self._is_looking_around():
+            return False
+        surrogate.refit()
+        self._refits += 1
+        self._size_at_refit = surrogate.size
+        return True
+
+    # -- learn ---------------------------------------------------------------------------------
+
+    def _keep_scale(self) -> None:
+        """Make the scale from the first frame, and anew for a new encoder."""
+        candidates = self._candidates
+        if candidates is None or not len(candidates):
+            return
+        if self._scale is not None and self._scale.model_revision == candidates.latents.model_revision:
+            return
+        self._scale = FeatureScale.of(candidates)
+        self._surrogate = Surrogate(candidates.mean.shape[1])
+        self._size_at_refit = 0
+        self.observations = [self._seen_anew(observation, candidates) for observation in self.observations]
+        self._tell_surrogate()
+
+    def _seen_anew(self, observation: Observation, candidates: Candidates) -> Observation:
+        """Give a measured atom the latents of the new encoder, if it is in view."""
+        site = observation.site
+        if site is None:
+            return observation
+        same = candidates.find(site, self.config.min_distance_nm)
+        if same is None:
+            return observation
+        return replace(observation, site=replace(candidates.site(same), position_nm=site.position_nm))
+
+    def _tell_surrogate(self) -> None:
+        if self._scale is None or self._surrogate is None:
+            return
+        known = [
+            (observation.site, observation.reading)
+            for observation in self.observations
+            if observation.reading is not None
+            and observation.site is not None
+            and observation.site.model_revision == self._scale.model_revision
+        ]
+        self._surrogate.tell(
+            self._features_of([site for site, _ in known]),
+            self._sign * np.array([reading.value for _, reading in known]),
+            np.array([reading.variance for _, reading in known]),
+        )
+
+    def _features_of(self, sites: list[Site]) -> Float64:
+        assert self._scale is not None
+        if not sites:
+            return np.zeros((0, self._scale.center.size + 2))
+        return self._scale.features(
+            np.stack([site.mean for site in sites]),
+            np.stack([site.position_nm for site in sites]),
+            np.array([site.registration_revision for site in sites]),
+        )
+
+    # -- answer --------------------------------------------------------------------------------
+
+    def _choose(self, candidates: Candidates, free: NDArray[np.int64]) -> Choice:
+        assert self._scale is not None
+        assert self._surrogate is not None
+        if self._is_looking_around():
+            return self._first_look(candidates, free, self._scale)
+        return self._improve(candidates, free, self._scale, self._surrogate)
+
+    def _is_looking_around(self) -> bool:
+        """Is there nothing yet to learn from? Improvement on pure noise would be chased in vain."""
+        readings = [o.reading for o in self.observations if o.reading is not None and o.site is not None]
+        if len(readings) < MIN_OBSERVATIONS:
+            return True
+        if len(readings) + len(self._ledger.pending) < self.config.initial_points:
+            return True
+        value = np.array([reading.value for reading in readings])
+        sd = np.sqrt([reading.variance for reading in readings])
+        return float((np.abs(value - np.median(value)) / sd).max()) < STANDS_OUT
+
+    def _first_look(self, candidates: Candidates, free: NDArray[np.int64], scale: FeatureScale) -> Choice:
+        """Take an atom of a kind that was not looked at."""
+        seen = [*(o.site for o in self.observations if o.site is not None), *self._ledger.pending]
+        means = [site.mean for site in seen if site.model_revision == scale.model_revision]
+        index, reason = unseen_kind(
+            scale.latents(candidates.mean[free]),
+            scale.latents(np.stack(means)) if means else np.zeros((0, scale.center.size)),
+        )
+        return Choice(index=int(free[index]), reason=f"first look: {reason}")
+
+    def _improve(
+        self, candidates: Candidates, free: NDArray[np.int64], scale: FeatureScale, surrogate: Surrogate
+    ) -> Choice:
+        """Take the atom of the largest expected improvement over the best known."""
+        revision = candidates.latents.registration.revision
+        x = scale.features(candidates.mean[free], candidates.position_nm[free], revision)
+        pending = [s for s in self._ledger.pending if s.model_revision == scale.model_revision]
+        mean, sd = surrogate.posterior(x, self._features_of(pending))
+        best = surrogate.best_known()
+        log_ei = log_expected_improvement(mean, sd, best)
+        top = int(log_ei.argmax())  # the first of equals
+        gain = math.exp(log_ei[top])
+        return Choice(
+            index=int(free[top]),
+            reason=f"expected to improve on {self._sign * best:.3g} by {gain:.1g}",
+            predicted_mean=self._sign * float(mean[top]),
+            predicted_sd=float(sd[top]),
+            acquisition=float(log_ei[top]),
+        )

@@ -1,0 +1,16 @@
+"""The policies by name."""
+
+from __future__ import annotations
+
+from agents.config import AgentConfig
+from agents.explorer import Explorer
+from agents.random import Random
+from agents.raster import Raster
+from agents.site_agent import SiteAgent
+
+POLICIES: dict[str, type[SiteAgent]] = {kind.policy: kind for kind in (Explorer, Raster, Random)}
+
+
+def make_agent(config: AgentConfig, seed: int | None = None) -> SiteAgent:
+    """Make the agent that the configuration names; a seed given here is used in place of its own."""
+    return POLICIES[config.policy](config, seed)

@@ -1,0 +1,243 @@
+"""The explorer in a world of 1,500 atoms, of which fifteen carry silicon and five carry most."""
+
+import time
+
+import msgspec
+import numpy as np
+import pytest
+
+from agents.config import AgentConfig
+from agents.explorer import Explorer
+from agents.objective import ObjectiveConfig
+from agents.random import Random
+from agents.site_agent import SiteAgent
+from streamer.messages import Latents, Outcome, Registration, ScanGeometry, Suggestion
+
+FIELD_NM = 6.3
+SIDE = 39  # 39² = 1521 atoms
+
+
+class World:
+    """Atoms on a grid; their latents say imperfectly what they are, a spectrum says it with shot noise.
+
+    10 three-fold and 5 four-fold silicon atoms, 30 beside vacancies, 75 along a boundary, 60 freaks whose
+    latents mean nothing, and carbon.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        n = SIDE * SIDE
+        grid = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), axis=-1).reshape(-1, 2)
+        self.position_nm = (grid + 0.5) * FIELD_NM / SIDE - FIELD_NM / 2
+        ids = self.rng.permutation(n)
+        self.mean = np.zeros((n, 4))
+        self.mean[ids[:10]] = [2.0, 0.0, 0.0, 0.0]
+        self.mean[ids[10:15]] = [2.0, 1.5, 0.0, 0.0]
+        self.mean[ids[15:45]] = [0.0, -3.0, 0.0, 0.0]
+        self.mean[ids[45:120]] = [0.0, 0.0, 2.0, 0.0]
+        self.mean[ids[120:180]] += self.rng.normal(0, 3.0, (60, 4))
+        self.silicon = np.zeros(n)
+        self.silicon[ids[:10]] = 0.75
+        self.silicon[ids[10:15]] = 1.0
+
+    def frame(self, number: int, **changes: object) -> Latents:
+        """See the atoms, in another order each time, with the encoder's noise."""
+        n = len(self.mean)
+        order = self.rng.permutation(n)
+        mean = (self.mean + self.rng.normal(0, 0.25, self.mean.shape))[order].astype(np.float32)
+        position_nm = (self.position_nm + self.rng.normal(0, 0.003, (n, 2)))[order].astype(np.float32)
+        latents = Latents(
+            session="s",
+            number=number,
+            acquired_at_s=0.2 * number,
+            mean=mean,
+            sd=np.full_like(mean, 0.25),
+            angle_rad=np.zeros(n, np.float32),
+            angle_sd_rad=np.zeros(n, np.float32),
+            offset_nm=np.zeros((n, 2), np.float32),
+            offset_sd_nm=np.zeros((n, 2), np.float32),
+            class_probability=np.zeros((n, 0), np.float32),
+            novelty=np.zeros(n, np.float32),
+            confidence=np.ones(n, np.float32),
+            track=order.astype(np.int64),
+            positions_px=((position_nm / FIELD_NM + 0.5) * 512)[:, ::-1].astype(np.float32),
+            positions_nm=position_nm,
+            model_revision="encoder",
+            geometry=ScanGeometry(shape=(512, 512), field_of_view_nm=(FIELD_NM, FIELD_NM)),
+            registration=Registration(),
+        )
+        return msgspec.structs.replace(latents, **changes)
+
+    def outcome(self, suggestion: Suggestion) -> Outcome:
+        """Take the spectrum of the atom aimed at."""
+        energy_ev = np.arange(256.0)
+        edge = np.where(energy_ev >= 99, 200 * np.exp(-(energy_ev - 99) / 60), 0.0)
+        expected = 2e7 * np.maximum(energy_ev, 5) ** -2.5 + self.silicon[suggestion.track] * edge
+        return Outcome(
+            session="s",
+            id=suggestion.id,
+            status="ok",
+            scan_position_nm=suggestion.position_nm,
+            position_nm=suggestion.position_nm,
+            spectrum=self.rng.poisson(expected).astype(np.float32),
+        )
+
+
+def explore(agent: SiteAgent, world: World, most: int, *, until_best: bool = False) -> list[Suggestion]:
+    """Let it measure one atom after the other, with a new frame after each third."""
+    suggestions = []
+    for count in range(most):
+        if count % 3 == 0:
+            agent.tell(world.frame(count // 3))
+        suggestion = agent.ask()
+        assert suggestion is not None
+        agent.tell(world.outcome(suggestion))
+        agent.refit()
+        suggestions.append(suggestion)
+        if until_best and world.silicon[suggestion.track] == 1.0:
+            break
+    return suggestions
+
+
+def points_to_the_best(agent: SiteAgent, world: World, most: int) -> int:
+    return len(explore(agent, world, most, until_best=True))
+
+
+def test_the_explorer_needs_at_most_half_of_randoms_measurements():
+    seeds = range(5)
+    explorer = [points_to_the_best(Explorer(), World(seed), 41) for seed in seeds]
+    random = [points_to_the_best(Random(seed=seed), World(seed), 400) for seed in seeds]
+    assert max(explorer) <= 40
+    assert np.median(explorer) <= 0.5 * np.median(random)
+
+
+def test_the_model_forecasts_what_is_then_measured():
+    agent, world = Explorer(), World(1)
+    told = []
+    for count in range(40):
+        if count % 3 == 0:
+            agent.tell(world.frame(count // 3))
+        suggestion = agent.ask()
+        score = agent.tell(world.outcome(suggestion))
+        agent.refit()
+        if suggestion.model_revision > 1:
+            told.append((suggestion.predicted_mean, score.value))
+    forecast, measured = np.array(told).T
+    assert np.corrcoef(forecast, measured)[0, 1] > 0.5
+
+
+def test_looking_for_the_smallest_is_looking_for_the_largest_of_the_negative():
+    world = World(2)
+    world.silicon = 1.0 - world.silicon  # silicon everywhere but there
+    found = [world.silicon[s.track] for s in explore(Explorer(AgentConfig(goal="minimise")), world, 40)]
+    assert min(found) == 0.0
+    later = found[found.index(0.0) + 1 :]
+    assert sum(later[:10]) < 5.0  # having found it, it looks for more of it
+
+
+def test_the_first_suggestions_need_no_fit_and_say_so():
+    agent, world = Explorer(AgentConfig(max_pending=2)), World(3)
+    agent.tell(world.frame(0))
+    first, second = agent.ask(), agent.ask()
+    assert first.reason == "first look: a usual site"
+    assert second.reason.startswith("first look: ")
+    assert np.isnan([first.predicted_mean, first.predicted_sd, first.acquisition]).all()
+    assert first.model_revision == 0
+    assert not agent.refit()
+
+
+def test_later_suggestions_say_what_they_promise():
+    agent, world = Explorer(), World(0)
+    last = explore(agent, world, 30)[-1]
+    assert last.reason.startswith("expected to improve on ")
+    assert np.isfinite([last.predicted_mean, last.predicted_sd, last.acquisition]).all()
+    assert last.model_revision >= 1
+
+
+def test_on_pure_noise_it_goes_on_looking_around():
+    world = World(4)
+    world.silicon[:] = 0.0
+    agent = Explorer()
+    reasons = {s.reason.split(":")[0] for s in explore(agent, world, 20)}
+    assert reasons == {"first look"}
+    assert agent.model_revision == 0
+
+
+def test_a_changed_objective_reads_every_spectrum_anew():
+    agent, world = Explorer(), World(0)
+    explore(agent, world, 12)
+    scores = agent.change_objective(
+        ObjectiveConfig(kind="peak_position", label="tail", window_ev=(0.0, 12.0), peak_half_width_ev=4.0)
+    )
+    assert len(scores) == 12
+    assert {score.objective for score in scores} == {"tail peak position (eV)"}
+    assert all(0.0 < score.value < 12.0 for score in scores)
+    assert agent.ask() is not None
+
+
+def test_an_objective_that_no_spectrum_can_be_read_for_starts_anew():
+    agent, world = Explorer(), World(0)
+    explore(agent, world, 12)
+    assert (
+        agent.change_objective(ObjectiveConfig(window_ev=(500.0, 520.0), background_ev=(470.0, 490.0))) == ()
+    )
+    assert agent.ask().reason.startswith("first look: ")
+
+
+def test_a_new_encoder_gives_measured_atoms_their_new_latents():
+    agent, world = Explorer(), World(0)
+    explore(agent, world, 24)
+    turned = world.frame(8)
+    turned = msgspec.structs.replace(
+        turned,
+        mean=np.ascontiguousarray(-turned.mean[:, ::-1][:, :3]),
+        sd=turned.sd[:, :3].copy(),
+        model_revision="new",
+    )
+    agent.tell(turned)
+    sites = [observation.site for observation in agent.observations]
+    assert {site.model_revision for site in sites} == {"new"}
+    assert {site.mean.size for site in sites} == {3}
+    assert agent.ask().reason.startswith("expected to improve on ")
+
+
+def test_positions_of_another_registration_teach_nothing_about_places():
+    agent, world = Explorer(), World(0)
+    explore(agent, world, 24)
+    before = agent.ask()
+    moved = world.frame(8, registration=Registration(revision=1))
+    agent.tell(moved)
+    after = agent.ask()
+    assert after.registration_revision == 1
+    assert after.track != before.track
+
+
+def test_an_answer_takes_at_most_40_ms_with_1500_candidates_and_60_observations():
+    agent, world = Explorer(AgentConfig(max_pending=1)), World(0)
+    explore(agent, world, 60)
+    took_s = []
+    for count in range(9):
+        frame = world.frame(20 + count)
+        started = time.process_time()
+        agent.tell(frame)
+        suggestion = agent.ask()
+        took_s.append(time.process_time() - started)
+        agent.tell(world.outcome(suggestion))
+    assert agent.model_revision > 0
+    assert float(np.median(took_s)) < 0.040
+
+
+@pytest.mark.parametrize("positions", [0, 1, 2])
+def test_a_frame_with_hardly_an_atom_is_answered(positions):
+    agent, world = Explorer(), World(0)
+    frame = world.frame(0)
+    fields = {name: getattr(frame, name)[:positions] for name in per_atom_fields(frame)}
+    agent.tell(msgspec.structs.replace(frame, **fields))
+    assert (agent.ask() is None) == (positions == 0)
+    agent.tell(world.frame(1))
+    assert agent.ask() is not None
+
+
+def per_atom_fields(latents: Latents) -> list[str]:
+    arrays = {f: getattr(latents, f) for f in latents.__struct_fields__}
+    return [name for name, value in arrays.items() if isinstance(value, np.ndarray)]
