@@ -336,7 +336,7 @@ def _row_step(image: Float32, expected: Float32) -> tuple[Float64, Float64]:
     """Say how much further each row is displaced, ``(2, rows)``, and the variance of that.
 
     A pixel moved by ``d`` shows ``expected - d · gradient``; solved for each row by the normal
-    equations of two unknowns. Rows without enough structure to tell have an infinite variance.
+    equations of two unknowns. Rows with too little structure to tell have a large variance.
     """
     by_row = np.zeros_like(expected)
     by_col = np.zeros_like(expected)
@@ -351,13 +351,26 @@ def _row_step(image: Float32, expected: Float32) -> tuple[Float64, Float64]:
     error -= seen
     rr, cc, rc = _dot(by_row, by_row), _dot(by_col, by_col), _dot(by_row, by_col)
     re, ce = _dot(by_row, error), _dot(by_col, error)
+    # A trace of ridge: a row without gradients gets no step and a large variance, not 0 / 0.
+    rr += 1e-4 * rr.max() + 1e-30
+    cc += 1e-4 * cc.max() + 1e-30
     determinant = rr * cc - rc**2
-    usable = determinant > 1e-3 * rr.max() * cc.max()
-    safe = np.where(usable, determinant, 1.0)
-    step = np.where(usable, np.stack([cc * re - rc * ce, rr * ce - rc * re]) / safe, 0.0)
-    left = _dot(error, error) - step[0] * re - step[1] * ce
-    noise = np.maximum(left, 0) / max(expected.shape[1] - 2, 1)
-    return step, np.where(usable, np.stack([cc, rr]) * noise / safe, np.inf)
+    step = np.stack([cc * re - rc * ce, rr * ce - rc * re]) / determinant
+    error -= step[0].astype(np.float32)[:, None] * by_row
+    error -= step[1].astype(np.float32)[:, None] * by_col
+    even = np.stack([cc, rr]) / determinant * _dot(error, error) / error.shape[1]
+    # Shot noise is largest where the gradients are, which the sandwich estimator counts in; a row
+    # without gradients leaves it nothing to count.
+    by_row *= error
+    by_col *= error
+    noise_rr, noise_cc, noise_rc = _dot(by_row, by_row), _dot(by_col, by_col), _dot(by_row, by_col)
+    sandwich = np.stack(
+        [
+            cc**2 * noise_rr - 2 * cc * rc * noise_rc + rc**2 * noise_cc,
+            rr**2 * noise_cc - 2 * rr * rc * noise_rc + rc**2 * noise_rr,
+        ]
+    )
+    return step, np.maximum(even, sandwich / determinant**2)
 
 
 def _spread(offsets: Float64, variance: Float64) -> float:

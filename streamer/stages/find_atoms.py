@@ -30,7 +30,7 @@ _SHORTEST_PERIOD_NM = 0.07
 # noise is taken, or the last. The narrow one keeps the carbon neighbours of a bright dopant, which
 # sit in the negative rim of its response; the wide one still sees columns of a few counts.
 _FILTERS_PER_COLUMN = (0.8, 1.1, 1.5)
-_CLEAR = 7.0
+_CLEAR = 10.0
 _FILTER_PX = 2.0
 _PAD_SIGMAS = 4.0
 _BLOCK = 12  # of every second pixel of the grid: about ten columns' widths
@@ -198,7 +198,9 @@ class FilteredFrame:
         self.smooth = fft.irfft2(cropped * low, s=(rows, cols)) + np.float32(self._mean)
         # Parseval; the half spectrum counts double, and a filter carries the ratio of the grids.
         gain2 = 2 * float((mexican**2).sum()) * math.prod(self._shape) / (rows * cols) ** 2
-        self.noise = max(self._pixel_noise * math.sqrt(gain2), 1e-30)
+        # A drawn frame without noise still has the rounding of the transforms.
+        rounding = 1e-4 * float(np.abs(self.response).max()) + 1e-30
+        self.noise = max(self._pixel_noise * math.sqrt(gain2), rounding)
         self.peaks = _maxima(self.response)
         self.height = self.response[self.peaks[:, 0], self.peaks[:, 1]]
 

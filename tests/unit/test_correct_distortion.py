@@ -1,0 +1,330 @@
+"""CorrectDistortion finds drift and row offsets that were put into a drawn specimen."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from streamer.messages import Frame, ScanGeometry
+from streamer.stages.correct_distortion import (
+    CorrectConfig,
+    CorrectDistortion,
+    DriftTracker,
+    Matcher,
+    RunningReference,
+    displaced,
+    measure_rows,
+    shrunk,
+)
+
+ROWS, COLS, PIXEL_NM = 96, 128, 0.02
+SIGMA_PX = 3.0
+
+
+def columns(seed: int = 2) -> NDArray[np.float64]:
+    """A square lattice of 16 px with gaps and bright dopants: (row, col, height)."""
+    rng = np.random.default_rng(seed)
+    row, col = np.meshgrid(np.arange(-64, 170, 16), np.arange(-64, 200, 16), indexing="ij")
+    sites = np.stack([row.ravel(), col.ravel(), np.full(row.size, 60.0)], axis=1)
+    sites[rng.random(len(sites)) < 0.05, 2] = 250
+    return sites[rng.random(len(sites)) > 0.08]
+
+
+def scan(
+    drift_px: tuple[float, float] = (0.0, 0.0),
+    offsets_px: NDArray[np.float64] | None = None,
+    rng: np.random.Generator | None = None,
+    sites: NDArray[np.float64] | None = None,
+) -> NDArray[np.float32]:
+    """Draw the specimen displaced by the drift, and each row by its offset along the columns."""
+    row, col = np.arange(ROWS)[:, None], np.arange(COLS)[None, :]
+    along = np.zeros(ROWS) if offsets_px is None else offsets_px
+    image = np.full((ROWS, COLS), 4.0)
+    for site in columns() if sites is None else sites:
+        distance2 = (row - site[0] - drift_px[0]) ** 2 + (col - site[1] - drift_px[1] - along[:, None]) ** 2
+        image += site[2] * np.exp(-distance2 / (2 * SIGMA_PX**2))
+    return (image if rng is None else rng.poisson(image)).astype(np.float32)
+
+
+def frame(image: NDArray[np.float32], number: int = 0, **changes: object) -> Frame:
+    fields: dict[str, object] = {
+        "session": "s",
+        "number": number,
+        "acquired_at_s": 100.0 + number,
+        "image": image[None],
+        "channels": ("HAADF",),
+        "geometry": ScanGeometry(shape=(ROWS, COLS), field_of_view_nm=(COLS * PIXEL_NM, ROWS * PIXEL_NM)),
+        "dwell_time_us": 10.0,
+    }
+    return Frame(**(fields | changes))  # type: ignore[arg-type]
+
+
+def drift_px(corrected: Frame) -> NDArray[np.float64]:
+    """(row, col) of an unrotated frame."""
+    assert corrected.registration is not None
+    return np.array(corrected.registration.drift_nm)[::-1] / PIXEL_NM
+
+
+def test_displaced_samples_a_parabola_where_it_was_asked_to() -> None:
+    row, col = np.meshgrid(np.arange(20.0), np.arange(30.0), indexing="ij")
+    image = (0.3 * row**2 - 0.2 * col**2 + row).astype(np.float32)
+    moved = displaced(image, np.array([0.4, -1.3]))
+    there = 0.3 * (row + 0.4) ** 2 - 0.2 * (col - 1.3) ** 2 + row + 0.4
+    np.testing.assert_allclose(moved[4:-4, 4:-4], there[4:-4, 4:-4], atol=2e-4)
+
+
+def test_displaced_by_whole_pixels_only_moves() -> None:
+    image = scan()
+    np.testing.assert_array_equal(displaced(image, np.array([2.0, -3.0]))[:-2, 3:], image[2:, :-3])
+
+
+def test_displaced_beyond_the_edge_repeats_the_edge() -> None:
+    image = scan()
+    np.testing.assert_allclose(displaced(image, np.array([0.0, 5.0]))[:, -2], image[:, -1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("drift", [(0.3, -0.4), (-2.7, 1.2), (5.5, 4.25)])
+def test_a_drift_is_found_to_a_few_hundredths_of_a_pixel(drift: tuple[float, float]) -> None:
+    stage = CorrectDistortion(CorrectConfig(reach_nm=0.1))
+    stage.process(frame(scan()))
+    corrected = stage.process(frame(scan(drift), 1))
+    np.testing.assert_allclose(drift_px(corrected), drift, atol=0.03)
+
+
+def test_a_displaced_atom_is_put_back_to_its_place_on_the_specimen() -> None:
+    stage = CorrectDistortion()
+    first = stage.process(frame(scan()))
+    corrected = stage.process(frame(scan((2.3, -1.6)), 1))
+    # Where the first frame has an atom, the corrected one has it at the same specimen position.
+    atom_px = columns()[(columns()[:, :2] > 30).all(axis=1) & (columns()[:, :2] < 60).all(axis=1)][0, :2]
+    there = corrected.geometry.to_px(first.geometry.to_nm(atom_px))[0]
+    row, col = np.rint(there).astype(int)
+    patch = corrected.image[0, row - 4 : row + 5, col - 4 : col + 5] - 4
+    step = np.arange(-4, 5)
+    centre = np.array([(patch.sum(axis=1) * step).sum(), (patch.sum(axis=0) * step).sum()]) / patch.sum()
+    np.testing.assert_allclose(np.array([row, col]) + centre, there, atol=0.1)
+
+
+def test_the_drift_points_from_the_specimen_to_the_scan_position_also_under_rotation() -> None:
+    rotation = math.radians(30)
+    geometry = ScanGeometry(
+        shape=(ROWS, COLS),
+        field_of_view_nm=(COLS * PIXEL_NM, ROWS * PIXEL_NM),
+        center_nm=(5.0, -3.0),
+        rotation_rad=rotation,
+    )
+    stage = CorrectDistortion()
+    stage.process(frame(scan(), geometry=geometry))
+    corrected = stage.process(frame(scan((1.5, 2.5)), 1, geometry=geometry))
+    assert corrected.registration is not None
+    # The same atom is seen at pixel (40, 50) first and at (41.5, 52.5) then.
+    moved = geometry.to_nm(np.array([[41.5, 52.5]])) - geometry.to_nm(np.array([[40.0, 50.0]]))
+    np.testing.assert_allclose(corrected.registration.drift_nm, moved[0], atol=0.05 * PIXEL_NM)
+
+
+def test_a_long_drift_is_followed_without_losing_the_field() -> None:
+    rng = np.random.default_rng(6)
+    stage = CorrectDistortion()
+    for number in range(25):
+        truth = (0.9 * number, -1.3 * number)
+        corrected = stage.process(frame(scan(truth, rng=rng), number))
+    np.testing.assert_allclose(drift_px(corrected), truth, atol=0.15)
+    assert corrected.registration is not None
+    assert corrected.registration.revision == 0
+    rate = np.array(corrected.registration.drift_rate_nm_per_s)[::-1] / PIXEL_NM
+    np.testing.assert_allclose(rate, (0.9, -1.3), atol=0.05)
+    # The raster went along: less than a pixel of the frame was filled in.
+    shift = np.array(corrected.geometry.center_nm)[::-1] / PIXEL_NM
+    np.testing.assert_allclose(shift, -np.rint(truth), atol=1e-6)
+
+
+def test_a_perfect_lattice_does_not_make_it_hop_by_a_unit_cell() -> None:
+    row, col = np.meshgrid(np.arange(-64, 170, 16), np.arange(-64, 200, 16), indexing="ij")
+    perfect = np.stack([row.ravel(), col.ravel(), np.full(row.size, 60.0)], axis=1)
+    rng = np.random.default_rng(8)
+    stage = CorrectDistortion()
+    for number in range(12):
+        corrected = stage.process(frame(scan((0.0, 2.0 * number), rng=rng, sites=perfect), number))
+    np.testing.assert_allclose(drift_px(corrected), (0.0, 22.0), atol=0.15)
+
+
+def test_row_jitter_is_measured_and_taken_out() -> None:
+    rng = np.random.default_rng(10)
+    stage = CorrectDistortion()
+    for number in range(8):
+        jitter = rng.normal(0, 0.6, ROWS)
+        raw = scan(offsets_px=jitter, rng=rng)
+        corrected = stage.process(frame(raw, number))
+    clean = scan()
+    inside = (slice(8, -8), slice(8, -8))
+    before = np.std((raw - clean)[inside])
+    after = np.std((corrected.image[0] - clean)[inside])
+    shot_noise = np.sqrt(clean[inside].mean())
+    assert before > 1.3 * shot_noise
+    assert after < 1.05 * shot_noise
+
+
+def test_row_offsets_agree_with_those_that_were_drawn() -> None:
+    jitter = np.random.default_rng(12).normal(0, 0.5, ROWS)
+    rows = measure_rows(scan(offsets_px=jitter), scan(), np.zeros(2), 4.0)
+    # Between two rows of atoms there is nothing to measure an offset by.
+    brightness = scan().mean(axis=1)
+    told = brightness > np.median(brightness)
+    error = rows.offsets[1] + rows.mean[1] - jitter
+    assert np.sqrt(np.mean(error[told] ** 2)) < 0.05
+    assert np.sqrt(np.mean(error**2)) < 0.2
+
+
+def test_rows_without_jitter_are_left_exactly_where_they_are() -> None:
+    rng = np.random.default_rng(14)
+    rows = measure_rows(scan(rng=rng), scan(rng=rng), np.zeros(2), 4.0)
+    assert not rows.offsets.any()
+
+
+def test_shrinking_keeps_what_is_sure_and_drops_what_is_noise() -> None:
+    rng = np.random.default_rng(16)
+    offsets = rng.normal(0, 1, 400)
+    variance = np.where(np.arange(400) < 200, 1e-6, np.inf)
+    kept = shrunk(offsets, variance)
+    np.testing.assert_allclose(kept[:200], offsets[:200], rtol=1e-3)
+    assert not kept[200:].any()
+    assert not shrunk(rng.normal(0, 0.1, 400), np.full(400, 0.01)).any()
+
+
+@pytest.mark.parametrize("change", ["field", "centre", "rotation", "shape"])
+def test_another_geometry_starts_a_new_reference(change: str) -> None:
+    stage = CorrectDistortion()
+    stage.process(frame(scan()))
+    image = scan()
+    field = (COLS * PIXEL_NM, ROWS * PIXEL_NM)
+    geometry = {
+        "field": ScanGeometry(shape=(ROWS, COLS), field_of_view_nm=(1.0, 1.0)),
+        "centre": ScanGeometry(shape=(ROWS, COLS), field_of_view_nm=field, center_nm=(1.0, 0.0)),
+        "rotation": ScanGeometry(shape=(ROWS, COLS), field_of_view_nm=field, rotation_rad=0.1),
+        "shape": ScanGeometry(shape=(ROWS - 1, COLS), field_of_view_nm=field),
+    }[change]
+    image = image[: geometry.shape[0]]
+    corrected = stage.process(frame(image, 1, geometry=geometry))
+    assert corrected.registration is not None
+    assert corrected.registration.revision == 1
+    assert corrected.registration.drift_nm == (0.0, 0.0)
+    np.testing.assert_array_equal(corrected.image[0], image)
+
+
+def test_a_frame_that_matches_nothing_starts_a_new_reference() -> None:
+    rng = np.random.default_rng(18)
+    stage = CorrectDistortion()
+    for number in range(3):
+        stage.process(frame(scan(rng=rng), number))
+    noise = rng.poisson(20, (ROWS, COLS)).astype(np.float32)
+    corrected = stage.process(frame(noise, 3))
+    assert corrected.registration is not None
+    assert corrected.registration.revision == 1
+
+
+def test_a_sub_scan_passes_in_specimen_coordinates_and_teaches_nothing() -> None:
+    rng = np.random.default_rng(20)
+    images = [scan((0.0, 1.0 * n), rng=rng) for n in range(5)]
+    undisturbed, visited = CorrectDistortion(), CorrectDistortion()
+    for number, image in enumerate(images[:4]):
+        expected = undisturbed.process(frame(image, number))
+        visited.process(frame(image, number))
+    small = ScanGeometry(shape=(16, 16), field_of_view_nm=(0.3, 0.3), center_nm=(0.2, 0.1))
+    ask = frame(np.full((16, 16), 9.0, dtype=np.float32), 4, geometry=small, request_id="r1")
+    answer = visited.process(ask)
+    assert expected.registration is not None
+    assert answer.registration is not None
+    np.testing.assert_array_equal(answer.image, ask.image)
+    drift = answer.registration.drift_nm
+    np.testing.assert_allclose(drift, (4.0 * PIXEL_NM, 0.0), atol=0.3 * PIXEL_NM)
+    np.testing.assert_allclose(answer.geometry.center_nm, (0.2 - drift[0], 0.1 - drift[1]), atol=1e-9)
+    np.testing.assert_array_equal(
+        visited.process(frame(images[4], 5)).image, undisturbed.process(frame(images[4], 5)).image
+    )
+
+
+def test_a_sub_scan_before_any_frame_lies_where_it_was_scanned() -> None:
+    ask = frame(scan(), request_id="r1")
+    answer = CorrectDistortion().process(ask)
+    assert answer.geometry == ask.geometry
+    assert answer.registration is not None
+
+
+def test_the_drift_holds_at_the_middle_of_the_frame() -> None:
+    corrected = CorrectDistortion().process(frame(scan(), 7, dwell_time_us=100.0))
+    assert corrected.registration is not None
+    assert corrected.registration.at_s == pytest.approx(107.0 - 0.5 * ROWS * COLS * 100e-6)
+
+
+def test_all_channels_are_moved_alike() -> None:
+    def pair(drift: tuple[float, float], number: int) -> Frame:
+        both = np.stack([scan(drift), 3 * scan(drift)])
+        return replace(frame(both[0], number), image=both, channels=("HAADF", "MAADF"))
+
+    stage = CorrectDistortion()
+    stage.process(pair((0, 0), 0))
+    corrected = stage.process(pair((0.4, 0.7), 1))
+    np.testing.assert_allclose(corrected.image[1], 3 * corrected.image[0], rtol=1e-5)
+
+
+def test_the_tracker_goes_on_along_a_straight_line() -> None:
+    tracker = DriftTracker(4)
+    assert tracker.predict(3.0) == (0.0, 0.0)
+    for at_s in (0.0, 1.0, 2.0):
+        tracker.observe((0.5 * at_s, 1.0 - 0.1 * at_s), at_s)
+    np.testing.assert_allclose(tracker.predict(4.0), (2.0, 0.6))
+    assert tracker.predict(4.0) == tracker.predict(4.0)
+
+
+def test_the_tracker_has_no_rate_from_one_time() -> None:
+    tracker = DriftTracker(4)
+    tracker.observe((0.1, 0.2), 5.0)
+    tracker.observe((0.3, 0.2), 5.0)
+    assert tracker.rate_nm_per_s == (0.0, 0.0)
+    assert tracker.predict(9.0) == (0.3, 0.2)
+
+
+def test_the_reference_averages_what_it_saw_and_takes_news_as_they_come() -> None:
+    reference = RunningReference(np.zeros((4, 5), dtype=np.float32), memory_frames=8)
+    reference.observe(np.full((4, 5), 2.0, dtype=np.float32), (0, 0))
+    np.testing.assert_allclose(reference.predict((0, 0)), 1.0)
+    # The raster moves a row down: its first row was never seen before.
+    reference.observe(np.full((4, 5), 4.0, dtype=np.float32), (1, 0))
+    np.testing.assert_allclose(reference.predict((1, 0))[0], 4.0)
+    np.testing.assert_allclose(reference.predict((1, 0))[1:], 2.0)
+
+
+def test_the_reference_forgets() -> None:
+    reference = RunningReference(np.zeros((3, 3), dtype=np.float32), memory_frames=2)
+    for _ in range(20):
+        reference.observe(np.ones((3, 3), dtype=np.float32), (0, 0))
+    assert reference.predict((0, 0)).min() > 0.999
+
+
+def test_the_matcher_prefers_the_expected_one_of_equal_matches() -> None:
+    row, col = np.meshgrid(np.arange(ROWS), np.arange(COLS), indexing="ij")
+    waves = (np.cos(2 * np.pi * row / 16) + np.cos(2 * np.pi * col / 16)).astype(np.float32)
+    matcher = Matcher((ROWS, COLS))
+    for expected in ((0.0, 0.0), (16.0, 0.0), (0.0, -16.0)):
+        found, match = matcher.match(waves, waves, np.array(expected), 4.0)
+        np.testing.assert_allclose(found, expected, atol=0.3)
+        assert match > 0.7
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("reach_nm", 0.0),
+        ("memory_frames", 0),
+        ("rate_frames", 1),
+        ("max_row_offset_px", 0.0),
+        ("lost_below", 1.0),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"correct.{name} is {value}; it takes"):
+        CorrectConfig(**{name: value})
