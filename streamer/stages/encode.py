@@ -90,7 +90,8 @@ class Encode:
 def _wrapped(angle_rad: Float32) -> Float32:
     """Bring angles into -π to π."""
     turn = np.float32(2 * math.pi)
-    return (angle_rad - turn * np.rint(angle_rad / turn)).astype(np.float32)
+    wrapped: Float32 = (angle_rad - turn * np.rint(angle_rad / turn)).astype(np.float32)
+    return wrapped
 
 
 def _turned(offset: NDArray[np.floating], rotation_rad: float) -> Float32:
@@ -105,4 +106,5 @@ def _turned_sd(sd: NDArray[np.floating], rotation_rad: float) -> Float32:
     cos2, sin2 = math.cos(rotation_rad) ** 2, math.sin(rotation_rad) ** 2
     across2, along2 = sd[:, 0] ** 2, sd[:, 1] ** 2
     variance = np.stack([cos2 * along2 + sin2 * across2, sin2 * along2 + cos2 * across2], axis=1)
-    return np.sqrt(variance).astype(np.float32)
+    turned: Float32 = np.sqrt(variance).astype(np.float32)
+    return turned
