@@ -1,0 +1,178 @@
+"""The live view says the state of the loop on a screen of 80 × 24, and in one line."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from deploy.live_view import (
+    clock_text,
+    in_stage_order,
+    line,
+    milliseconds_text,
+    number_text,
+    position_text,
+    render,
+)
+from deploy.run_session import LinePrinter
+from streamer.messages import Status
+
+
+def status(**changes: Any) -> Status:
+    fields: dict[str, Any] = {
+        "session": "2026-01-31T14-05-09-3f2a",
+        "at_s": 0.0,
+        "state": "running",
+        "frames": {
+            "received": 1212,
+            "published": 1210,
+            "rejected": 1,
+            "dropped": 0,
+            "missed": 0,
+            "waiting": 1,
+        },
+        "stage_ms": dict.fromkeys(("encode", "correct", "find", "windows", "link", "check"), (12.34, 98.76)),
+        "frame_to_latents_ms": (71.0, 119.0),
+        "frame_to_suggestion_ms": (110.0, 240.0),
+        "atoms": 1498,
+        "requests_granted": 14,
+        "requests_refused": 3,
+        "outcomes_ok": 13,
+        "max_measurements": 60,
+        "dose_e": 2.5e11,
+        "max_dose_e": 1e12,
+        "drift_nm": (0.12, -0.05),
+        "best": 0.4213,
+        "best_position_nm": (1.2, -0.7),
+        "suggestions": ("explorer-14 (1.20, -0.70) nm, granted: expected to improve",),
+    }
+    return Status(**(fields | changes))
+
+
+def text(shown: Status | None, **options: Any) -> str:
+    console = Console(width=80, height=24, force_terminal=False)
+    with console.capture() as capture:
+        console.print(render(shown, **options))
+    return capture.get()
+
+
+def test_the_screen_says_what_the_status_says() -> None:
+    screen = text(status(), elapsed_s=94, note="Ctrl-C ends")
+    for words in (
+        "2026-01-31T14-05-09-3f2a",
+        "running",
+        "1:34",
+        "Ctrl-C ends",
+        "1,212",
+        "1,210",
+        "1,498",
+        "(+0.12, -0.05) nm",
+        "13 of 60, 3 refused",
+        "25% of 1.0e+12",
+        "0.4213",
+        "(+1.20, -0.70) nm",
+        "explorer-14",
+    ):
+        assert words in screen, words
+
+
+def test_latencies_stand_in_the_order_of_the_data_path() -> None:
+    lines = [row for row in text(status()).splitlines() if " 12 " in row and " 99 " in row]
+    names = ("check", "correct", "find", "windows", "encode", "link")
+    assert len(lines) == len(names)
+    assert all(name in row for name, row in zip(names, lines, strict=True))
+    assert in_stage_order({"zeta": (0, 0), "link": (0, 0), "find": (0, 0)}) == ["find", "link", "zeta"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"suggestions": tuple(f"explorer-{n} " + "long words " * 20 for n in range(8))},
+        {"stage_ms": {f"stage {n}": (1.0, 2.0) for n in range(30)}},
+        {"session": "a name that goes on and on " * 5},
+        {"drift_nm": (-1234.5, 6789.0), "best_position_nm": (-1234.5, 6789.0), "best": -1.23456789e-12},
+    ],
+    ids=["usual", "many suggestions", "many stages", "long name", "large numbers"],
+)
+def test_the_screen_fits_in_80_by_24(changes: dict[str, Any]) -> None:
+    rows = (
+        text(status(**changes), elapsed_s=36000, note="ending; Ctrl-C again stops at once")
+        .rstrip("\n")
+        .split("\n")
+    )
+    assert len(rows) <= 24
+    assert max(len(row) for row in rows) <= 80
+
+
+def test_before_the_first_status_the_screen_says_who_is_awaited() -> None:
+    screen = text(None, elapsed_s=3)
+    assert "starting" in screen
+    assert "waiting for the streamer" in screen
+
+
+def test_what_is_not_known_yet_is_a_dash_and_never_nan() -> None:
+    nothing = (math.nan, math.nan)
+    screen = text(
+        status(
+            stage_ms={"find": nothing},
+            frame_to_latents_ms=nothing,
+            frame_to_suggestion_ms=nothing,
+            best=math.nan,
+            best_position_nm=None,
+            suggestions=(),
+            max_measurements=0,
+            max_dose_e=math.inf,
+        )
+    )
+    assert "nan" not in screen
+    assert "inf" not in screen
+    assert "no limit" in screen
+    assert "none yet" in screen
+
+
+def test_brackets_in_a_reason_are_words_and_no_markup() -> None:
+    assert "[red]dose[/red]" in text(status(suggestions=("refused [red]dose[/red]",)))
+
+
+def test_the_progress_bars_grow_with_what_is_done() -> None:
+    def bar(done: int) -> int:
+        (row,) = (row for row in text(status(outcomes_ok=done)).splitlines() if "measured" in row)
+        return row.count("━")
+
+    assert bar(0) < bar(30) < bar(60) == bar(99)
+
+
+def test_the_line_holds_what_a_log_needs() -> None:
+    words = line(status(), elapsed_s=5)
+    assert "\n" not in words
+    for part in ("0:05", "running", "1210/1212", "rejected 1", "measured 13/60", "refused 3", "best 0.4213"):
+        assert part in words, part
+
+
+def test_lines_are_printed_when_the_state_changes_and_every_five_seconds() -> None:
+    console = Console(width=300, force_terminal=False)
+    printer = LinePrinter(console)
+    with console.capture() as capture:
+        printer(None, 0.0, "")
+        printer(status(state="waiting"), 0.5, "")
+        printer(status(state="waiting"), 1.0, "")
+        printer(status(state="running"), 1.5, "")
+        printer(status(state="running"), 6.4, "")
+        printer(status(state="running"), 6.6, "")
+        printer(status(state="ended"), 6.7, "")
+    states = [row.split()[1] for row in capture.get().splitlines()]
+    assert states == ["waiting", "running", "running", "ended"]
+
+
+def test_durations_are_written_in_minutes_and_in_hours_from_one_on() -> None:
+    assert [clock_text(s) for s in (-1, 0, 59.9, 61, 3600)] == ["0:00", "0:00", "0:59", "1:01", "1:00:00"]
+
+
+def test_numbers_are_short() -> None:
+    assert [number_text(v) for v in (0.123456, 12345.6, -2.0, math.nan)] == ["0.1235", "12,346", "-2", "–"]
+    assert [milliseconds_text(v) for v in (0.04, 9.96, 12.5, math.nan)] == ["0.0", "10.0", "12", "–"]
+    assert position_text(None) == ""
