@@ -1,0 +1,594 @@
+"""One self-contained page of what a session did: ``make_report`` writes ``report.html``.
+
+Each section is a function from the material to HTML, and says in words when there is nothing to show.
+The page refers to nothing outside itself and prints on paper.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from agents.config import AgentConfig
+from agents.objective import ObjectiveConfig
+from deploy import figures
+from deploy.learning_curve import best_so_far, chance, draws_to_find, measurements_to_reach, reading_order
+from deploy.live_view import clock_text, in_stage_order, milliseconds_text, number_text, position_text
+from deploy.material import NEAR_NM, Material, nearest, true_drift_nm
+from deploy.session import Measurement, Session, read_session
+from streamer.messages import ScanGeometry
+
+if TYPE_CHECKING:
+    from models.encoder import Encoder
+
+Float64 = NDArray[np.float64]
+GOOD_ENOUGH = 0.95
+GRID = 9
+EVENTS_SHOWN = 200
+
+
+def make_report(session_folder: Path) -> Path:
+    """Write ``report.html`` into a session folder.
+
+    Parameters
+    ----------
+    session_folder
+        With the journal; the rest is used if it is there.
+
+    Returns
+    -------
+    path
+        Of the report.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no journal.
+    ValueError
+        If a file beside the journal is not what its name claims.
+    """
+    session = read_session(session_folder)
+    tables = _tables(session.configuration)
+    agent = _from_table(tables.get("agent", {}), AgentConfig)
+    material = Material(session, agent, lambda: _load_encoder(_weights(tables)))
+    path = session_folder / "report.html"
+    part = path.with_suffix(".part")
+    part.write_text(page(material), encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def _tables(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"config.toml: not TOML: {error}; remove it to report with the defaults") from None
+
+
+def _from_table(table: Any, kind: type[AgentConfig]) -> AgentConfig:
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"config.toml [agent]: {error}; remove it to report with the defaults") from None
+
+
+def _load_encoder(weights: Path | None) -> Encoder:
+    from models.encoder import Encoder  # brings torch, which a report without atoms does not need
+
+    return Encoder.load(weights)
+
+
+def _weights(tables: dict[str, Any]) -> Path | None:
+    """Find the weights that the streamer was told to use; None for those it ships with."""
+    table: Any = tables.get("streamer", {})
+    for name in ("pipeline", "encode", "weights"):
+        table = table.get(name, {}) if isinstance(table, dict) else {}
+    return Path(table) if isinstance(table, str) and table else None
+
+
+# -- HTML ------------------------------------------------------------------------------------------
+
+
+def _p(text: str) -> str:
+    return f"<p>{html.escape(text)}</p>"
+
+
+def _nothing(text: str) -> str:
+    return f'<p class="nothing">{html.escape(text)}</p>'
+
+
+def _picture(figure: Figure, caption: str) -> str:
+    words = html.escape(caption)
+    return (
+        f'<figure><img src="{figures.to_data_uri(figure)}" alt="{words}">'
+        f"<figcaption>{words}</figcaption></figure>"
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _facts(rows: Iterable[tuple[str, str]]) -> str:
+    body = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows)
+    return f'<table class="facts"><tbody>{body}</tbody></table>'
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+# -- the sections ----------------------------------------------------------------------------------
+
+
+def overview(material: Material) -> str:
+    """Say what happened in one paragraph and two tables."""
+    facts, latencies = _facts(_fact_rows(material)), _latencies(material)
+    return f"{_p(_story(material))}<div class='columns'>{facts}{latencies}</div>"
+
+
+def _story(material: Material) -> str:
+    session, best = material.session, material.best
+    ended = session.summary.get("ended")
+    told = [
+        f"The session lasted {clock_text(session.duration_s)} (m:ss) and "
+        + (f"ended: {ended}." if ended else "was not ended in order: there is no summary.json.")
+    ]
+    told.append(_frames_sentence(session))
+    if not session.measurements:
+        told.append("Nothing was measured.")
+    elif best is None:
+        told.append(f"{_count(len(session.measurements), 'request')} had an outcome, and none gave a value.")
+    else:
+        told.append(
+            f"{_count(len(session.measured), 'measurement')} gave a value; "
+            f"the best, {number_text(best.value)} ({material.objective.name}), "
+            f"came as number {best.order} at {position_text(best.position_nm)}."
+        )
+    return " ".join(told)
+
+
+def _frames_sentence(session: Session) -> str:
+    if not session.frames:
+        return "No frame was kept."
+    sentence = f"{_count(session.frames, 'frame')} of the experiment"
+    if session.subscans:
+        sentence += f" and {_count(session.subscans, 'sub-scan')}"
+    sentence += f" were kept, and {len(session.drift):,} came through the analysis"
+    if session.atoms is not None:
+        sentence += f", the last with {_count(len(session.atoms.positions_px), 'atom')}"
+    return sentence + "."
+
+
+def _fact_rows(material: Material) -> list[tuple[str, str]]:
+    session, summary = material.session, material.session.summary
+    rows = [("session", session.folder.resolve().name), ("duration", clock_text(session.duration_s))]
+    counts = summary.get("frames")
+    if isinstance(counts, dict):
+        rows.append(("frames", ", ".join(f"{counts[name]:,} {name}" for name in counts)))
+    else:
+        rows.append(("frames", f"{session.frames:,} in the journal"))
+    statuses = Counter(m.outcome.status for m in session.measurements)
+    rows.append(("outcomes", ", ".join(f"{n:,} {status}" for status, n in statuses.items()) or "none"))
+    dose_e = summary.get("dose_e")
+    if isinstance(dose_e, int | float):
+        limit = summary.get("max_dose_e")
+        of = f" of {limit:.2e}" if isinstance(limit, int | float) else ""
+        rows.append(("dose", f"{dose_e:.2e}{of} electrons"))
+    if session.latents is not None:
+        rows.append(("encoder's weights", session.latents.model_revision))
+    rows.append(("policy, seed", f"{_policy(session, material.agent)}, {material.agent.seed}"))
+    rows.append(("objective", f"{material.agent.goal} {material.objective.name}"))
+    if material.best is not None:
+        rows.append(
+            ("best", f"{number_text(material.best.value)} at {position_text(material.best.position_nm)}")
+        )
+    return rows
+
+
+def _policy(session: Session, agent: AgentConfig) -> str:
+    used = {m.suggestion.policy for m in session.measurements if m.suggestion is not None}
+    return ", ".join(sorted(used)) or agent.policy
+
+
+def _latencies(material: Material) -> str:
+    summary = material.session.summary
+    stages = summary.get("stage_ms")
+    named = (
+        {f"stage {name}": stages[name] for name in in_stage_order(stages)} if isinstance(stages, dict) else {}
+    )
+    for key in ("frame_to_latents_ms", "frame_to_suggestion_ms"):
+        if isinstance(summary.get(key), list):
+            named[key.removesuffix("_ms").replace("_to_", " → ")] = summary[key]
+    rows = [
+        (name, *(milliseconds_text(math.nan if value is None else value) for value in pair))
+        for name, pair in named.items()
+    ]
+    ages = material.session.latents_age_ms
+    if ages:
+        slow = np.percentile(ages, [50, 99])
+        rows.append(("in the journal: frame → latents", *(milliseconds_text(float(v)) for v in slow)))
+    if not rows:
+        return _nothing("No latencies were noted.")
+    return _table(("latency in ms", "p50", "p99"), rows)
+
+
+def frames(material: Material) -> str:
+    """Show the last frame, raw and corrected, with its atoms."""
+    session = material.session
+    if session.atoms is None:
+        if session.frames == 0:
+            return _nothing("No frame came.")
+        return _nothing(
+            f"{_count(session.frames, 'frame')} came, but none is kept in its corrected form: "
+            "all were rejected, or the session did not end in order."
+        )
+    corrected, raw, latents = session.atoms.frame, session.last_raw, session.latents
+    same = latents is not None and latents.number == corrected.number and latents.mean.shape[1] > 0
+    return _picture(
+        figures.frames_figure(
+            None if raw is None else raw.image[0],
+            None if raw is None else raw.geometry,
+            corrected.image[0],
+            corrected.geometry,
+            session.atoms.positions_px,
+            latents.positions_px if same and latents is not None else np.empty((0, 2)),
+            latents.mean[:, 0] if same and latents is not None else None,
+        ),
+        f"Frame {corrected.number} ({corrected.channels[0]}). Rings: atoms, coloured by the first latent; "
+        "grey rings are atoms whose window leaves the frame.",
+    )
+
+
+def latent_space(material: Material) -> str:
+    """Show the latents of the last frame, as a plane and over the field."""
+    latents = material.session.latents
+    if latents is None or not latents.mean.size:
+        return _nothing("No atom was encoded.")
+    measured = material.session.measured
+    atoms = _atoms_of(measured, material)
+    found = atoms >= 0
+    values = np.array([m.value for m in measured])[found] if measured else np.empty(0)
+    figure = figures.latents_figure(
+        latents.mean, latents.positions_px, latents.geometry, atoms[found], values, material.objective.name
+    )
+    return _picture(
+        figure,
+        f"The {len(latents.mean):,} atoms of frame {latents.number}. Left: in the plane of the latents, "
+        "measured ones coloured by their value. Right: both latents over the field.",
+    )
+
+
+def _atoms_of(measured: Sequence[Measurement], material: Material) -> NDArray[np.intp]:
+    """Find the atom of the last frame that each measurement was on; by track, else by position."""
+    latents = material.session.latents
+    assert latents is not None
+    atoms = nearest(latents.positions_nm.astype(np.float64), [m.position_nm for m in measured], NEAR_NM)
+    index = {int(track): place for place, track in enumerate(latents.track) if track >= 0}
+    for place, measurement in enumerate(measured):
+        if atoms[place] < 0 and measurement.suggestion is not None:
+            atoms[place] = index.get(measurement.suggestion.track, -1)
+    return atoms
+
+
+def manifold(material: Material) -> str:
+    """Show what the encoder has learnt: its decoder over a grid that spans the latents seen."""
+    latents = material.session.latents
+    if latents is None or not latents.mean.size:
+        return _nothing("No atom was encoded, so there is no range of latents to show.")
+    try:
+        encoder = material.load_encoder()
+    except (OSError, ValueError) as error:
+        return _nothing(f"The weights could not be loaded: {error}")
+    if encoder.card.latent_dim != latents.mean.shape[1]:
+        return _nothing(
+            f"The weights at hand have {encoder.card.latent_dim} latents, "
+            f"the session has {latents.mean.shape[1]}."
+        )
+    note = ""
+    if encoder.revision != latents.model_revision:
+        note = f" (These are weights {encoder.revision}; the session used {latents.model_revision}.)"
+    first, second, grid = latent_grid(latents.mean)
+    decoded = np.asarray(encoder.decode(grid))[:, 0]
+    tiles = decoded.reshape(len(second), len(first), *decoded.shape[1:])
+    return _picture(
+        figures.manifold_figure(tiles, first, second),
+        f"Windows of {encoder.card.window_nm:g} nm as the decoder draws them for latents across "
+        f"the range seen in frame {latents.number}.{note}",
+    )
+
+
+def latent_grid(mean: NDArray[np.float32]) -> tuple[Float64, Float64, NDArray[np.float32]]:
+    """Span the first two latents by a grid, the others at their medians.
+
+    Returns
+    -------
+    first, second
+        Values along the grid; ``second`` is one value where there is one latent.
+    latents
+        Shape ``(len(second) · len(first), d)``, float32.
+    """
+    low, high = np.percentile(mean, [0.2, 99.8], axis=0)
+    first = np.linspace(low[0], high[0], GRID)
+    second = np.linspace(low[1], high[1], GRID) if mean.shape[1] > 1 else np.zeros(1)
+    grid = np.tile(np.median(mean, axis=0).astype(np.float32), (len(first) * len(second), 1))
+    grid[:, 0] = np.tile(first, len(second))
+    if mean.shape[1] > 1:
+        grid[:, 1] = np.repeat(second, len(first))
+    return first, second, grid
+
+
+def path(material: Material) -> str:
+    """Show where it was measured, and the best spectrum."""
+    session = material.session
+    if not session.measurements:
+        return _nothing("No measurement was asked for, or none came to an outcome.")
+    return _path_picture(material) + _best_spectrum(material)
+
+
+def _path_picture(material: Material) -> str:
+    session = material.session
+    if session.atoms is None:
+        return _nothing("There is no corrected frame to draw the path on.")
+    geometry = session.atoms.frame.geometry
+    placed = [m for m in session.measurements if m.position_nm is not None]
+    visited = [m for m in placed if m.outcome.status == "ok"]
+    refused = [m for m in placed if m.outcome.status != "ok"]
+    figure = figures.path_figure(
+        session.atoms.frame.image[0],
+        geometry,
+        _pixels(geometry, visited),
+        np.array([m.value for m in visited]),
+        [m.order for m in visited],
+        _pixels(geometry, refused),
+        material.objective.name,
+    )
+    return _picture(
+        figure,
+        f"{_count(len(visited), 'measurement')} in the order of the numbers, on the last corrected frame; "
+        f"{_count(len(refused), 'request')} came to nothing.",
+    )
+
+
+def _pixels(geometry: ScanGeometry, measurements: Sequence[Measurement]) -> Float64:
+    return geometry.to_px(np.array([m.position_nm for m in measurements], dtype=np.float64).reshape(-1, 2))
+
+
+def _best_spectrum(material: Material) -> str:
+    best = material.best
+    if best is None or best.outcome.spectrum is None:
+        return _nothing("No measurement brought a spectrum.")
+    outcome = best.outcome
+    assert outcome.spectrum is not None
+    counts = outcome.spectrum
+    energy = outcome.energy_offset_ev + outcome.energy_step_ev * np.arange(len(counts))
+    others = [
+        m.outcome.spectrum
+        for m in material.session.measured
+        if m is not best and m.outcome.spectrum is not None and len(m.outcome.spectrum) == len(counts)
+    ]
+    typical = np.median(others, axis=0) if others else None
+    return _picture(
+        figures.spectrum_figure(energy, counts, typical, objective_windows(material.agent.objective)),
+        f"The spectrum of measurement {best.order}, the best, with {number_text(best.value)}; "
+        f"exposure {outcome.dwell_time_us / 1000:g} ms.",
+    )
+
+
+def objective_windows(config: ObjectiveConfig) -> list[tuple[str, float, float, str]]:
+    """List the energy windows that an objective reads, as ``(name, from_ev, to_ev, colour)``."""
+    windows = [
+        (
+            "band" if config.kind == "band_integral" else "search for the peak",
+            *config.window_ev,
+            figures.ORANGE,
+        )
+    ]
+    if config.kind == "band_integral" and config.background_model != "none":
+        windows.append(("background", *config.background_ev, figures.GREEN))
+    if config.kind == "band_integral" and config.normalise == "reference":
+        windows.append(("reference", *config.reference_ev, figures.GREY))
+    return windows
+
+
+def learning(material: Material) -> str:
+    """Show how fast the best was found, against the baselines where the truth is known."""
+    measured = material.session.measured
+    if not measured:
+        return _nothing("No measurement gave a value, so there is nothing to learn from.")
+    values = np.array([m.value for m in measured])
+    sites, sign = material.sites, material.sign
+    if sites is None:
+        curve = figures.Curve(
+            name="best measured", values=sign * best_so_far(sign * values), colour=figures.BLUE
+        )
+        picture = figures.learning_figure(values, [curve], None, material.objective.name)
+        return _picture(picture, "Best value so far.") + _nothing(
+            "The truth is not known here, so there are no baselines to compare with."
+        )
+    on_site = nearest(sites.positions_nm, [m.position_nm for m in measured], NEAR_NM)
+    true_values = np.where(on_site >= 0, sites.values[on_site], np.nan)
+    curves = _curves(sign * true_values, sign * sites.values, sites.positions_nm)
+    best_possible = float((sign * sites.values).max())
+    signed = [
+        figures.Curve(
+            name=c.name,
+            values=sign * c.values,
+            colour=c.colour,
+            low=None if c.low is None else sign * c.low,
+            high=None if c.high is None else sign * c.high,
+        )
+        for c in curves
+    ]
+    figure = figures.learning_figure(values, signed, sign * best_possible, material.objective.name)
+    caption = (
+        f"Best true value so far, among the {len(sites.values):,} sites to choose from. "
+        "Random: expectation over all orders, with the band from the tenth to the ninetieth percentile. "
+        "Dots: values as measured, with their noise."
+    )
+    return _picture(figure, caption) + _p(_verdict(curves[0].values, sign * sites.values))
+
+
+def _curves(true_values: Float64, site_values: Float64, positions_nm: Float64) -> list[figures.Curve]:
+    steps = len(true_values)
+    random = chance(site_values, steps)
+    raster = best_so_far(site_values[reading_order(positions_nm, steps)])
+    return [
+        figures.Curve(name="this session", values=best_so_far(true_values), colour=figures.BLUE),
+        figures.Curve(
+            name="random", values=random.mean, colour=figures.ORANGE, low=random.low, high=random.high
+        ),
+        figures.Curve(name="raster", values=raster, colour=figures.GREEN),
+    ]
+
+
+def _verdict(reached: Float64, site_values: Float64) -> str:
+    """Compare the number of measurements to come near the best with chance."""
+    best = float(site_values.max())
+    span = best - float(np.median(site_values))
+    level = best - (1 - GOOD_ENOUGH) * (abs(best) if best > 0 else span)
+    good = int((site_values >= level).sum())
+    by_chance = draws_to_find(len(site_values), good)
+    count = measurements_to_reach(reached, level)
+    how_near = f"within {1 - GOOD_ENOUGH:.0%} of the best possible"
+    session = f"This session did not come {how_near}."
+    if count is not None:
+        session = f"This session came {how_near} after {_count(count, 'measurement')}."
+    of = "is 1 site" if good == 1 else f"are {good:,} sites"
+    return (
+        f"{session} There {of} as good as that; random order finds the first "
+        f"after {by_chance:,.0f} on average."
+    )
+
+
+def drift(material: Material) -> str:
+    """Show the drift that was found, against the truth where it is known."""
+    session = material.session
+    if len(session.drift) < 2:
+        return _nothing("Fewer than two frames came through, so there is no drift to show.")
+    revision = session.drift[-1][2].revision
+    shown = [entry for entry in session.drift if entry[2].revision == revision]
+    numbers = np.array([number for number, _, _ in shown])
+    at_s = np.array([at for _, at, _ in shown])
+    found = np.array([r.drift_nm for _, _, r in shown])
+    truth = true_drift_nm(session, numbers)
+    figure = figures.drift_figure(at_s - at_s[0], found, np.array([r.sd_nm for _, _, r in shown]), truth)
+    caption = f"Drift since the reference frame {numbers[0]}; bands are one standard deviation."
+    if truth is not None and session.atoms is not None:
+        error_nm = float(np.sqrt(((found - truth) ** 2).sum(axis=1).mean()))
+        error_px = error_nm / session.atoms.frame.geometry.pixel_size_nm[1]
+        caption += f" Root mean square error {error_nm * 1000:.1f} pm, {error_px:.2f} pixels."
+    return _picture(figure, caption)
+
+
+def events(material: Material) -> str:
+    """List what was refused and why, and the events."""
+    session = material.session
+    reasons = Counter(
+        (m.outcome.status, m.outcome.reason or "no reason given")
+        for m in session.measurements
+        if m.outcome.status != "ok"
+    )
+    told = (
+        _table(
+            ("outcome", "reason", "times"),
+            [(status, reason, f"{n:,}") for (status, reason), n in reasons.most_common()],
+        )
+        if reasons
+        else _nothing("Nothing was refused, and nothing failed.")
+    )
+    if not session.events:
+        return told + _nothing("No events were noted.")
+    rows = [
+        (clock_text(event.at_s - session.first_received_s), event.what, event.detail)
+        for event in session.events[:EVENTS_SHOWN]
+    ]
+    left_out = len(session.events) - len(rows)
+    more = _p(f"{left_out:,} later events are in the journal.") if left_out > 0 else ""
+    table = _table(("time", "what", "detail"), rows)
+    return told + _folded(_count(len(session.events), "event"), table + more)
+
+
+def configuration(material: Material) -> str:
+    """Show the configuration and the streamer's own summary."""
+    session = material.session
+    told = ""
+    for name, text in (
+        ("config.toml", session.configuration),
+        ("summary.json", _pretty(session.summary) if session.summary else ""),
+    ):
+        told += _folded(name, f"<pre>{html.escape(text)}</pre>") if text else _nothing(f"There is no {name}.")
+    return told
+
+
+def _pretty(content: dict[str, Any]) -> str:
+    return msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
+
+
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+SECTIONS: tuple[tuple[str, Callable[[Material], str]], ...] = (
+    ("What happened", overview),
+    ("The last frame", frames),
+    ("What the encoder saw", latent_space),
+    ("What the encoder has learnt", manifold),
+    ("Where it was measured", path),
+    ("How fast the best was found", learning),
+    ("Drift", drift),
+    ("Refusals and events", events),
+    ("Configuration and summary", configuration),
+)
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #1a1a1a; background: #fff;
+       max-width: 1120px; margin: 2rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h1 small { font-weight: normal; color: #555; }
+h2 { font-size: 1.15rem; border-bottom: 1px solid #ccc; padding-bottom: .2rem; margin-top: 2.2rem; }
+figure { margin: 1rem 0; } img { max-width: 100%; height: auto; display: block; }
+figcaption { color: #444; font-size: .88rem; margin-top: .3rem; max-width: 60rem; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .18rem .9rem .18rem 0; border-bottom: 1px solid #e4e4e4;
+         vertical-align: top; }
+.facts th { font-weight: normal; color: #555; white-space: nowrap; }
+.columns { display: grid; grid-template-columns: 3fr 2fr; gap: 2.5rem; align-items: start; }
+.columns table:not(.facts) td + td, .columns table:not(.facts) th + th { text-align: right; }
+.nothing { color: #555; font-style: italic; }
+pre { font-size: .8rem; background: #f6f6f6; padding: .8rem; overflow-x: auto; white-space: pre-wrap; }
+details { margin: .6rem 0; } summary { cursor: pointer; }
+@media (max-width: 800px) { .columns { grid-template-columns: 1fr; } }
+@media print { body { margin: 0; max-width: none; font-size: 11px; } figure, tr { break-inside: avoid; }
+               h2 { break-after: avoid; } }
+"""
+
+
+def page(material: Material) -> str:
+    """Write the whole page."""
+    name = html.escape(material.session.folder.resolve().name)
+    body = "".join(
+        f"<section><h2>{html.escape(title)}</h2>{section(material)}</section>" for title, section in SECTIONS
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>probeloop: {name}</title><style>{STYLE}</style></head>"
+        f"<body><h1>probeloop <small>session {name}</small></h1>{body}</body></html>\n"
+    )

@@ -1,0 +1,314 @@
+"""What a finished session left behind, read into one place for the report."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamer.journal import read_messages
+from streamer.messages import (
+    AnyMessage,
+    Atoms,
+    Event,
+    Frame,
+    Latents,
+    Outcome,
+    PairNm,
+    Registration,
+    Score,
+    Suggestion,
+)
+
+Float64 = NDArray[np.float64]
+# Larger truths than this are not believed: a field of 10,000 atoms with 4,096 channels is 160 MB.
+MAX_TRUTH_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truth:
+    """What a simulated instrument knows, from ``truth.npz``.
+
+    Attributes
+    ----------
+    positions_nm
+        Of the atom sites, shape ``(n, 2)``, as ``(x, y)``.
+    site_class
+        Shape ``(n,)``; 0 is carbon.
+    drift_nm
+        By frame number, shape ``(frames, 2)``, as ``(x, y)``; NaN where it is not told.
+    spectra
+        What a noiseless spectrum at each site would be, shape ``(n, energy)``; None where it is not told.
+    energy_offset_ev, energy_step_ev, dwell_time_us
+        Of those spectra; the dwell time is NaN where it is not told.
+    """
+
+    positions_nm: Float64
+    site_class: NDArray[np.int64]
+    drift_nm: Float64
+    spectra: NDArray[np.float32] | None
+    energy_offset_ev: float
+    energy_step_ev: float
+    dwell_time_us: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One request from its suggestion to its score; what did not happen is None.
+
+    Attributes
+    ----------
+    order
+        From 1, in the order of the outcomes.
+    """
+
+    order: int
+    suggestion: Suggestion | None
+    outcome: Outcome
+    score: Score | None
+
+    @property
+    def value(self) -> float:
+        """The objective as the agent read it; NaN where there is none."""
+        return math.nan if self.score is None else self.score.value
+
+    @property
+    def position_nm(self) -> PairNm | None:
+        """Specimen position ``(x, y)``: as visited, else as suggested."""
+        if self.outcome.position_nm is not None:
+            return self.outcome.position_nm
+        return None if self.suggestion is None else self.suggestion.position_nm
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """A session folder, read.
+
+    Attributes
+    ----------
+    folder
+        Where it lies.
+    summary
+        The streamer's own account (``summary.json``); empty if it did not come to write one.
+    configuration
+        Text of ``config.toml``; empty if there is none.
+    first_received_s, last_received_s
+        Streamer clock of the first and the last record; NaN for an empty journal.
+    frames
+        How many frames of the experiment were journalled (sub-scans apart).
+    subscans
+        How many frames answered a request.
+    last_raw
+        The raw frame that belongs to ``atoms``, or the last one.
+    atoms
+        The last corrected frame with its atoms; None if no frame came through.
+    latents
+        Those of the frame of ``atoms``, or the last ones.
+    drift
+        ``(number, acquired_at_s, registration)`` of each frame that came through.
+    latents_age_ms
+        From the arrival of a frame to the journalling of its latents, shape ``(frames,)``.
+    measurements
+        Every outcome, in order.
+    events
+        In order.
+    truth
+        None where nothing is known.
+    """
+
+    folder: Path
+    summary: dict[str, Any] = field(default_factory=dict)
+    configuration: str = ""
+    first_received_s: float = math.nan
+    last_received_s: float = math.nan
+    frames: int = 0
+    subscans: int = 0
+    last_raw: Frame | None = None
+    atoms: Atoms | None = None
+    latents: Latents | None = None
+    drift: list[tuple[int, float, Registration]] = field(default_factory=list)
+    latents_age_ms: list[float] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    truth: Truth | None = None
+
+    @property
+    def duration_s(self) -> float:
+        """Time from the first to the last record; 0 for an empty journal."""
+        duration = self.last_received_s - self.first_received_s
+        return duration if math.isfinite(duration) else 0.0
+
+    @property
+    def measured(self) -> list[Measurement]:
+        """The measurements that gave a value."""
+        return [m for m in self.measurements if m.outcome.status == "ok" and math.isfinite(m.value)]
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """What is kept of the messages while they pass; frames are large, so only the last are."""
+
+    raw: dict[int, Frame] = field(default_factory=dict)
+    received_s: dict[int, float] = field(default_factory=dict)
+    subscans: set[int] = field(default_factory=set)
+    latents: dict[int, Latents] = field(default_factory=dict)
+    suggestions: dict[str, Suggestion] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict)
+
+
+_KEPT = 8
+
+
+def _keep(store: dict[int, Any], number: int, message: Any) -> None:
+    store[number] = message
+    while len(store) > _KEPT:
+        del store[next(iter(store))]
+
+
+def gather(folder: Path, messages: Iterable[tuple[float, AnyMessage]]) -> Session:
+    """Read the messages of a journal into a Session.
+
+    Parameters
+    ----------
+    folder
+        The session folder; it is only noted.
+    messages
+        ``(received_at_s, message)`` in order of arrival.
+    """
+    session, seen = Session(folder=folder), _Gathering()
+    for received_s, message in messages:
+        if math.isnan(session.first_received_s):
+            session.first_received_s = received_s
+        session.last_received_s = received_s
+        _take(session, seen, received_s, message)
+    number = None if session.atoms is None else session.atoms.frame.number
+    session.last_raw = seen.raw.get(-1 if number is None else number, _last(seen.raw))
+    session.latents = seen.latents.get(-1 if number is None else number, _last(seen.latents))
+    session.measurements = [
+        Measurement(
+            order=order, suggestion=seen.suggestions.get(id_), outcome=outcome, score=seen.scores.get(id_)
+        )
+        for order, (id_, outcome) in enumerate(seen.outcomes.items(), start=1)
+    ]
+    return session
+
+
+def _last(store: dict[int, Any]) -> Any:
+    return next(reversed(store.values()), None)
+
+
+def _take(session: Session, seen: _Gathering, received_s: float, message: AnyMessage) -> None:
+    match message:
+        case Frame(request_id=None):
+            session.frames += 1
+            _keep(seen.raw, message.number, message)
+            seen.received_s[message.number] = received_s
+        case Frame():
+            session.subscans += 1
+            seen.subscans.add(message.number)
+        case Atoms():
+            session.atoms = message
+        case Latents() if message.number not in seen.subscans:
+            _keep(seen.latents, message.number, message)
+            session.drift.append((message.number, message.acquired_at_s, message.registration))
+            if message.number in seen.received_s:
+                session.latents_age_ms.append((received_s - seen.received_s[message.number]) * 1e3)
+        case Suggestion():
+            seen.suggestions[message.id] = message
+        case Outcome():
+            seen.outcomes[message.id] = message
+        case Score():
+            seen.scores[message.id] = message
+        case Event():
+            session.events.append(message)
+        case _:
+            pass
+
+
+def read_session(folder: Path) -> Session:
+    """Read a session folder.
+
+    Parameters
+    ----------
+    folder
+        With ``journal-*.plj``; ``summary.json``, ``config.toml`` and ``truth.npz`` are read if they
+        are there.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no journal.
+    ValueError
+        If a file beside the journal is not what its name claims; the text names it.
+    """
+    session = gather(folder, read_messages(folder))
+    session.summary = _read_summary(folder / "summary.json")
+    session.configuration = _read_text(folder / "config.toml")
+    session.truth = read_truth(folder / "truth.npz")
+    return session
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    text = _read_text(path)
+    if not text:
+        return {}
+    try:
+        summary = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}; remove it to make a report without it") from None
+    if not isinstance(summary, dict):
+        raise ValueError(f"{path}: not a JSON object; remove it to make a report without it")
+    return summary
+
+
+def read_truth(path: Path) -> Truth | None:
+    """Read what a simulated instrument wrote of its truth; None where there is no such file.
+
+    Raises
+    ------
+    ValueError
+        If it is not such a file; the text names it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:  # before numpy allocates what a header claims
+            if sum(info.file_size for info in archive.infolist()) > MAX_TRUTH_BYTES:
+                raise ValueError(f"it holds more than {MAX_TRUTH_BYTES >> 20} MiB")
+        with np.load(path, allow_pickle=False) as arrays:
+            return _truth({name: arrays[name] for name in arrays.files})
+    except FileNotFoundError:
+        return None
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path}: not the truth of a simulation: {error}; remove it to report without"
+        ) from None
+
+
+def _truth(arrays: dict[str, NDArray[Any]]) -> Truth:
+    positions = np.asarray(arrays["positions_nm"], dtype=np.float64).reshape(-1, 2)
+    spectra = arrays.get("spectra")
+    if spectra is not None and len(spectra) != len(positions):
+        raise KeyError(f"{len(spectra)} spectra for {len(positions)} sites")
+    return Truth(
+        positions_nm=positions,
+        site_class=np.asarray(arrays.get("site_class", np.zeros(len(positions))), dtype=np.int64),
+        drift_nm=np.asarray(arrays.get("drift_nm", np.zeros((0, 2))), dtype=np.float64).reshape(-1, 2),
+        spectra=None if spectra is None or not len(spectra) else np.asarray(spectra, dtype=np.float32),
+        energy_offset_ev=float(arrays.get("energy_offset_ev", np.float64(0.0))),
+        energy_step_ev=float(arrays.get("energy_step_ev", np.float64(1.0))),
+        dwell_time_us=float(arrays.get("spectra_dwell_time_us", np.float64(math.nan))),
+    )

@@ -1,0 +1,446 @@
+"""The report says what the journal holds, whatever is missing from it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.config import AgentConfig
+from agents.objective import ObjectiveConfig
+from deploy import report
+from deploy.learning_curve import (
+    best_so_far,
+    chance,
+    draws_to_find,
+    measurements_to_reach,
+    reading_order,
+)
+from deploy.session import Session, gather, read_session, read_truth
+from streamer.journal import Journal, JournalConfig
+from streamer.messages import (
+    Atoms,
+    Event,
+    Frame,
+    Latents,
+    Message,
+    Outcome,
+    Registration,
+    ScanGeometry,
+    Score,
+    Suggestion,
+)
+from streamer.wire import encode
+
+SESSION = "synthetic"
+PIXELS, FIELD_NM = 160, 2.4
+GEOMETRY = ScanGeometry(shape=(PIXELS, PIXELS), field_of_view_nm=(FIELD_NM, FIELD_NM))
+ENERGY_OFFSET_EV, ENERGY_STEP_EV = 0.0, 1.0
+FIRST_DRIFT_NM = np.array([0.3, -0.2])
+
+
+def lattice() -> tuple[np.ndarray, np.ndarray]:
+    """Make graphene's sites in nm, shape (n, 2), and which of them are silicon (1) or not (0)."""
+    a = 0.246
+    rows, cols = np.mgrid[-8:9, -8:9].reshape(2, -1)
+    corner = np.stack([a * (cols + rows / 2), a * np.sqrt(3) / 2 * rows], axis=1)
+    sites = np.concatenate([corner, corner + np.array([0.0, 0.142])])
+    sites = sites[(np.abs(sites) < FIELD_NM / 2 - 0.15).all(axis=1)]
+    silicon = np.zeros(len(sites), dtype=np.int64)
+    silicon[[20, 77]] = 1
+    return sites, silicon
+
+
+def spectrum(weight: float) -> np.ndarray:
+    """Make a spectrum with an edge at 99 eV of this weight on a power law, float32."""
+    energy = ENERGY_OFFSET_EV + ENERGY_STEP_EV * np.arange(256)
+    counts = 3e6 * np.maximum(energy, 5.0) ** -1.8 + weight * 200 * (energy >= 99) * np.exp(
+        -(energy - 99) / 40
+    )
+    return counts.astype(np.float32)
+
+
+def image(sites_nm: np.ndarray, silicon: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw a frame of these sites with Poisson noise, float32 (1, row, col)."""
+    row, col = np.mgrid[:PIXELS, :PIXELS]
+    clean = np.full((PIXELS, PIXELS), 4.0)
+    for (r, c), is_silicon in zip(GEOMETRY.to_px(sites_nm), silicon, strict=True):
+        clean += (150 if is_silicon else 60) * np.exp(-((row - r) ** 2 + (col - c) ** 2) / (2 * 3.0**2))
+    return rng.poisson(clean).astype(np.float32)[None]
+
+
+def frame(number: int, pixels: np.ndarray, registration: Registration | None = None) -> Frame:
+    return Frame(
+        session=SESSION,
+        number=number,
+        acquired_at_s=1000.0 + number,
+        image=pixels,
+        channels=("HAADF",),
+        geometry=GEOMETRY,
+        dwell_time_us=4.0,
+        registration=registration,
+    )
+
+
+def latents(number: int, sites_nm: np.ndarray, silicon: np.ndarray, registration: Registration) -> Latents:
+    rng = np.random.default_rng(number)
+    n = len(sites_nm)
+    mean = rng.normal(size=(n, 2)) * 0.3 + 2.5 * silicon[:, None]
+    flat = np.zeros(n, dtype=np.float32)
+    pair = np.zeros((n, 2), dtype=np.float32)
+    return Latents(
+        session=SESSION,
+        number=number,
+        acquired_at_s=1000.0 + number,
+        mean=mean.astype(np.float32),
+        sd=np.full((n, 2), 0.1, dtype=np.float32),
+        angle_rad=flat,
+        angle_sd_rad=flat,
+        offset_nm=pair,
+        offset_sd_nm=pair,
+        class_probability=np.zeros((n, 0), dtype=np.float32),
+        novelty=flat,
+        confidence=flat + 1,
+        track=np.arange(n),
+        positions_px=GEOMETRY.to_px(sites_nm).astype(np.float32),
+        positions_nm=sites_nm.astype(np.float32),
+        model_revision="0123456789ab",
+        geometry=GEOMETRY,
+        registration=registration,
+    )
+
+
+def measurement(order: int, position_nm: np.ndarray, weight: float, value: float) -> list[Message]:
+    """Make the suggestion, the outcome and the score of one measurement."""
+    x, y = (float(v) for v in position_nm)
+    return [
+        Suggestion(
+            session=SESSION,
+            number=0,
+            acquired_at_s=1000.0,
+            id=f"explorer-{order}",
+            position_nm=(x, y),
+            dwell_time_us=1e5,
+            policy="explorer",
+        ),
+        Outcome(
+            session=SESSION,
+            id=f"explorer-{order}",
+            status="ok",
+            scan_position_nm=(x, y),
+            position_nm=(x, y),
+            dwell_time_us=1e5,
+            spectrum=spectrum(weight),
+            energy_offset_ev=ENERGY_OFFSET_EV,
+            energy_step_ev=ENERGY_STEP_EV,
+        ),
+        Score(session=SESSION, id=f"explorer-{order}", objective="Si", value=value, variance=1e-6),
+    ]
+
+
+def refusal(order: int) -> list[Message]:
+    return [
+        Suggestion(
+            session=SESSION,
+            number=0,
+            acquired_at_s=1000.0,
+            id=f"explorer-{order}",
+            position_nm=(0.4, 0.4),
+            dwell_time_us=1e5,
+            policy="explorer",
+        ),
+        Outcome(session=SESSION, id=f"explorer-{order}", status="refused", reason="dose of a cell <used up>"),
+    ]
+
+
+def messages(*, frames: int = 6, measured: int = 25, refused: int = 2) -> list[Message]:
+    """Make a whole session: frames with their latents, measurements, and the last atoms."""
+    sites, silicon = lattice()
+    rng = np.random.default_rng(7)
+    told: list[Message] = [Event(at_s=1000.0, what="session_started", detail="a <synthetic> one")]
+    registration = Registration()
+    corrected = None
+    for number in range(frames):
+        registration = Registration(
+            drift_nm=(0.02 * number, -0.01 * number), sd_nm=0.002, at_s=1000.0 + number
+        )
+        told.append(frame(number, image(sites + registration.drift_nm, silicon, rng)))
+        told.append(latents(number, sites, silicon, registration))
+        corrected = frame(number, image(sites, silicon, rng), registration)
+    order = rng.permutation(np.flatnonzero(silicon == 0))[:measured]
+    order[22:23] = 77  # the best comes as number 23
+    for count, site in enumerate(order):
+        told += measurement(count, sites[site], float(silicon[site]), 0.001 + 0.02 * float(silicon[site]))
+    for count in range(refused):
+        told += refusal(measured + count)
+    if corrected is not None:
+        n = len(sites)
+        ones = np.ones(n, dtype=np.float32)
+        told.append(
+            Atoms(
+                frame=corrected,
+                positions_px=GEOMETRY.to_px(sites).astype(np.float32),
+                confidence=ones,
+                amplitude=60 * ones,
+                background=4.0,
+                contrast=60.0,
+            )
+        )
+    return told
+
+
+def write_session(folder: Path, told: list[Message], *, truth: bool = False, summary: bool = True) -> Path:
+    """Write a session folder as the streamer and the simulated instrument would."""
+    journal = Journal(folder, JournalConfig())
+    for place, message in enumerate(told):
+        journal.append(encode(message), 1000.0 + 0.05 * place)
+    journal.close()
+    if summary:
+        content = {
+            "ended": "budget reached",
+            "frames": {"received": 6, "published": 6, "rejected": 0, "dropped": 0, "waiting": 0},
+            "stage_ms": {"encode": [12.0, 31.5], "correct": [8.0, None]},
+            "frame_to_latents_ms": [70.0, 120.0],
+            "dose_e": 1.5e9,
+            "max_dose_e": 1e12,
+        }
+        (folder / "summary.json").write_text(json.dumps(content))
+    if truth:
+        write_truth(folder / "truth.npz")
+    return folder
+
+
+def write_truth(path: Path) -> None:
+    sites, silicon = lattice()
+    numbers = np.arange(6)[:, None]
+    np.savez(
+        path,
+        positions_nm=sites - FIRST_DRIFT_NM,
+        site_class=silicon,
+        drift_nm=FIRST_DRIFT_NM + numbers * [0.02, -0.01],
+        spectra=np.stack([spectrum(float(s)) for s in silicon]),
+        energy_offset_ev=ENERGY_OFFSET_EV,
+        energy_step_ev=ENERGY_STEP_EV,
+    )
+
+
+def material(session: Session) -> report.Material:
+    def no_weights() -> None:
+        raise FileNotFoundError("there are no weights in this test")
+
+    return report.Material(session, AgentConfig(), no_weights)  # type: ignore[arg-type]
+
+
+def sections(text: str) -> dict[str, str]:
+    return dict(re.findall(r"<section><h2>(.*?)</h2>(.*?)</section>", text, flags=re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_session(tmp_path_factory.mktemp("full"), messages(), truth=True)
+
+
+def test_the_report_is_one_file_that_refers_to_nothing_else(full: Path) -> None:
+    text = report.make_report(full).read_text()
+    assert re.findall(r"<(?:link|script|iframe)", text) == []
+    addresses = re.findall(r'(?:src|href)="([^"]{0,30})', text)
+    assert addresses
+    assert all(address.startswith("data:image/png;base64,") for address in addresses)
+    assert "http" not in text.replace("data:image", "")
+
+
+def test_the_report_has_every_section_and_no_missing_word_in_a_full_session(full: Path) -> None:
+    found = sections(report.page(material(read_session(full))))
+    assert list(found) == [title for title, _ in report.SECTIONS]
+    for title in ("The last frame", "What the encoder saw", "Where it was measured", "Drift"):
+        assert "data:image/png" in found[title], title
+
+
+def test_text_from_the_session_cannot_become_markup(full: Path) -> None:
+    text = report.page(material(read_session(full)))
+    assert "a &lt;synthetic&gt; one" in text
+    assert "dose of a cell &lt;used up&gt;" in text
+    assert "<synthetic>" not in text
+
+
+def test_the_story_names_the_best_measurement_and_why_the_session_ended(full: Path) -> None:
+    story = report.overview(material(read_session(full)))
+    assert "ended: budget reached" in story
+    assert "the best, 0.021" in story
+    assert "came as number 23" in story
+    assert "25 ok, 2 refused" in story
+
+
+def test_latencies_without_a_number_are_shown_by_a_dash(full: Path) -> None:
+    found = report.overview(material(read_session(full)))
+    assert "<td>stage correct</td><td>8.0</td><td>–</td>" in found
+
+
+def test_true_sites_are_found_where_the_reference_frame_puts_them(full: Path) -> None:
+    sites = material(read_session(full)).sites
+    assert sites is not None
+    expected, silicon = lattice()
+    np.testing.assert_allclose(sites.positions_nm, expected, atol=1e-12)
+    assert set(np.argsort(sites.values)[-2:]) == set(np.flatnonzero(silicon))
+
+
+def test_the_learning_section_counts_the_measurements_to_the_best(full: Path) -> None:
+    told = report.learning(material(read_session(full)))
+    assert "within 5% of the best possible after 23 measurements" in told
+    n = len(lattice()[0])
+    assert f"There are 2 sites as good as that; random order finds the first after {(n + 1) / 3:,.0f}" in told
+
+
+def test_the_drift_section_states_the_error_against_the_truth(full: Path) -> None:
+    assert "Root mean square error 0.0 pm, 0.00 pixels." in report.drift(material(read_session(full)))
+
+
+def test_without_truth_the_learning_section_says_that_there_are_no_baselines(tmp_path: Path) -> None:
+    session = read_session(write_session(tmp_path, messages()))
+    assert "there are no baselines" in report.learning(material(session))
+
+
+def test_truth_without_spectra_gives_no_baselines_but_still_the_true_drift(tmp_path: Path) -> None:
+    folder = write_session(tmp_path, messages())
+    sites, _ = lattice()
+    np.savez(folder / "truth.npz", positions_nm=sites, drift_nm=np.arange(6)[:, None] * [0.02, -0.01])
+    session = read_session(folder)
+    assert material(session).sites is None
+    assert "Root mean square error" in report.drift(material(session))
+
+
+def test_a_session_without_frames_is_told_in_words(tmp_path: Path) -> None:
+    text = report.make_report(write_session(tmp_path, messages(frames=0, measured=0, refused=0)))
+    found = sections(text.read_text())
+    assert "No frame came." in found["The last frame"]
+    assert "No atom was encoded." in found["What the encoder saw"]
+    assert "No measurement was asked for" in found["Where it was measured"]
+    assert "data:image" not in text.read_text()
+
+
+def test_an_empty_journal_gives_a_report(tmp_path: Path) -> None:
+    text = report.make_report(write_session(tmp_path, [], summary=False)).read_text()
+    assert "was not ended in order" in text
+
+
+def test_a_session_that_refused_everything_says_so_and_why(tmp_path: Path) -> None:
+    found = sections(
+        report.page(material(read_session(write_session(tmp_path, messages(measured=0, refused=3)))))
+    )
+    assert "3 requests had an outcome, and none gave a value." in found["What happened"]
+    assert "No measurement brought a spectrum." in found["Where it was measured"]
+    assert "<td>refused</td><td>dose of a cell &lt;used up&gt;</td><td>3</td>" in found["Refusals and events"]
+
+
+def test_a_session_cut_off_before_its_atoms_says_so(tmp_path: Path) -> None:
+    told = [message for message in messages() if not isinstance(message, Atoms)]
+    found = sections(report.page(material(read_session(write_session(tmp_path, told, summary=False)))))
+    assert "none is kept in its corrected form" in found["The last frame"]
+    assert "data:image" in found["What the encoder saw"]
+
+
+def test_missing_weights_are_told_in_the_section_that_needs_them(full: Path) -> None:
+    assert "there are no weights in this test" in report.manifold(material(read_session(full)))
+
+
+def test_the_grid_of_latents_spans_what_was_seen_with_the_rest_at_its_median() -> None:
+    mean = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
+    first, second, grid = report.latent_grid(mean)
+    assert grid.shape == (len(first) * len(second), 3)
+    np.testing.assert_allclose(grid[: len(first), 0], first, rtol=1e-6)
+    assert np.all(grid[: len(first), 1] == grid[0, 1])
+    assert np.all(grid[:, 2] == np.median(mean[:, 2]))
+
+
+def test_one_latent_gives_a_row() -> None:
+    first, second, grid = report.latent_grid(np.linspace(-1, 1, 50, dtype=np.float32)[:, None])
+    assert (len(second), grid.shape) == (1, (len(first), 1))
+
+
+def test_the_windows_shown_are_those_that_the_objective_reads() -> None:
+    plain = ObjectiveConfig(background_model="none", normalise="none")
+    assert [w[:3] for w in report.objective_windows(plain)] == [("band", 99.0, 120.0)]
+    rich = ObjectiveConfig(normalise="reference")
+    assert [w[0] for w in report.objective_windows(rich)] == ["band", "background", "reference"]
+    peak = ObjectiveConfig(kind="peak_position")
+    assert [w[0] for w in report.objective_windows(peak)] == ["search for the peak"]
+
+
+def test_a_folder_without_a_journal_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no journal"):
+        report.make_report(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 torn"])
+def test_a_truth_that_is_none_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "truth.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"truth\.npz: not the truth of a simulation"):
+        read_truth(path)
+
+
+def test_a_truth_with_pickled_objects_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "truth.npz"
+    np.savez(path, positions_nm=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match=r"truth\.npz"):
+        read_truth(path)
+
+
+def test_a_summary_that_is_not_json_is_refused_by_name(tmp_path: Path) -> None:
+    folder = write_session(tmp_path, [], summary=False)
+    (folder / "summary.json").write_text("{")
+    with pytest.raises(ValueError, match=r"summary\.json: not JSON"):
+        read_session(folder)
+
+
+def test_latents_of_a_sub_scan_are_not_taken_for_those_of_the_field() -> None:
+    sites, silicon = lattice()
+    raw = frame(0, image(sites, silicon, np.random.default_rng(0)))
+    sub = Frame(
+        **{name: getattr(raw, name) for name in raw.__struct_fields__} | {"number": 1, "request_id": "a"}
+    )
+    told = [raw, latents(0, sites, silicon, Registration()), sub, latents(1, sites, silicon, Registration())]
+    session = gather(Path("nowhere"), [(float(at), message) for at, message in enumerate(told)])
+    assert (session.frames, session.subscans, len(session.drift)) == (1, 1, 1)
+    assert session.latents is not None
+    assert session.latents.number == 0
+
+
+def test_best_so_far_passes_over_what_gave_no_value() -> None:
+    np.testing.assert_array_equal(best_so_far(np.array([np.nan, 2, 1, np.nan, 3])), [np.nan, 2, 2, 2, 3])
+
+
+def test_chance_agrees_with_every_order_of_a_small_set() -> None:
+    expected = chance(np.array([1.0, 2.0, 4.0]), 3)
+    # Single: (1+2+4)/3; pairs have maxima 2, 4, 4; all three give 4.
+    np.testing.assert_allclose(expected.mean, [7 / 3, 10 / 3, 4.0])
+    np.testing.assert_array_equal(expected.low, [1.0, 2.0, 4.0])
+    np.testing.assert_array_equal(expected.high, [4.0, 4.0, 4.0])
+
+
+def test_chance_agrees_with_shuffles_of_a_field_with_rare_sites() -> None:
+    rng = np.random.default_rng(3)
+    values = np.where(rng.random(1500) < 0.01, 1.0, 0.0) + 0.01 * rng.normal(size=1500)
+    shuffled = np.stack([np.maximum.accumulate(rng.permutation(values)[:60]) for _ in range(4000)])
+    np.testing.assert_allclose(chance(values, 60).mean, shuffled.mean(axis=0), atol=0.03)
+
+
+def test_chance_never_asks_for_more_sites_than_there_are() -> None:
+    assert len(chance(np.array([1.0, 2.0]), 10).mean) == 2
+
+
+def test_draws_to_find_one_of_one_is_the_middle() -> None:
+    assert draws_to_find(9, 1) == 5.0
+
+
+def test_reading_order_goes_along_rows_from_the_top() -> None:
+    positions = np.array([[1.0, 1.0], [0.0, 0.0], [1.0, 0.02], [0.0, 1.02]])
+    np.testing.assert_array_equal(reading_order(positions, 4), [1, 2, 3, 0])
+
+
+def test_measurements_to_reach_a_level_counts_from_one() -> None:
+    assert measurements_to_reach(np.array([np.nan, 1.0, 3.0]), 2.0) == 3
+    assert measurements_to_reach(np.array([1.0]), 2.0) is None
