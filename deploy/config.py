@@ -1,0 +1,73 @@
+"""The configuration of a whole run: it only joins those of the streamer, the agent and the simulator.
+
+Importing this imports all three, so the command line does it only where it must.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agents.config import AgentConfig
+from simulators.stem import StemConfig
+from streamer.config import ConfigError, StreamerConfig, convert, read_tables
+
+Tables = dict[str, Any]
+
+
+class SimulateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The simulated instruments.
+
+    Attributes
+    ----------
+    stem
+        The scanning transmission electron microscope and its specimen.
+    """
+
+    stem: StemConfig = StemConfig()
+
+
+class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of a run, one table for each process; each is documented beside the part it configures."""
+
+    streamer: StreamerConfig = StreamerConfig()
+    agent: AgentConfig = AgentConfig()
+    simulate: SimulateConfig = SimulateConfig()
+
+
+def read_run_config(path: Path | None) -> RunConfig:
+    """Read the configuration of a run; no path gives the defaults.
+
+    Raises
+    ------
+    ConfigError
+        In one line: the file, the key, what is wrong with it and what would do.
+    """
+    return check(read_tables(path), "" if path is None else f"{path}: ")
+
+
+def check(tables: Tables, origin: str = "") -> RunConfig:
+    """Make the configuration from tables as read from TOML.
+
+    Parameters
+    ----------
+    tables
+        ``streamer``, ``agent``, ``simulate``; a missing one takes its defaults.
+    origin
+        Put before the text of an error, such as ``run.toml: ``.
+
+    Raises
+    ------
+    ConfigError
+        In one line: the key, what is wrong with it and what would do.
+    """
+    try:
+        return RunConfig(
+            streamer=convert(tables.get("streamer", {}), StreamerConfig, "streamer"),
+            agent=convert(tables.get("agent", {}), AgentConfig, "agent"),
+            simulate=convert(tables.get("simulate", {}), SimulateConfig, "simulate"),
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{origin}{error}") from None

@@ -1,0 +1,340 @@
+"""``probeloop``: the command line on one machine.
+
+Only what ``--help`` needs is imported here; each command imports the rest when it is run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Live analysis and decisions beside a scanning microscope.\n\n"
+        "Frames come in, atoms are found and compared, and an agent chooses where to measure next.\n\n"
+        "Start with [bold]probeloop run[/bold]: a simulated microscope, no hardware needed."
+    ),
+)
+simulate_app = typer.Typer(
+    no_args_is_help=True, help="A simulated microscope alone, for a streamer that runs already."
+)
+app.add_typer(simulate_app, name="simulate")
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help="TOML file with the settings; without it, the defaults. Examples are in deploy/examples.",
+        show_default=False,
+    ),
+]
+SessionFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="New folder for everything that comes of it.", show_default="sessions/<date>T<time>-<…>"
+    ),
+]
+Policy = Annotated[
+    Literal["explorer", "raster", "random"] | None,
+    typer.Option(
+        help="How the next point is chosen: [bold]explorer[/bold] learns where it pays, "
+        "[bold]raster[/bold] and [bold]random[/bold] are for comparison.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Number from which all chance comes: the same gives the same specimen and choices."
+    ),
+]
+Measurements = Annotated[
+    int | None, typer.Option(min=0, help="End after so many measurements; 0 goes on until Ctrl-C.")
+]
+Live = Annotated[
+    bool,
+    typer.Option("--live/--no-live", help="Draw a live screen; else print a line now and then (for logs)."),
+]
+Speed = Annotated[
+    str, typer.Option(help="1: as fast as the microscope scanned; 2: twice as fast; max: without waiting.")
+]
+PixelSize = Annotated[
+    float | None,
+    typer.Option(min=0, help="Edge of a pixel in nm, for files that carry no scale.", show_default=False),
+]
+Connect = Annotated[str, typer.Option(help="Address of the streamer, such as tcp://127.0.0.1:5555.")]
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        import importlib.metadata
+
+        typer.echo(f"probeloop {importlib.metadata.version('probeloop')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Say the version and leave.")
+    ] = False,
+) -> None:
+    """Hold the options of the command itself."""
+
+
+# -- the whole service -------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    config: Config = None,
+    session_folder: SessionFolder = None,
+    policy: Policy = None,
+    seed: Seed = None,
+    measurements: Measurements = None,
+    speed: Speed = "1",
+    live: Live = True,
+) -> None:
+    """Run the whole loop on a [bold]simulated[/bold] STEM: graphene with silicon atoms to be found.
+
+    Shows the loop live, ends by itself after a budget of measurements, and writes a session folder with
+    the data and a report. Ctrl-C ends it at any moment; everything up to then is kept.
+    """
+    folder = _folder(session_folder)
+    changes = {
+        "agent.policy": policy,
+        "agent.seed": seed,
+        "simulate.stem.seed": seed,
+        "streamer.experiment.max_measurements": measurements,
+    }
+    instrument = ["stem", "--config", str(folder / "config.toml"), "--truth", str(folder / "truth.npz")]
+    _run(folder, config, changes, [*instrument, "--speed", speed], live)
+
+
+@app.command()
+def replay(
+    path: Annotated[
+        Path, typer.Argument(help="A session folder, or a file of images (.hspy, .dm4, .tif, .h5 …).")
+    ],
+    config: Config = None,
+    session_folder: SessionFolder = None,
+    policy: Policy = None,
+    seed: Seed = None,
+    measurements: Measurements = None,
+    speed: Speed = "1",
+    pixel_size_nm: PixelSize = None,
+    live: Live = True,
+) -> None:
+    """Play a [bold]recording[/bold] through the loop as if its microscope were connected.
+
+    What the agent asks for and was not recorded is refused, never invented. Ends with the recording.
+    """
+    changes = {
+        "agent.policy": policy,
+        "agent.seed": seed,
+        "streamer.experiment.max_measurements": measurements,
+    }
+    if not path.exists():
+        _refuse(f"{path}: there is no such file or folder")
+    instrument = ["replay", str(path.resolve()), "--speed", speed]
+    if pixel_size_nm is not None:
+        instrument += ["--pixel-size-nm", str(pixel_size_nm)]
+    _run(_folder(session_folder), config, changes, instrument, live)
+
+
+def _folder(session_folder: Path | None) -> Path:
+    from datetime import datetime
+
+    from deploy.run_session import default_folder
+
+    return session_folder or default_folder(datetime.now())
+
+
+def _run(
+    folder: Path, config: Path | None, changes: dict[str, Any], instrument: list[str], live: bool
+) -> None:
+    from deploy.run_session import Plan, run_session
+    from deploy.supervise import ServiceError
+
+    console = _console()
+    plan = Plan(folder=folder, tables=_tables(config, changes), instrument=instrument)
+    try:
+        run_session(plan, console, is_live=live and console.is_terminal)
+    except ServiceError as error:
+        typer.echo(f"probeloop: {error}", err=True)
+        raise typer.Exit(1) from None
+    except (OSError, ValueError) as error:
+        _refuse(str(error))
+
+
+def _tables(config: Path | None, changes: dict[str, Any]) -> dict[str, Any]:
+    """Read and check the settings; the defaults need no check, and save the seconds that it takes."""
+    from deploy.tables import override
+
+    if config is None:
+        return override({}, changes)
+    from deploy.config import check
+    from streamer.config import ConfigError, read_tables
+
+    try:
+        tables = read_tables(config)
+        check(tables, f"{config}: ")
+    except ConfigError as error:
+        _refuse(str(error))
+    return override(tables, changes)
+
+
+# -- its parts, alone --------------------------------------------------------------------------
+
+
+@simulate_app.command("stem")
+def simulate_stem(
+    connect: Connect,
+    config: Config = None,
+    seed: Seed = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="Write here at the end what was really there (.npz).", show_default=False),
+    ] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many frames.", show_default=False)
+    ] = None,
+    speed: Speed = "1",
+) -> None:
+    """Scan a simulated sheet of graphene, and take the spectra that the streamer asks for."""
+    _become(
+        "simulators",
+        "stem",
+        *_options(connect=connect, config=config, seed=seed, truth=truth, max_frames=max_frames, speed=speed),
+    )
+
+
+@app.command()
+def stream(
+    session_folder: SessionFolder = None,
+    config: Config = None,
+    bind: Annotated[
+        str | None,
+        typer.Option(help="Address for microscope and agent; port 0 takes a free one.", show_default=False),
+    ] = "tcp://127.0.0.1:5555",
+    measurements: Measurements = None,
+) -> None:
+    """Run the [bold]streamer[/bold] alone: it waits for a microscope and an agent to connect.
+
+    An existing session folder is resumed where it ended.
+    """
+    folder = _folder(session_folder)
+    _become(
+        "streamer",
+        *_options(session_folder=folder, config=config, bind=bind, max_measurements=measurements),
+    )
+
+
+@app.command()
+def agent(connect: Connect, config: Config = None, policy: Policy = None, seed: Seed = None) -> None:
+    """Run the [bold]agent[/bold] alone: it looks at the atoms and chooses the next measurement."""
+    _become("agents", *_options(connect=connect, config=config, policy=policy, seed=seed))
+
+
+def _options(**values: object) -> list[str]:
+    """Write options as they stand on a command line; None leaves one out."""
+    pairs = [
+        (f"--{name.replace('_', '-')}", str(value)) for name, value in values.items() if value is not None
+    ]
+    return [word for pair in pairs for word in pair]
+
+
+def _become(module: str, *arguments: str) -> NoReturn:
+    """Go on as ``python -m module``: signals and exit code are then its own."""
+    from deploy.supervise import child_environment
+
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], child_environment())
+
+
+# -- around it ---------------------------------------------------------------------------------
+
+
+@app.command()
+def report(
+    session_folder: Annotated[Path, typer.Argument(help="Folder of a session that has ended.")],
+) -> None:
+    """Make the report of a session once more (report.html in its folder)."""
+    from deploy.report import make_report
+
+    try:
+        path = make_report(session_folder)
+    except (OSError, ValueError) as error:
+        _refuse(str(error))
+    typer.echo(str(path))
+
+
+@app.command()
+def doctor() -> None:
+    """Check that this machine can run everything, and say what to do where it cannot."""
+    from deploy.doctor import as_table, examine, is_fit
+
+    findings = examine()
+    _console().print(as_table(findings))
+    if not is_fit(findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Which benchmark, such as loop; without it, all of them.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The last line is one JSON object.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repeats, less than a minute.")] = False,
+) -> None:
+    """Measure how fast and how well the loop runs on this machine."""
+    from deploy.bench import benchmark_folder, find_benchmarks, run_benchmarks
+
+    try:
+        scripts = find_benchmarks(benchmark_folder(), name)
+    except FileNotFoundError as error:
+        _refuse(str(error))
+    raise typer.Exit(run_benchmarks(scripts, as_json=as_json, is_quick=quick))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def train(context: typer.Context) -> None:
+    """Train the encoder on simulated images: [bold]probeloop train rvae[/bold]."""
+    from deploy.train import app as train_app
+
+    train_app(context.args, prog_name="probeloop train")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _refuse(text: str) -> NoReturn:
+    """Say in one line what is wrong with what was asked for; exit code 2."""
+    typer.echo(f"probeloop: {text}", err=True)
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

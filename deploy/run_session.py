@@ -1,0 +1,260 @@
+"""One session from the empty folder to the report: streamer, instrument and agent, watched."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from rich.console import Console
+from rich.live import Live
+
+from deploy.live_view import line, number_text, render
+from deploy.supervise import STREAMER, Interrupts, Service, free_address, watch
+from deploy.tables import to_toml
+from streamer.messages import Status
+
+if TYPE_CHECKING:
+    from streamer.wire import Subscriber
+
+INSTRUMENT, AGENT = "instrument", "agent"
+LINE_EVERY_S = 5.0
+LISTEN_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to run.
+
+    Attributes
+    ----------
+    folder
+        The session folder; it must not exist yet, or be empty.
+    tables
+        The configuration as tables, already checked.
+    instrument
+        Arguments of ``python -m simulators`` but for the address, which is put behind them.
+    """
+
+    folder: Path
+    tables: Mapping[str, Any]
+    instrument: Sequence[str]
+
+
+def default_folder(now: datetime, parent: Path = Path("sessions")) -> Path:
+    """Name a folder for a session that starts now, such as ``sessions/2026-01-31T14-05-09-3f2a``."""
+    return parent / f"{now:%Y-%m-%dT%H-%M-%S}-{secrets.token_hex(2)}"
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the session folder.
+
+    Raises
+    ------
+    OSError
+        If it is not empty, or cannot be made; the text says what would do.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_empty = next(folder.iterdir(), None) is None
+    except OSError as error:
+        raise OSError(
+            f"{folder}: cannot be made a session folder: {error.strerror}; choose another --session-folder"
+        ) from None
+    if not is_empty:
+        raise OSError(
+            f"{folder}: not empty, and a session never overwrites another; choose another --session-folder"
+        )
+
+
+def choose_address(tables: Mapping[str, Any]) -> str:
+    """Take the address that the configuration fixes, else a free port, so that all can start at once."""
+    bind = str(tables.get("streamer", {}).get("hub", {}).get("bind", "tcp://127.0.0.1:0"))
+    return free_address() if bind.endswith(":0") else bind
+
+
+def run_session(plan: Plan, console: Console, *, is_live: bool) -> None:
+    """Run a session to its end, and make its report.
+
+    Parameters
+    ----------
+    plan
+        What to run.
+    console
+        Where to show it.
+    is_live
+        Draw a screen that changes; else print a line now and then.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be used.
+    ServiceError
+        If a process failed; the report is made all the same.
+    """
+    prepare_folder(plan.folder)
+    config = plan.folder / "config.toml"
+    config.write_text(to_toml(plan.tables), encoding="utf-8")
+    service = Service(plan.folder)
+    try:
+        with Interrupts() as interrupts:
+            _start(service, plan, choose_address(plan.tables), config)
+            with _view(service, console, interrupts, is_live=is_live) as tick:
+                watch(service, interrupts, tick)
+    finally:
+        _finish(plan.folder, console)
+
+
+def _start(service: Service, plan: Plan, address: str, config: Path) -> None:
+    """Start all three at once, so that their imports overlap; each waits for the streamer by itself."""
+    folder = str(plan.folder)
+    service.start_module(
+        STREAMER, "streamer", "--session-folder", folder, "--config", str(config), "--bind", address
+    )
+    service.start_module(INSTRUMENT, "simulators", *plan.instrument, "--connect", address)
+    service.start_module(AGENT, "agents", "--connect", address, "--config", str(config), "--timeout-s", "120")
+
+
+class _Watcher:
+    """Listens to the streamer's Status stream and shows the newest; call it as a tick."""
+
+    def __init__(
+        self, service: Service, interrupts: Interrupts, show: Callable[[Status | None, float, str], None]
+    ) -> None:
+        self._service = service
+        self._interrupts = interrupts
+        self._show = show
+        self._subscriber: Subscriber | None = None
+        self._status: Status | None = None
+        self._started_s = time.monotonic()
+
+    def __call__(self) -> None:
+        self._subscribe()
+        if self._subscriber is None:
+            time.sleep(LISTEN_S / 2)
+        else:
+            self._listen(self._subscriber)
+        self._show(self._status, time.monotonic() - self._started_s, self._note())
+
+    def _subscribe(self) -> None:
+        if self._subscriber is not None:
+            return
+        endpoints = self._service.look_for_endpoints()
+        if endpoints is not None:
+            from streamer.wire import Subscriber  # after the processes are started: 0.2 s
+
+            self._subscriber = Subscriber(endpoints.view_address, ("status",))
+
+    def _listen(self, subscriber: Subscriber) -> None:
+        message = subscriber.receive(LISTEN_S)
+        while message is not None:
+            if isinstance(message, Status):
+                self._status = message
+            message = subscriber.receive(0)
+
+    def _note(self) -> str:
+        return "ending; Ctrl-C again stops at once" if self._interrupts.count else "Ctrl-C ends"
+
+    def close(self) -> None:
+        if self._subscriber is not None:
+            self._subscriber.close()
+
+
+class _View(AbstractContextManager[Callable[[], None]]):
+    """Shows a session while it is entered, as a screen or as lines."""
+
+    def __init__(self, watcher: _Watcher, screen: AbstractContextManager[Any]) -> None:
+        self._watcher = watcher
+        self._screen = screen
+
+    def __enter__(self) -> Callable[[], None]:
+        self._screen.__enter__()
+        return self._watcher
+
+    def __exit__(self, *error: Any) -> None:
+        self._watcher.close()
+        self._screen.__exit__(*error)
+
+
+def _view(service: Service, console: Console, interrupts: Interrupts, *, is_live: bool) -> _View:
+    if not is_live:
+        return _View(_Watcher(service, interrupts, LinePrinter(console)), nullcontext())
+    live = Live(console=console, auto_refresh=False, transient=False)
+
+    def show(status: Status | None, elapsed_s: float, note: str) -> None:
+        live.update(render(status, elapsed_s=elapsed_s, note=note), refresh=True)
+
+    return _View(_Watcher(service, interrupts, show), live)
+
+
+class LinePrinter:
+    """Prints a line when the state changes, and every few seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._state = ""
+        self._due_s = 0.0
+
+    def __call__(self, status: Status | None, elapsed_s: float, _note: str) -> None:
+        """Take the newest status; time since the start tells whether a line is due."""
+        if status is None or (status.state == self._state and elapsed_s < self._due_s):
+            return
+        self._state, self._due_s = status.state, elapsed_s + LINE_EVERY_S
+        self._console.print(line(status, elapsed_s=elapsed_s), markup=False, highlight=False, soft_wrap=True)
+
+
+def _finish(folder: Path, console: Console) -> None:
+    """Make the report and say where everything is; a session that kept nothing has none."""
+    if not any(folder.glob("journal-*.plj")):
+        if folder.is_dir():
+            console.print(f"Nothing was recorded; the logs are in {folder / 'logs'}", soft_wrap=True)
+        return
+    from deploy.report import make_report
+
+    try:
+        with console.status("making the report …"):
+            complete_config(folder / "config.toml")
+            report: Path | None = make_report(folder)
+    except KeyboardInterrupt:
+        console.print(f"There is no report yet; make it with: probeloop report {folder}", soft_wrap=True)
+        report = None
+    except ValueError as error:  # the session is kept all the same, and must be found
+        console.print(f"There is no report: {error}", markup=False, soft_wrap=True)
+        report = None
+    _say_where(folder, report, console)
+
+
+def complete_config(path: Path) -> None:
+    """Write every default into a configuration, so that the session says all it was run with."""
+    from deploy.config import read_run_config  # brings every part's libraries
+
+    part = path.with_suffix(".part")
+    part.write_text(to_toml(msgspec.to_builtins(read_run_config(path))), encoding="utf-8")
+    part.replace(path)
+
+
+def _say_where(folder: Path, report: Path | None, console: Console) -> None:
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        summary = {}
+    if summary:
+        best = summary.get("best")
+        console.print(
+            f"Ended: {summary.get('ended', '')}. {summary.get('frames', {}).get('published', 0):,} frames, "
+            f"{summary.get('measurements', 0):,} measurements, "
+            f"best {number_text(float('nan') if best is None else best)}.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"Session: {folder}{os.sep}", highlight=False, soft_wrap=True)
+    if report is not None:
+        console.print(f"Report:  {report}", highlight=False, soft_wrap=True)
