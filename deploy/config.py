@@ -12,7 +12,8 @@ import msgspec
 
 from agents.config import AgentConfig
 from simulators.stem import StemConfig
-from streamer.config import ConfigError, StreamerConfig, convert, read_tables
+from streamer.config import StreamerConfig
+from streamer.config_file import ConfigError, convert, read_tables
 
 Tables = dict[str, Any]
 

@@ -23,12 +23,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from scipy.spatial import cKDTree
 
 from streamer.messages import ScanGeometry
 
 Array = NDArray[Any]
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 DPI = 110
+SMOOTHING = 0.15  # sd in spacings between atoms: 0.02 nm in graphene, where a probe's is 0.05 nm
 # Without its dark end, which cannot be told from a dark image.
 BRIGHT_VIRIDIS = ListedColormap(mpl.colormaps["viridis"](np.linspace(0.3, 1.0, 256)), "bright viridis")
 STYLE: Any = {  # matplotlib's own type is the list of all its 300 names
@@ -137,10 +140,13 @@ def typical_spacing(positions: Array) -> float:
     """Take the median distance to the nearest neighbour; 0 for fewer than two points."""
     if len(positions) < 2:
         return 0.0
-    from scipy.spatial import cKDTree
-
     distances, _ = cKDTree(positions).query(positions, k=2)
     return float(np.median(distances[:, 1]))
+
+
+def smoothed(image: Array, atoms_px: Array) -> Array:
+    """Quieten the noise for the eye, by much less than the width of an atom."""
+    return np.asarray(gaussian_filter(image, SMOOTHING * typical_spacing(atoms_px)))
 
 
 def frames_figure(
@@ -173,7 +179,8 @@ def frames_figure(
             left.set_axis_off()
         else:
             _show_image(left, raw, raw_geometry, "as acquired")
-        _show_image(right, corrected, geometry, f"corrected, with {len(atoms_px):,} atoms", brightness=0.6)
+        title = f"corrected, with {len(atoms_px):,} atoms"
+        _show_image(right, smoothed(corrected, atoms_px), geometry, title, brightness=0.6)
         size = _ring_size(4.6, corrected.shape[1], typical_spacing(atoms_px))
         _draw_rings(right, atoms_px, size, "#bbbbbb", 0.5)
         if colour_by is not None and len(colour_by):
@@ -228,8 +235,8 @@ def latents_figure(
             )
             bar = figure.colorbar(dots, ax=plane, shrink=0.85)
             bar.set_label(objective, fontsize=7.5)
+            plane.legend(loc="best", fontsize=7, handletextpad=0.2)
         plane.set(xlabel="first latent", ylabel="second latent", title="latent plane")
-        plane.legend(loc="best", fontsize=7, handletextpad=0.2)
         for number, (axes, values_) in enumerate(zip(fields, (mean[:, 0], second), strict=True)):
             _draw_field(
                 figure, axes, values_, positions_px, geometry, f"{('first', 'second')[number]} latent"

@@ -184,7 +184,7 @@ def _tables(config: Path | None, changes: dict[str, Any]) -> dict[str, Any]:
     if config is None:
         return override({}, changes)
     from deploy.config import check
-    from streamer.config import ConfigError, read_tables
+    from streamer.config_file import ConfigError, read_tables
 
     try:
         tables = read_tables(config)

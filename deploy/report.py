@@ -168,7 +168,8 @@ def _frames_sentence(session: Session) -> str:
     sentence = f"{_count(session.frames, 'frame')} of the experiment"
     if session.subscans:
         sentence += f" and {_count(session.subscans, 'sub-scan')}"
-    sentence += f" were kept, and {len(session.drift):,} came through the analysis"
+    were = "was" if session.frames + session.subscans == 1 else "were"
+    sentence += f" {were} kept, and {len(session.drift):,} came through the analysis"
     if session.atoms is not None:
         sentence += f", the last with {_count(len(session.atoms.positions_px), 'atom')}"
     return sentence + "."
@@ -188,7 +189,7 @@ def _fact_rows(material: Material) -> list[tuple[str, str]]:
     if isinstance(dose_e, int | float):
         limit = summary.get("max_dose_e")
         of = f" of {limit:.2e}" if isinstance(limit, int | float) else ""
-        rows.append(("dose", f"{dose_e:.2e}{of} electrons"))
+        rows.append(("dose", f"{dose_e:.2e}{of} electrons" if dose_e else "not known"))
     if session.latents is not None:
         rows.append(("encoder's weights", session.latents.model_revision))
     rows.append(("policy, seed", f"{_policy(session, material.agent)}, {material.agent.seed}"))
@@ -250,7 +251,8 @@ def frames(material: Material) -> str:
             latents.mean[:, 0] if same and latents is not None else None,
         ),
         f"Frame {corrected.number} ({corrected.channels[0]}). Rings: atoms, coloured by the first latent; "
-        "grey rings are atoms whose window leaves the frame.",
+        "grey rings are atoms whose window leaves the frame. "
+        "The corrected frame is smoothed a little for the eye.",
     )
 
 
@@ -349,7 +351,7 @@ def _path_picture(material: Material) -> str:
     visited = [m for m in placed if m.outcome.status == "ok"]
     refused = [m for m in placed if m.outcome.status != "ok"]
     figure = figures.path_figure(
-        session.atoms.frame.image[0],
+        figures.smoothed(session.atoms.frame.image[0], session.atoms.positions_px),
         geometry,
         _pixels(geometry, visited),
         np.array([m.value for m in visited]),

@@ -157,7 +157,6 @@ class _Gathering:
 
     raw: dict[int, Frame] = field(default_factory=dict)
     received_s: dict[int, float] = field(default_factory=dict)
-    subscans: set[int] = field(default_factory=set)
     latents: dict[int, Latents] = field(default_factory=dict)
     suggestions: dict[str, Suggestion] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -213,10 +212,9 @@ def _take(session: Session, seen: _Gathering, received_s: float, message: AnyMes
             seen.received_s[message.number] = received_s
         case Frame():
             session.subscans += 1
-            seen.subscans.add(message.number)
         case Atoms():
             session.atoms = message
-        case Latents() if message.number not in seen.subscans:
+        case Latents(request_id=None):
             _keep(seen.latents, message.number, message)
             session.drift.append((message.number, message.acquired_at_s, message.registration))
             if message.number in seen.received_s:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from agents.config import AgentConfig
 from agents.objective import ObjectiveConfig
@@ -399,10 +400,8 @@ def test_a_summary_that_is_not_json_is_refused_by_name(tmp_path: Path) -> None:
 def test_latents_of_a_sub_scan_are_not_taken_for_those_of_the_field() -> None:
     sites, silicon = lattice()
     raw = frame(0, image(sites, silicon, np.random.default_rng(0)))
-    sub = Frame(
-        **{name: getattr(raw, name) for name in raw.__struct_fields__} | {"number": 1, "request_id": "a"}
-    )
-    told = [raw, latents(0, sites, silicon, Registration()), sub, latents(1, sites, silicon, Registration())]
+    seen = latents(0, sites, silicon, Registration())
+    told = [raw, seen, *(replace(message, number=1, request_id="a") for message in (raw, seen))]
     session = gather(Path("nowhere"), [(float(at), message) for at, message in enumerate(told)])
     assert (session.frames, session.subscans, len(session.drift)) == (1, 1, 1)
     assert session.latents is not None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from deploy.config import RunConfig, check, read_run_config
 from deploy.run_session import complete_config
 from deploy.tables import override, to_toml
-from streamer.config import ConfigError
+from streamer.config_file import ConfigError
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "deploy" / "examples").glob("*.toml"))
 
