@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 
 from agents.config import AgentConfig
 from agents.objective import ObjectiveConfig
-from deploy import report
+from deploy import figures, report
 from deploy.learning_curve import (
     best_so_far,
     chance,
@@ -345,6 +346,63 @@ def test_a_session_cut_off_before_its_atoms_says_so(tmp_path: Path) -> None:
 
 def test_missing_weights_are_told_in_the_section_that_needs_them(full: Path) -> None:
     assert "there are no weights in this test" in report.manifold(material(read_session(full)))
+
+
+class TwoLatentEncoder:
+    """Draws a window as bright as its first latent."""
+
+    revision = "0123456789ab"
+    card = SimpleNamespace(window_nm=0.6, latent_dim=2)
+
+    def decode(self, latents_NZ: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(latents_NZ[:, 0, None, None, None], (len(latents_NZ), 1, 4, 4))
+
+
+def told_by(encoder: object, session: Session) -> str:
+    return report.manifold(report.Material(session, AgentConfig(), lambda: encoder))  # type: ignore[arg-type]
+
+
+def test_the_manifold_is_drawn_from_the_decoder(full: Path) -> None:
+    told = told_by(TwoLatentEncoder(), read_session(full))
+    assert "data:image/png" in told
+    assert "These are weights" not in told
+
+
+def test_other_weights_than_the_session_used_are_named(full: Path) -> None:
+    encoder = TwoLatentEncoder()
+    encoder.revision = "another"
+    told = told_by(encoder, read_session(full))
+    assert "These are weights another; the session used 0123456789ab." in told
+
+
+def test_weights_with_other_latents_draw_nothing(full: Path) -> None:
+    encoder = TwoLatentEncoder()
+    encoder.card = SimpleNamespace(window_nm=0.6, latent_dim=5)
+    told = told_by(encoder, read_session(full))
+    assert "have 5 latents, the session has 2" in told
+    assert "data:image" not in told
+
+
+def test_tiles_lie_side_by_side_with_a_gap() -> None:
+    tiles = np.arange(4, dtype=np.float32).reshape(2, 2, 1, 1)
+    np.testing.assert_array_equal(
+        figures.mosaic(tiles), [[0, np.nan, 1], [np.nan, np.nan, np.nan], [2, np.nan, 3]]
+    )
+
+
+@pytest.mark.parametrize(
+    ("width_nm", "length_nm"), [(6.3, 1.0), (2.0, 0.5), (1000.0, 200.0), (0.8, 0.2), (0.039, 0.005)]
+)
+def test_a_scale_bar_has_a_round_length_of_at_most_a_quarter(width_nm: float, length_nm: float) -> None:
+    assert figures.scale_bar_nm(width_nm) == pytest.approx(length_nm)
+
+
+def test_the_smallest_value_is_the_best_where_it_is_looked_for(full: Path) -> None:
+    session = read_session(full)
+    agent = AgentConfig(goal="minimise")
+    best = report.Material(session, agent, TwoLatentEncoder).best  # type: ignore[arg-type]
+    assert best is not None
+    assert best.value == min(m.value for m in session.measured)
 
 
 def test_the_grid_of_latents_spans_what_was_seen_with_the_rest_at_its_median() -> None:
