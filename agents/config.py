@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from pathlib import Path
 from typing import Literal, get_args
 
 import msgspec
 
 from agents.objective import ObjectiveConfig
+from streamer.config_file import read_config
 
 PolicyName = Literal["explorer", "raster", "random"]
 
@@ -31,6 +31,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Exposure asked for each spectrum.
     max_pending
         Suggestions that may wait for their outcomes at one time.
+    max_per_frame
+        Suggestions decided on one frame, so that drift and damage are seen between them; 0 is without
+        limit.
     max_suggestions
         End of the experiment as far as the agent goes; 0 leaves it to the streamer.
     min_confidence
@@ -57,6 +60,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     objective: ObjectiveConfig = ObjectiveConfig()
     dwell_time_us: float = 100_000.0
     max_pending: int = 2
+    max_per_frame: int = 1
     max_suggestions: int = 0
     min_confidence: float = 0.5
     min_distance_nm: float = 0.07
@@ -70,6 +74,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         _check_range("seed", self.seed, 0, 2**63 - 1)
         _check_range("max_pending", self.max_pending, 1, 64)
+        _check_range("max_per_frame", self.max_per_frame, 0, 10**6)
         _check_range("max_suggestions", self.max_suggestions, 0, 10**9)
         _check_range("min_confidence", self.min_confidence, 0, 1)
         _check_range("min_distance_nm", self.min_distance_nm, 0, 1000)
@@ -91,22 +96,12 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
 def load_agent_config(path: Path | None) -> AgentConfig:
     """Read the ``[agent]`` table of a TOML file; the defaults where there is no file or table.
 
-    Other tables belong to the other processes and are not looked at.
-
     Raises
     ------
-    OSError
-        If the file cannot be read.
-    ValueError
-        In one line, naming the file and the key, if it is not TOML or not a configuration.
+    ConfigError
+        In one line, naming the file and the key, if it cannot be used.
     """
-    if path is None:
-        return AgentConfig()
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        return msgspec.convert(tables.get("agent", {}), AgentConfig)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise ValueError(f"{path}: [agent] {error}") from None
+    return read_config(path, "agent", AgentConfig)
 
 
 def overridden(config: AgentConfig, *, policy: str | None, seed: int | None) -> AgentConfig:

@@ -40,6 +40,7 @@ class Ledger:
         self._measured: list[Site] = []
         self._avoided: list[_Avoided] = []
         self._refusals_in_a_row = 0
+        self._on_this_frame = 0
         self.issued = 0
 
     @property
@@ -53,16 +54,19 @@ class Ledger:
         return (
             len(self._open) < self._config.max_pending
             and self._refusals_in_a_row < self._config.max_refusals_per_frame
+            and (self._config.max_per_frame == 0 or self._on_this_frame < self._config.max_per_frame)
             and (self._config.max_suggestions == 0 or self.issued < self._config.max_suggestions)
         )
 
     def new_frame(self) -> None:
         """A new frame is a new chance after refusals."""
         self._refusals_in_a_row = 0
+        self._on_this_frame = 0
 
     def open(self, identifier: str, aim: Aim) -> None:
         """Note a suggestion that goes out."""
         self._open[identifier] = aim
+        self._on_this_frame += 1
         self.issued += 1
 
     def close(self, identifier: str) -> Aim:

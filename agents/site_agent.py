@@ -111,8 +111,9 @@ class SiteAgent(ABC):
         """Take in a frame's candidates or an outcome; see ``Agent``."""
         if isinstance(message, Outcome):
             return self._tell_outcome(message)
-        self._candidates = Candidates.of(message, self.config.min_confidence)
-        self._ledger.new_frame()
+        if message.request_id is None:  # a sub-scan shows a part of the field from close by
+            self._candidates = Candidates.of(message, self.config.min_confidence)
+            self._ledger.new_frame()
         return None
 
     def _tell_outcome(self, outcome: Outcome) -> Score | None:
@@ -185,6 +186,7 @@ class SiteAgent(ABC):
             objective=self.objective.name,
             value=observation.reading.value,
             variance=observation.reading.variance,
+            goal=self.config.goal,
         )
 
     # -- answer --------------------------------------------------------------------------------

@@ -6,17 +6,17 @@ import math
 import os
 import signal
 import threading
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from simulators.formats import RecordingError
 from simulators.instrument import Instrument, Served, serve
+from streamer.config_file import read_config
 from streamer.wire import Link
 
 app = typer.Typer(
@@ -56,17 +56,15 @@ def stem(
 
     It takes spectra and sub-scans when the streamer asks for them, and it drifts.
     """
-    from simulators.stem import StemConfig, StemInstrument  # numba: 0.3 s that --help need not wait for
+    # numba: 0.3 s that --help need not wait for
+    from simulators.stem import StemConfig, StemInstrument
 
     rate = _speed(speed)
-    settings = _stem_table(config)
-    if seed is not None:
-        settings["seed"] = seed
     try:
-        instrument = StemInstrument(msgspec.convert(settings, StemConfig))
-    except ValueError as error:  # also msgspec.ValidationError
-        source = "" if config is None else f"{config}: "
-        raise _refusal(f"{source}[simulate.stem] {error}") from None
+        said = {} if seed is None else {"seed": seed}
+        instrument = StemInstrument(read_config(config, "simulate.stem", StemConfig, said))
+    except ValueError as error:
+        raise _refusal(str(error)) from None
     _play(instrument, connect, rate, max_frames, truth)
 
 
@@ -105,7 +103,7 @@ def _play(
     typer.echo(f"{instrument.name}: connected to {address}, session {link.welcome.session}", err=True)
     try:
         served = serve(instrument, link, speed=speed, max_frames=max_frames, stop=stopped.is_set)
-    except ConnectionError as error:
+    except (ConnectionError, RecordingError) as error:
         raise _failure(str(error)) from None
     finally:
         if truth is not None:
@@ -148,24 +146,6 @@ def write_truth(path: Path, arrays: Mapping[str, NDArray[Any]] | None, first_num
     with unfinished.open("wb") as file:
         np.savez(file, allow_pickle=False, **{**arrays, **by_number})
     os.replace(unfinished, path)
-
-
-def _stem_table(path: Path | None) -> dict[str, Any]:
-    """Read the table ``[simulate.stem]`` of a TOML file; empty where there is none."""
-    if path is None:
-        return {}
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise _refusal(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise _refusal(f"{path}: not a readable TOML file: {error}") from None
-    simulate = tables.get("simulate", {})
-    if not isinstance(simulate, dict) or not isinstance(simulate.get("stem", {}), dict):
-        raise _refusal(f"{path}: simulate.stem is not a table; it takes [simulate.stem]")
-    for name in simulate.keys() - {"stem"}:
-        raise _refusal(f"{path}: unknown table [simulate.{name}]; it takes [simulate.stem]")
-    return dict(simulate.get("stem", {}))
 
 
 def _speed(text: str) -> float:

@@ -13,7 +13,8 @@ import msgspec
 import structlog
 import typer
 
-from streamer.config import ConfigError, StreamerConfig, convert, read_tables
+from streamer.config import StreamerConfig
+from streamer.config_file import ConfigError, convert, read_tables
 from streamer.envelope import Envelope
 from streamer.finalise import finalise
 from streamer.hub import Hub

@@ -1,10 +1,6 @@
-"""The streamer's configuration: joins those of its parts, and reads them from a TOML file."""
+"""The streamer's configuration: it only joins those of its parts."""
 
 from __future__ import annotations
-
-import tomllib
-from pathlib import Path
-from typing import Any, TypeVar
 
 import msgspec
 
@@ -12,13 +8,6 @@ from streamer.envelope import EnvelopeConfig
 from streamer.journal import JournalConfig
 from streamer.pipeline import PipelineConfig
 from streamer.telemetry import TelemetryConfig
-
-T = TypeVar("T")
-TABLES = ("streamer", "agent", "simulate")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; its text is one line for a person."""
 
 
 class HubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,7 +58,7 @@ class ExperimentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         0 is without limit.
     """
 
-    max_measurements: int = 60
+    max_measurements: int = 100
     max_duration_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -88,50 +77,3 @@ class StreamerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     journal: JournalConfig = JournalConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     pipeline: PipelineConfig = PipelineConfig()
-
-
-def read_tables(path: Path | None) -> dict[str, Any]:
-    """Read a TOML file; no path gives no tables.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such file, it is not TOML, or it holds a table that no part reads.
-    """
-    if path is None:
-        return {}
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
-    for name in tables:
-        if name not in TABLES:
-            raise ConfigError(f"{path}: unknown table [{name}]; it takes {', '.join(TABLES)}")
-    return tables
-
-
-def convert(table: dict[str, Any], kind: type[T], name: str) -> T:
-    """Make a configuration from a table.
-
-    Parameters
-    ----------
-    table
-        As read from TOML.
-    kind
-        The configuration class.
-    name
-        Of the table, for the text of an error, such as ``agent``.
-
-    Raises
-    ------
-    ConfigError
-        Naming the key, what is wrong with it and what would do.
-    """
-    try:
-        return msgspec.convert(table, kind)
-    except msgspec.ValidationError as error:
-        text, _, where = str(error).partition(" - at `$")
-        place = name + where.rstrip("`")
-        raise ConfigError(f"{place}: {text}") from None

@@ -431,7 +431,8 @@ class Hub:
             self.measured += 1
 
     def _note_score(self, score: Score) -> None:
-        if self.best is None or score.value > self.best.value:
+        sign = 1.0 if score.goal == "maximise" else -1.0
+        if self.best is None or sign * score.value > sign * self.best.value:
             self.best = score
 
     # -- what goes out -------------------------------------------------------------------------

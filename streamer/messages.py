@@ -314,6 +314,8 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
         Hash of the encoder's weights.
     geometry, registration
         Those of the corrected frame.
+    request_id
+        Id of the Request whose sub-scan this is; None for the frames of the experiment.
     """
 
     session: str
@@ -334,6 +336,7 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
     model_revision: str
     geometry: ScanGeometry
     registration: Registration
+    request_id: str | None = None
 
     def __post_init__(self) -> None:
         _require_array("latents", "mean", self.mean, (None, None), "float32")
@@ -630,6 +633,8 @@ class Score(Message, frozen=True, kw_only=True, eq=False, tag="score"):
         Name of the objective, with its unit.
     value, variance
         In the unit of the objective.
+    goal
+        Whether a large or a small value is good.
     """
 
     session: str
@@ -637,6 +642,7 @@ class Score(Message, frozen=True, kw_only=True, eq=False, tag="score"):
     objective: str
     value: float
     variance: float
+    goal: Literal["maximise", "minimise"] = "maximise"
 
 
 AnyMessage = (

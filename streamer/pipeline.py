@@ -94,9 +94,11 @@ class Pipeline:
         latents = drive(self.encode, patches, meter)
         if latents is None:
             return None
-        # A sub-scan shows a few atoms from close by: linking it would end the tracks of all others.
-        if frame.request_id is None:
-            latents = drive(self.link, latents, meter)
-            if latents is None:
-                return None
-        return Processed(corrected=corrected, atoms=atoms, latents=latents)
+        if frame.request_id is not None:
+            # A sub-scan shows a few atoms from close by: linking it would end the tracks of all others.
+            latents = msgspec.structs.replace(latents, request_id=frame.request_id)
+            return Processed(corrected=corrected, atoms=atoms, latents=latents)
+        linked = drive(self.link, latents, meter)
+        if linked is None:
+            return None
+        return Processed(corrected=corrected, atoms=atoms, latents=linked)

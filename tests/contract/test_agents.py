@@ -70,7 +70,7 @@ def policy(request: pytest.FixtureRequest) -> str:
 
 
 def agent(policy: str, **config: object) -> SiteAgent:
-    return make_agent(AgentConfig(policy=policy, **config))
+    return make_agent(AgentConfig(policy=policy, **({"max_per_frame": 0} | config)))
 
 
 def session(one: SiteAgent, count: int, n: int = 60) -> list[Suggestion]:
@@ -338,3 +338,21 @@ def test_in_any_order_of_events_pending_stays_bounded_and_no_site_is_measured_tw
             changes = {"spectrum": np.full(256, np.nan, np.float32)} if step == "nan" else {}
             one.tell(outcome(suggestion, **changes))
     assert one.statistics()["pending"] == len(open_ones)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_so_many_suggestions_are_decided_on_one_frame_and_no_more(policy, make_latents):
+    agent = make_agent(AgentConfig(policy=policy, max_pending=8, max_per_frame=2))
+    for number in range(2):
+        agent.tell(make_latents(n=40, number=number))
+        assert [agent.ask() is not None for _ in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_sub_scan_does_not_take_the_place_of_the_frame(policy, make_latents):
+    agent = make_agent(AgentConfig(policy=policy))
+    agent.tell(make_latents(n=40, number=0))
+    agent.tell(make_latents(n=3, number=1, request_id="x"))
+    suggestion = agent.ask()
+    assert suggestion is not None
+    assert suggestion.number == 0

@@ -180,7 +180,7 @@ def test_a_stray_outcome_is_logged_and_the_session_goes_on(streamer, start):
     streamer.pump(lambda: streamer.hello is not None)
     streamer.send(Outcome(session="s", id="nobody", status="refused", reason="test"))
     streamer.send(latents(0))
-    streamer.wait_for(Suggestion, 2)
+    streamer.wait_for(Suggestion, 1)
     streamer.send(Bye())
     _, log = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0

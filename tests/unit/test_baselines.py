@@ -54,14 +54,14 @@ def test_reading_order_goes_line_by_line_though_lines_are_uneven():
 
 
 def test_the_raster_steps_evenly_and_then_takes_those_between():
-    agent = Raster(AgentConfig(raster_step=4))
+    agent = Raster(AgentConfig(raster_step=4, max_per_frame=0))
     agent.tell(latents(grid(4)))
     assert tracks(agent, 16) == [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]
     assert agent.ask() is None
 
 
 def test_the_raster_goes_on_where_it_was_in_the_next_frame():
-    agent = Raster(AgentConfig(raster_step=4))
+    agent = Raster(AgentConfig(raster_step=4, max_per_frame=0))
     agent.tell(latents(grid(4)))
     assert tracks(agent, 2) == [0, 4]
     agent.tell(latents(grid(4), number=1))
@@ -71,14 +71,14 @@ def test_the_raster_goes_on_where_it_was_in_the_next_frame():
 def test_random_takes_every_atom_as_often():
     counts = np.zeros(9)
     for seed in range(900):
-        agent = Random(seed=seed)
+        agent = Random(AgentConfig(max_per_frame=0), seed=seed)
         agent.tell(latents(grid(3)))
         counts[agent.ask().track] += 1
     assert (np.abs(counts - 100) < 40).all()  # four standard deviations
 
 
 def test_random_measures_every_atom_once():
-    agent = Random(seed=1)
+    agent = Random(AgentConfig(max_per_frame=0), seed=1)
     agent.tell(latents(grid(4)))
     taken = tracks(agent, 16)
     assert sorted(taken) == list(range(16))

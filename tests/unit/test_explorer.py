@@ -1,6 +1,7 @@
 """The explorer in a world of 1,500 atoms, of which fifteen carry silicon and five carry most."""
 
 import time
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -83,6 +84,11 @@ class World:
         )
 
 
+def unlimited(**config: Any) -> AgentConfig:
+    """Let the agent decide on one frame as often as it is asked."""
+    return AgentConfig(max_per_frame=0, **config)
+
+
 def explore(agent: SiteAgent, world: World, most: int, *, until_best: bool = False) -> list[Suggestion]:
     """Let it measure one atom after the other, with a new frame after each third."""
     suggestions = []
@@ -105,14 +111,14 @@ def points_to_the_best(agent: SiteAgent, world: World, most: int) -> int:
 
 def test_the_explorer_needs_at_most_half_of_randoms_measurements():
     seeds = range(5)
-    explorer = [points_to_the_best(Explorer(), World(seed), 41) for seed in seeds]
-    random = [points_to_the_best(Random(seed=seed), World(seed), 400) for seed in seeds]
+    explorer = [points_to_the_best(Explorer(unlimited()), World(seed), 41) for seed in seeds]
+    random = [points_to_the_best(Random(unlimited(), seed=seed), World(seed), 400) for seed in seeds]
     assert max(explorer) <= 40
     assert np.median(explorer) <= 0.5 * np.median(random)
 
 
 def test_the_model_forecasts_what_is_then_measured():
-    agent, world = Explorer(), World(1)
+    agent, world = Explorer(unlimited()), World(1)
     told = []
     for count in range(40):
         if count % 3 == 0:
@@ -129,14 +135,14 @@ def test_the_model_forecasts_what_is_then_measured():
 def test_looking_for_the_smallest_is_looking_for_the_largest_of_the_negative():
     world = World(2)
     world.silicon = 1.0 - world.silicon  # silicon everywhere but there
-    found = [world.silicon[s.track] for s in explore(Explorer(AgentConfig(goal="minimise")), world, 40)]
+    found = [world.silicon[s.track] for s in explore(Explorer(unlimited(goal="minimise")), world, 40)]
     assert min(found) == 0.0
     later = found[found.index(0.0) + 1 :]
     assert sum(later[:10]) < 5.0  # having found it, it looks for more of it
 
 
 def test_the_first_suggestions_need_no_fit_and_say_so():
-    agent, world = Explorer(AgentConfig(max_pending=2)), World(3)
+    agent, world = Explorer(unlimited(max_pending=2)), World(3)
     agent.tell(world.frame(0))
     first, second = agent.ask(), agent.ask()
     assert first.reason == "first look: a usual site"
@@ -147,7 +153,7 @@ def test_the_first_suggestions_need_no_fit_and_say_so():
 
 
 def test_later_suggestions_say_what_they_promise():
-    agent, world = Explorer(), World(0)
+    agent, world = Explorer(unlimited()), World(0)
     last = explore(agent, world, 30)[-1]
     assert last.reason.startswith("expected to improve on ")
     assert np.isfinite([last.predicted_mean, last.predicted_sd, last.acquisition]).all()
@@ -157,14 +163,14 @@ def test_later_suggestions_say_what_they_promise():
 def test_on_pure_noise_it_goes_on_looking_around():
     world = World(4)
     world.silicon[:] = 0.0
-    agent = Explorer()
+    agent = Explorer(unlimited())
     reasons = {s.reason.split(":")[0] for s in explore(agent, world, 20)}
     assert reasons == {"first look"}
     assert agent.model_revision == 0
 
 
 def test_a_changed_objective_reads_every_spectrum_anew():
-    agent, world = Explorer(), World(0)
+    agent, world = Explorer(unlimited()), World(0)
     explore(agent, world, 12)
     scores = agent.change_objective(
         ObjectiveConfig(kind="peak_position", label="tail", window_ev=(0.0, 12.0), peak_half_width_ev=4.0)
@@ -176,7 +182,7 @@ def test_a_changed_objective_reads_every_spectrum_anew():
 
 
 def test_an_objective_that_no_spectrum_can_be_read_for_starts_anew():
-    agent, world = Explorer(), World(0)
+    agent, world = Explorer(unlimited()), World(0)
     explore(agent, world, 12)
     assert (
         agent.change_objective(ObjectiveConfig(window_ev=(500.0, 520.0), background_ev=(470.0, 490.0))) == ()
@@ -185,7 +191,7 @@ def test_an_objective_that_no_spectrum_can_be_read_for_starts_anew():
 
 
 def test_a_new_encoder_gives_measured_atoms_their_new_latents():
-    agent, world = Explorer(), World(0)
+    agent, world = Explorer(unlimited()), World(0)
     explore(agent, world, 24)
     turned = world.frame(8)
     turned = msgspec.structs.replace(
@@ -202,7 +208,7 @@ def test_a_new_encoder_gives_measured_atoms_their_new_latents():
 
 
 def test_positions_of_another_registration_teach_nothing_about_places():
-    agent, world = Explorer(), World(0)
+    agent, world = Explorer(unlimited()), World(0)
     explore(agent, world, 24)
     before = agent.ask()
     moved = world.frame(8, registration=Registration(revision=1))
@@ -213,7 +219,7 @@ def test_positions_of_another_registration_teach_nothing_about_places():
 
 
 def test_an_answer_takes_at_most_40_ms_with_1500_candidates_and_60_observations():
-    agent, world = Explorer(AgentConfig(max_pending=1)), World(0)
+    agent, world = Explorer(unlimited(max_pending=1)), World(0)
     explore(agent, world, 60)
     took_s = []
     for count in range(9):
@@ -229,7 +235,7 @@ def test_an_answer_takes_at_most_40_ms_with_1500_candidates_and_60_observations(
 
 @pytest.mark.parametrize("positions", [0, 1, 2])
 def test_a_frame_with_hardly_an_atom_is_answered(positions):
-    agent, world = Explorer(), World(0)
+    agent, world = Explorer(unlimited()), World(0)
     frame = world.frame(0)
     fields = {name: getattr(frame, name)[:positions] for name in per_atom_fields(frame)}
     agent.tell(msgspec.structs.replace(frame, **fields))

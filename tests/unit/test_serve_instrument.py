@@ -393,7 +393,10 @@ def test_the_truth_is_indexed_by_the_number_of_the_frame(tmp_path):
         ("[simulate.stem]\nrowz = 3\n", "rowz"),
         ("[simulate.stem]\nrows = 3\n", "stem.rows is 3; it takes 8 to 4096"),
         ("[simulate.stem.specimen]\ntilt_deg = 90.0\n", "specimen.tilt_deg is 90.0; it takes -30 to 30"),
-        ("[simulate.tem]\nrows = 3\n", "unknown table [simulate.tem]; it takes [simulate.stem]"),
+        (
+            "[simulate.tem]\nrows = 3\n",
+            "unknown table [simulate.tem]; it takes [streamer], [agent], [simulate.stem]",
+        ),
         ("[simulate]\nstem = 3\n", "simulate.stem is not a table"),
         ("[simulate.stem\n", "not a readable TOML file"),
     ],
