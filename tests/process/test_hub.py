@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 import pytest
 import zmq
-from streamer.pipeline import Processed
 
 from streamer.config import ExperimentConfig, HubConfig
 from streamer.envelope import Envelope, EnvelopeConfig
@@ -35,6 +34,7 @@ from streamer.messages import (
     Status,
     Welcome,
 )
+from streamer.pipeline import Processed
 from streamer.telemetry import Telemetry, TelemetryConfig
 from streamer.wire import Link, Publisher, Router, Subscriber, encode
 

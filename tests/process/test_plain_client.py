@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streamer.pipeline import Processed
 
 from streamer.config import ExperimentConfig, HubConfig
 from streamer.envelope import Envelope, EnvelopeConfig
 from streamer.hub import Hub
 from streamer.journal import Journal, JournalConfig, read_messages
 from streamer.messages import Frame, Latents, Outcome
+from streamer.pipeline import Processed
 from streamer.telemetry import Telemetry
 from streamer.wire import Link, Publisher, Router
 
