@@ -265,8 +265,9 @@ class Service:
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if self._is_late:
             how = f"was not ready within {START_S:g} s"
-        lines = 1 if code == WRONG_CONFIGURATION else LOG_LINES_SHOWN
-        words = last_lines(child.log, lines) or "(it printed nothing)"
+        if code == WRONG_CONFIGURATION:
+            return f"the {child.name} refused to start: {last_lines(child.log, 1)}\n(log: {child.log})"
+        words = last_lines(child.log) or "(it printed nothing)"
         return f"the {child.name} {how}; the end of {child.log}:\n{words}"
 
 

@@ -277,9 +277,21 @@ def test_a_process_that_dies_ends_the_rest_and_shows_the_end_of_its_log(service:
     assert streamer.process.returncode == 0
 
 
+def test_a_refused_file_or_setting_is_told_in_its_own_line(service: Service) -> None:
+    start(service, "streamer", ORDERLY)
+    wait_for(service.look_for_endpoints)
+    refusing = (
+        "print('settings …'); print('movie carries no scale; use --pixel-size-nm'); raise SystemExit(2)"
+    )
+    start(service, "instrument", refusing)
+    with pytest.raises(ServiceError, match="^the instrument refused to start: movie carries no scale"):
+        run_down(service, Interrupts())
+
+
 def test_the_streamer_is_blamed_first(service: Service) -> None:
     start(service, "agent", "raise SystemExit(1)")
     start(service, "streamer", "raise SystemExit('a bug')")
+    wait_for(lambda: not any(child.running() for child in service.children))
     with pytest.raises(ServiceError, match="the streamer ended with exit code 1"):
         run_down(service, Interrupts())
 
