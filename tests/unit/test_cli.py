@@ -284,7 +284,7 @@ def test_a_refused_file_or_setting_is_told_in_its_own_line(service: Service) -> 
         "print('settings …'); print('movie carries no scale; use --pixel-size-nm'); raise SystemExit(2)"
     )
     start(service, "instrument", refusing)
-    with pytest.raises(ServiceError, match="^the instrument refused to start: movie carries no scale"):
+    with pytest.raises(ServiceError, match=r"^the instrument refused to start: movie carries no scale"):
         run_down(service, Interrupts())
 
 
