@@ -62,7 +62,8 @@ class Encode:
         """
         if not np.isfinite(patches.windows).all():
             raise Rejected("not finite")
-        seen = self.encoder.encode(patches.windows)
+        # Windows that came over the wire are read-only, which torch does not take.
+        seen = self.encoder.encode(np.require(patches.windows, requirements="W"))
         rotation = patches.geometry.rotation_rad
         edge_nm = patches.window_nm / np.array(patches.windows.shape[2:], dtype=np.float32)
         return Latents(
