@@ -1,0 +1,49 @@
+"""The benchmarks run and give every figure they promise; how fast they are is not tested here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+FIGURES = {
+    "loop": (
+        "frame_to_latents_ms_p50",
+        "frame_to_suggestion_ms_p50",
+        "frames_per_s",
+        "frames_lost",
+        "rss_growth_mb",
+        "time_to_first_suggestion_s",
+        "points_to_95pct_agent",
+        "points_to_95pct_random",
+        "drift_error_px",
+        "atom_precision",
+        "atom_recall",
+        "site_ari",
+    )
+}
+
+
+def test_every_benchmark_is_listed_here():
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} == set(FIGURES)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", FIGURES)
+def test_benchmark_gives_its_figures_as_json_on_the_last_line(name):
+    ran = subprocess.run(
+        [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=380,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    figures = json.loads(ran.stdout.splitlines()[-1])
+    for figure in FIGURES[name]:
+        assert isinstance(figures[figure], int | float), f"{figure}: {figures.get(figure + '_reason')}"
+    assert figures["frames_lost"] == 0
