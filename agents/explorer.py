@@ -22,6 +22,8 @@ REVISION_APART = 100.0
 MIN_OBSERVATIONS = 2
 # One value further than this from the usual one, in sd of its counting noise, is no chance.
 STANDS_OUT = 4.0
+# An expected improvement below this part of the best is none to a person.
+HARDLY = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -218,9 +220,12 @@ class Explorer(SiteAgent):
         log_ei = log_expected_improvement(mean, sd, best)
         top = int(log_ei.argmax())  # the first of equals
         gain = math.exp(log_ei[top])
+        reason = f"expected to improve on {self._sign * best:.3g} by {gain:.1g}"
+        if gain < HARDLY * abs(best):
+            reason = f"hardly expected to improve on {self._sign * best:.3g}"
         return Choice(
             index=int(free[top]),
-            reason=f"expected to improve on {self._sign * best:.3g} by {gain:.1g}",
+            reason=reason,
             predicted_mean=self._sign * float(mean[top]),
             predicted_sd=float(sd[top]),
             acquisition=float(log_ei[top]),

@@ -25,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Microscopes that need no microscope: a simulated STEM, or a recording played as if it were live.",
 )
+# A streamer on a cold disk takes a while to import its libraries.
+CONNECT_S = 30.0
 Address = Annotated[
     str, typer.Option("--connect", help="Address of the streamer, such as tcp://127.0.0.1:5555.")
 ]
@@ -93,7 +95,7 @@ def _play(
     instrument: Instrument, address: str, speed: float, max_frames: int | None, truth: Path | None
 ) -> None:
     try:
-        link = Link(address, role="instrument", name=instrument.name)
+        link = Link(address, role="instrument", name=instrument.name, timeout_s=CONNECT_S)
     except ConnectionError as error:
         raise _failure(str(error)) from None
     stopped = threading.Event()

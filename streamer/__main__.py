@@ -35,6 +35,7 @@ def main(
     try:
         settings = _settings(config, bind, max_measurements)
         pipeline = Pipeline.build(settings.pipeline)
+        pipeline.warm_up()
     except (ConfigError, ValueError, OSError) as error:
         sys.exit(_complain(f"configuration: {error}"))
     try:

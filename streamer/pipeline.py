@@ -77,6 +77,10 @@ class Pipeline:
         """
         return cls(config, Encoder.load(config.encode.weights or None))
 
+    def warm_up(self) -> None:
+        """Do what only the first frame would wait for."""
+        self.link.warm_up()
+
     def process(self, frame: Frame, meter: Meter) -> Processed | None:
         """Take a frame to its latents; None when a stage rejected it, which the meter has counted."""
         good = drive(self.check, frame, meter)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from threading import Thread
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -53,6 +52,10 @@ class LinkAtoms:
         self._first: tuple[NDArray[np.float64], NDArray[np.int64]] | None = None
         self._linker: Linker | None = None
 
+    def warm_up(self) -> None:
+        """Import trackpy, which takes a second or two, before there is a frame to wait for it."""
+        _trackpy_linker()
+
     def process(self, latents: Latents, /) -> Latents:
         """Return the latents with their tracks."""
         positions_nm = latents.positions_nm.astype(np.float64)
@@ -65,8 +68,6 @@ class LinkAtoms:
     def _start_anew(self, positions_nm: NDArray[np.float64], revision: int) -> NDArray[np.int64]:
         """Give every atom a track of its own."""
         tracks = np.fromiter(itertools.islice(self._new_track, len(positions_nm)), dtype=np.int64)
-        # trackpy takes 2 to 3 s to import, and the first frame of a session has nothing to link.
-        Thread(target=_trackpy_linker, name="import trackpy").start()
         self._revision = revision if len(positions_nm) else None
         self._first, self._linker = (positions_nm, tracks), None
         return tracks
