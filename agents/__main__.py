@@ -69,11 +69,9 @@ def _run(
     except ConnectionError as error:
         print(str(error), file=sys.stderr)
         return 1
-    imports = load_models_in_background() if agent.policy == "explorer" else None
+    prepare = load_models_in_background if agent.policy == "explorer" else lambda: None
     with link:
-        reason = serve(agent, link, lambda: bool(stopped))
-    if imports is not None:
-        imports.join()
+        reason = serve(agent, link, lambda: bool(stopped), prepare)
     log.info("ended", reason=reason, **agent.statistics())
     return 0
 

@@ -49,7 +49,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     initial_points
         First measurements of the explorer, spread over the latents before it trusts its model.
     refit_every
-        Measurements between two fits of the model's hyperparameters.
+        Measurements between two fits of the model's hyperparameters; a quarter of those made, once
+        that is more.
     raster_step
         The raster measures one atom in so many, in reading order, then those between.
     """

@@ -118,7 +118,7 @@ class Explorer(SiteAgent):
     def refit(self) -> bool:
         """Fit the surrogate's hyperparameters, when enough is new; a fraction of a second."""
         surrogate = self._surrogate
-        if surrogate is None or surrogate.size < self._size_at_refit + self.config.refit_every:
+        if surrogate is None or surrogate.size < self._size_at_refit + self._news_for_a_refit():
             return False
         if self._is_looking_around():
             return False
@@ -126,6 +126,10 @@ class Explorer(SiteAgent):
         self._refits += 1
         self._size_at_refit = surrogate.size
         return True
+
+    def _news_for_a_refit(self) -> int:
+        """Measurements that pay for a fit: its cost grows with the square of them, what it finds does not."""
+        return max(self.config.refit_every, self._size_at_refit // 4)
 
     # -- learn ---------------------------------------------------------------------------------
 

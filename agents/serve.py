@@ -17,7 +17,9 @@ TURN_S = 0.2
 MAX_TOLD_AT_ONCE = 256
 
 
-def serve(agent: Agent, link: Link, stop: Callable[[], bool]) -> str:
+def serve(
+    agent: Agent, link: Link, stop: Callable[[], bool], prepare: Callable[[], object] = lambda: None
+) -> str:
     """Serve the session until the streamer says Bye or ``stop`` says so.
 
     In each turn the agent is told everything that waits, in order; then it is asked, on the newest frame
@@ -30,6 +32,8 @@ def serve(agent: Agent, link: Link, stop: Callable[[], bool]) -> str:
         Who decides, and the way to the streamer; the link stays open.
     stop
         Asked a few times a second.
+    prepare
+        Called once, when the first suggestion is on its way.
 
     Returns
     -------
@@ -37,6 +41,7 @@ def serve(agent: Agent, link: Link, stop: Callable[[], bool]) -> str:
         Why it ended, in the streamer's words.
     """
     log = structlog.get_logger()
+    is_prepared = False
     while not stop():
         for message in _waiting(link):
             if isinstance(message, Bye):
@@ -48,6 +53,9 @@ def serve(agent: Agent, link: Link, stop: Callable[[], bool]) -> str:
             log.info(
                 "suggested", id=suggestion.id, position_nm=suggestion.position_nm, reason=suggestion.reason
             )
+            if not is_prepared:
+                prepare()
+                is_prepared = True
         if agent.refit():
             log.info("model refitted")
     return "stopped"
@@ -93,8 +101,9 @@ def _why_no_score(outcome: Outcome) -> str:
     )
 
 
-def load_models_in_background() -> threading.Thread:
-    """Import BoTorch beside the first measurements; join the thread before the process ends."""
-    thread = threading.Thread(target=lazy_botorch.load, name="import botorch")
-    thread.start()
-    return thread
+def load_models_in_background() -> None:
+    """Import BoTorch beside the first measurements: seconds that the first suggestion need not wait for.
+
+    The interpreter waits for the thread before it ends.
+    """
+    threading.Thread(target=lazy_botorch.load, name="import botorch").start()

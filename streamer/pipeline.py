@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
-from models.encoder import Encoder
 from streamer.messages import Atoms, Frame, Latents
 from streamer.stage import Meter, drive
 from streamer.stages.check_frame import CheckConfig, CheckFrame
@@ -13,6 +14,9 @@ from streamer.stages.cut_windows import CutWindows
 from streamer.stages.encode import Encode, EncodeConfig
 from streamer.stages.find_atoms import FindAtoms, FindConfig
 from streamer.stages.link_atoms import LinkAtoms, LinkConfig
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is read without it
+    from models.encoder import Encoder
 
 
 class PipelineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,6 +79,12 @@ class Pipeline:
         models.checkpoint.CheckpointError
             Naming the file of weights and the cure, if it is missing or not an encoder.
         """
+        import torch
+
+        from models.encoder import Encoder
+
+        # Two pools of threads on one machine cost a factor of 100.
+        torch.set_num_threads(1)
         return cls(config, Encoder.load(config.encode.weights or None))
 
     def warm_up(self) -> None:

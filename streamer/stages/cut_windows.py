@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from streamer.messages import Atoms, Float32, Frame, Patches, Registration
 from streamer.stage import Rejected
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is read without it
+    import torch
 
 
 class CutWindows:
@@ -82,6 +85,8 @@ class CutWindows:
 
     def _sampled(self, frame: Frame, positions: Float32, background: float, contrast: float) -> Float32:
         """Sample the normalised frame bilinearly at every point of every window."""
+        import torch
+
         # Where a window's pixel is larger than the frame's, the frame is averaged over it first:
         # a Gaussian with the variance that the larger square has beyond the smaller, s²/12 - 1/12.
         ratio = self.window_nm / self.window_px / np.array(frame.geometry.pixel_size_nm)
@@ -104,6 +109,8 @@ class CutWindows:
 
     def _grid(self, frame: Frame, positions: Float32) -> torch.Tensor:
         """Sampling points of all windows in a column, ``(1, n · h, w, 2)`` as (x, y) from -1 to 1."""
+        import torch
+
         rows, cols = frame.geometry.shape
         height_nm, width_nm = frame.geometry.pixel_size_nm
         n, edge = len(positions), self.window_px

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.encoder import Encoded
 from streamer.messages import Float32, Latents, Patches
 from streamer.stage import Rejected
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is read without it
+    from models.encoder import Encoded
 
 
 class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

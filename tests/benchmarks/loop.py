@@ -31,6 +31,7 @@ import psutil
 from agents.config import AgentConfig
 from agents.objective import Objective
 from agents.policies import make_agent
+from deploy.train import two_groups
 from simulators.eels import clean_spectra
 from simulators.scan_distortion import ScanDistortionConfig
 from simulators.scoring import adjusted_rand_index, drift_error_px, match_atoms
@@ -184,14 +185,10 @@ def _processed(instrument: StemInstrument, config: PipelineConfig, frames: int) 
 
 def _site_ari(latents: Latents, truth: dict[str, Any]) -> float:
     """Agreement of two groups found in the latents with silicon and carbon; labels are only scored."""
-    from sklearn.mixture import GaussianMixture
-
     positions = latents.positions_nm + truth["drift_nm"][0]
     distance = np.linalg.norm(positions[:, None] - truth["positions_nm"][None], axis=2)
     is_silicon = np.isin(truth["site_class"][distance.argmin(axis=1)], (THREE_FOLD_SI, FOUR_FOLD_SI))
-    unit = latents.mean / latents.mean.std(axis=0)
-    groups = GaussianMixture(2, n_init=4, random_state=0).fit_predict(unit)
-    return adjusted_rand_index(is_silicon.astype(int), groups)
+    return adjusted_rand_index(is_silicon.astype(int), two_groups(latents.mean))
 
 
 # -- the agent, against random -------------------------------------------------------------------------
