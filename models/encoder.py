@@ -155,6 +155,7 @@ class Encoder:
         self._unit = torch.tensor(card.novelty_unit, device=device)
         self._row = torch.arange(BLOCK, device=device)
         self._block = torch.zeros(BLOCK, len(card.channels), card.window_px, card.window_px)
+        self._filling: Float32 = self._block.numpy()
 
     @classmethod
     def load(cls, path: Path | str | None = None, *, device: Device = "auto") -> Self:
@@ -202,9 +203,11 @@ class Encoder:
         ValueError
             If the shape is another; the text says which it takes.
         """
-        wanted = (len(self.card.channels), self.card.window_px, self.card.window_px)
-        if windows_NCHW.shape[1:] != wanted:
-            raise ValueError(f"windows have shape {windows_NCHW.shape}; these weights take (n, *{wanted})")
+        channels, edge = len(self.card.channels), self.card.window_px
+        if windows_NCHW.shape[1:] != (channels, edge, edge):
+            raise ValueError(
+                f"windows have shape {windows_NCHW.shape}; these weights take (n, {channels}, {edge}, {edge})"
+            )
         if len(windows_NCHW) == 0:
             return self._encoded(torch.zeros(0, 2 * self.card.latent_dim + 7))
         with torch.inference_mode():
@@ -216,8 +219,9 @@ class Encoder:
     def _encode_block(self, windows_NCHW: Float32) -> Tensor:
         """Encode up to a block; all that is said of a window in one row."""
         n = len(windows_NCHW)
-        self._block[:n] = torch.from_numpy(np.ascontiguousarray(windows_NCHW))
-        self._block[n:] = 0
+        # Through NumPy, because what comes off the wire is read-only, which torch does not know.
+        self._filling[:n] = windows_NCHW
+        self._filling[n:] = 0
         is_whole_N = torch.isfinite(self._block.flatten(1).sum(1))  # NaN and infinity survive a sum
         if not is_whole_N.all():
             self._block[~is_whole_N] = 0

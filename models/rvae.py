@@ -109,7 +109,7 @@ def kl_normal(mean: Tensor, log_sd: Tensor, prior_sd: float = 1.0) -> Tensor:
 
 
 def kl_wrapped_normal(log_sd: Tensor) -> Tensor:
-    """KL(wrapped normal ‖ uniform on the circle) of each element, within 0.02 nats.
+    """KL(wrapped normal ‖ uniform on the circle) of each element, within 0.025 nats.
 
     A narrow one has the entropy of the normal; of a wide one the first circular moment
     exp(-sd²/2) is left, whose square is the KL to second order. The two meet at sd = 1.2.
