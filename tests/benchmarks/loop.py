@@ -49,7 +49,7 @@ max_duration_s = {duration_s}
 [agent]
 dwell_time_us = 5000.0
 [simulate.stem]
-dwell_time_us = 0.42
+dwell_time_us = 0.5
 carbon_counts = 60.0
 """
 WARM_UP_S = 15.0
