@@ -32,6 +32,13 @@ ONE_THREAD = dict.fromkeys(
     ),
     "1",
 )
+# glibc else raises its threshold to the largest array ever freed, and arrays of every size then leave
+# holes in the heap: the agent grew by 40 MB in 500 measurements, with this by less than 10.
+STEADY_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 20),
+    "MALLOC_ARENA_MAX": "2",
+}
 STREAMER = "streamer"
 DRAIN_S = 30.0
 TERMINATE_S = 5.0
@@ -91,7 +98,7 @@ class Child:
 
 def child_environment() -> dict[str, str]:
     """Make the environment of a process: ours, with one thread for each numerical library."""
-    return {**os.environ, **ONE_THREAD, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **ONE_THREAD, **STEADY_MEMORY, "PYTHONUNBUFFERED": "1"}
 
 
 def free_address() -> str:
