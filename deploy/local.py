@@ -259,7 +259,11 @@ def _become(module: str, *arguments: str) -> NoReturn:
     from deploy.supervise import child_environment
 
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], child_environment())
+    os.execve(
+        sys.executable,
+        [sys.executable, "-m", module, *arguments],
+        child_environment(is_agent=module == "agents"),
+    )
 
 
 # -- around it ---------------------------------------------------------------------------------
