@@ -18,14 +18,14 @@ from rich.console import Console
 from rich.live import Live
 
 from deploy.live_view import line, number_text, render
-from deploy.supervise import STREAMER, Interrupts, Service, free_address, watch
+from deploy.supervise import AGENT, STREAMER, Interrupts, Service, free_address, watch
 from deploy.tables import to_toml
 from streamer.messages import Status
 
 if TYPE_CHECKING:
     from streamer.wire import Subscriber
 
-INSTRUMENT, AGENT = "instrument", "agent"
+INSTRUMENT = "instrument"
 LINE_EVERY_S = 5.0
 LISTEN_S = 0.2
 
