@@ -330,7 +330,9 @@ def path_figure(
         figure = new_figure(7.2, 6.2)
         axes = figure.subplots()
         _show_image(axes, corrected, geometry, "path of the measurements")
-        axes.plot(visited_px[:, 1], visited_px[:, 0], color="white", linewidth=0.6, alpha=0.55)
+        # The more legs, the fainter: a hundred of them would hide what they lead to.
+        faint = float(np.clip(15 / max(len(visited_px), 1), 0.12, 0.55))
+        axes.plot(visited_px[:, 1], visited_px[:, 0], color="white", linewidth=0.6, alpha=faint)
         low, high = limits_of(values, 0, 100)
         if len(visited_px):
             dots = axes.scatter(
