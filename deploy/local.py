@@ -273,10 +273,16 @@ def _become(module: str, *arguments: str) -> NoReturn:
 def report(
     session_folder: Annotated[Path, typer.Argument(help="Folder of a session that has ended.")],
 ) -> None:
-    """Make the report of a session once more (report.html in its folder)."""
+    """Make the report of a session once more (report.html in its folder).
+
+    Where a session ended badly, its files for HyperSpy are made too.
+    """
     from deploy.report import make_report
+    from streamer.finalise import finalise
 
     try:
+        if not (session_folder / "frames.hspy").exists():
+            finalise(session_folder)
         path = make_report(session_folder)
     except (OSError, ValueError) as error:
         _refuse(str(error))

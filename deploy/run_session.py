@@ -226,8 +226,13 @@ def _finish(folder: Path, console: Console) -> None:
     except KeyboardInterrupt:
         console.print(f"There is no report yet; make it with: probeloop report {folder}", soft_wrap=True)
         report = None
-    except ValueError as error:  # the session is kept all the same, and must be found
-        console.print(f"There is no report: {error}", markup=False, soft_wrap=True)
+    except (OSError, ValueError) as error:  # the session is kept all the same, and must be found
+        console.print(
+            f"There is no report: {error}. What was acked is in the journal; once that is mended: "
+            f"probeloop report {folder}",
+            markup=False,
+            soft_wrap=True,
+        )
         report = None
     _say_where(folder, report, console)
 

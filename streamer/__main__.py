@@ -84,14 +84,25 @@ def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path) -> str:
     structlog.get_logger().info("serving", **endpoints)
     try:
         reason = hub.run(_stop_on_signal())
+    except OSError as error:
+        raise OSError(
+            f"{folder}: the journal could not be written ({error.strerror or error}), and nothing is done that "
+            "is not in it; what was acked is kept: make room, then go on or make the report"
+        ) from error
     finally:
         journal.close()
         router.close()
         publisher.close()
         telemetry.close()
         (folder / "endpoints.json").unlink(missing_ok=True)
-    written = finalise(folder)
-    _write_json(folder / "summary.json", _summary(hub, reason, written))
+    try:
+        written = finalise(folder)
+        _write_json(folder / "summary.json", _summary(hub, reason, written))
+    except OSError as error:
+        raise OSError(
+            f"{folder}: what was acked is in the journal, but the files made from it could not be written "
+            f"({error.strerror or error}); make room, then: probeloop report {folder}"
+        ) from None
     return reason
 
 

@@ -41,7 +41,7 @@ class EnvelopeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Requests under way at once.
     """
 
-    beam_current_pa: float = 50.0
+    beam_current_pa: float = 60.0
     margin_nm: float = 0.0
     min_dwell_time_us: float = 0.1
     max_dwell_time_us: float = 1_000_000.0

@@ -242,8 +242,8 @@ class Hub:
         for _ in range(self._waiting):
             self.telemetry.frame_dropped("session ended")
         self._waiting = 0
-        if self._last_atoms is not None:
-            self._keep(encode(self._last_atoms))
+        if self._last_atoms is not None and self._store(encode(self._last_atoms)) is not None:
+            self._log.warning("last frame not kept")
         self._event("session_ended", self._end_reason)
         self._state = "ended"
         for peer in self._peers:
@@ -357,7 +357,7 @@ class Hub:
             return "out of order", f"the next number is {self.next_number}; numbers rise and are never reused"
         return None
 
-    def _store(self, parts: list[memoryview]) -> tuple[str, str] | None:
+    def _store(self, parts: list[memoryview] | list[bytes | memoryview]) -> tuple[str, str] | None:
         try:
             self._keep(parts)
         except OSError as error:
@@ -485,7 +485,10 @@ class Hub:
     def _event(self, what: str, detail: str) -> None:
         self._log.info(what, detail=detail)
         message = Event(at_s=time.time(), what=what, detail=detail)
-        self._keep(encode(message))
+        try:
+            self._keep(encode(message))
+        except OSError as error:  # a full disk must not keep us from saying so
+            self._log.warning("event not kept", what=what, reason=error.strerror)
         self._publisher.publish(message)
 
     def _say(self, suggestion: Suggestion, verdict: str) -> None:
