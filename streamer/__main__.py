@@ -24,6 +24,10 @@ from streamer.telemetry import Telemetry
 from streamer.wire import Publisher, Router
 
 
+class LostDisk(OSError):
+    """The disk failed in the middle of a session; the text says what is kept and what would do."""
+
+
 def main(
     session_folder: Annotated[Path, typer.Option(help="Where the session is kept; it may be resumed.")],
     config: Annotated[Path | None, typer.Option(help="TOML file; the table [streamer] is read.")] = None,
@@ -40,6 +44,9 @@ def main(
         sys.exit(_complain(f"configuration: {error}"))
     try:
         reason = serve(settings, pipeline, session_folder)
+    except LostDisk as error:
+        _complain(str(error))
+        sys.exit(1)
     except OSError as error:
         sys.exit(_complain(str(error)))
     structlog.get_logger().info("ended", reason=reason, folder=str(session_folder))
@@ -52,6 +59,8 @@ def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path) -> str:
     ------
     OSError
         If a port is in use or the folder cannot be written.
+    LostDisk
+        If the disk fails later.
     """
     telemetry = Telemetry()
     metrics_url = telemetry.serve(settings.telemetry)
@@ -85,9 +94,9 @@ def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path) -> str:
     try:
         reason = hub.run(_stop_on_signal())
     except OSError as error:
-        raise OSError(
-            f"{folder}: the journal could not be written ({error.strerror or error}), and nothing is done that "
-            "is not in it; what was acked is kept: make room, then go on or make the report"
+        raise LostDisk(
+            f"{folder}: the journal could not be written ({error.strerror or error}), and what is not in it is "
+            "not done; what was acked is kept: make room, then go on or make the report"
         ) from error
     finally:
         journal.close()
@@ -99,7 +108,7 @@ def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path) -> str:
         written = finalise(folder)
         _write_json(folder / "summary.json", _summary(hub, reason, written))
     except OSError as error:
-        raise OSError(
+        raise LostDisk(
             f"{folder}: what was acked is in the journal, but the files made from it could not be written "
             f"({error.strerror or error}); make room, then: probeloop report {folder}"
         ) from None
