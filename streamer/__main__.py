@@ -95,8 +95,8 @@ def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path) -> str:
         reason = hub.run(_stop_on_signal())
     except OSError as error:
         raise LostDisk(
-            f"{folder}: the journal could not be written ({error.strerror or error}), and what is not in it is "
-            "not done; what was acked is kept: make room, then go on or make the report"
+            f"{folder}: the journal could not be written ({error.strerror or error}), and what is not in it "
+            "is not done; what was acked is kept: make room, then go on or make the report"
         ) from error
     finally:
         journal.close()

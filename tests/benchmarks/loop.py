@@ -75,7 +75,8 @@ def measure_live(duration_s: float) -> Figures:
         said, _ = run.communicate(timeout=duration_s + 120)
         if run.returncode != 0:
             return _nulls(LIVE_NAMES, f"the run ended with exit code {run.returncode}: {said[-500:]}")
-        return _live_figures(folder, started_s) | {"rss_growth_mb": _growth_mb(memory)}
+        figures = _live_figures(folder, started_s)
+        return figures | {"rss_growth_mb": _growth_mb(memory, figures["session_s"])}
 
 
 LIVE_NAMES = (
@@ -108,12 +109,11 @@ def _watch_memory(run: subprocess.Popen[str], started_s: float) -> list[tuple[fl
     return seen
 
 
-def _growth_mb(memory: list[tuple[float, float]]) -> float | None:
-    """Rise of the resident memory from after the warm-up to the end of the session, median to median."""
-    if not memory:
-        return None
-    last_s = memory[-1][0] - 5.0  # the files are written at the end
+def _growth_mb(memory: list[tuple[float, float]], last_s: float) -> float | None:
+    """Rise of the resident memory from after the warm-up to the last frame, median to median."""
     settled = [mb for at_s, mb in memory if min(WARM_UP_S, last_s / 2) <= at_s <= last_s]
+    if not settled:
+        return None
     fifth = max(1, len(settled) // 5)
     return round(statistics.median(settled[-fifth:]) - statistics.median(settled[:fifth]), 1)
 
@@ -140,6 +140,7 @@ def _live_figures(folder: Path, started_s: float) -> Figures:
         "stage_ms_p50": {name: round(times[0], 1) for name, times in summary["stage_ms"].items()},
         "frames_per_s": round((len(latents) - 1) / (latents[-1] - latents[0]), 2),
         "frames": len(latents),
+        "session_s": round(latents[-1] - started_s, 1),
         "frames_lost": lost,
         "atoms": summary["atoms"],
         "measurements": summary["measurements"],
