@@ -23,6 +23,8 @@ Float64 = NDArray[np.float64]
 
 # Counting noise is not all: a model exact to 1 % of the spread would chase the rest.
 MIN_NOISE_VARIANCE = 1e-4
+# Candidates forecast together: the arrays of 500 observations and so many stay in the cache.
+AT_ONCE = 128
 MAX_FIT_STEPS = 60
 
 
@@ -152,11 +154,17 @@ class Surrogate:
         if not len(known):
             return self._in_unit(np.full(len(x), theta.mean), np.full(len(x), prior_variance))
         factor = cholesky(theta.covariance(known, known) + np.diag(noise), lower=True, check_finite=False)
-        explained = solve_triangular(factor, theta.covariance(known, x), lower=True, check_finite=False)
         # The pending places come last, so the first n rows are those of the observations alone.
         residual = solve_triangular(factor[:n, :n], self._y - theta.mean, lower=True) if n else self._y
-        mean = theta.mean + explained[:n].T @ residual
-        return self._in_unit(mean, prior_variance - (explained * explained).sum(axis=0))
+        mean, variance = np.full(len(x), theta.mean), np.full(len(x), prior_variance)
+        for first in range(0, len(x), AT_ONCE):
+            part = slice(first, first + AT_ONCE)
+            explained = solve_triangular(
+                factor, theta.covariance(known, x[part]), lower=True, check_finite=False
+            )
+            mean[part] += explained[:n].T @ residual
+            variance[part] -= (explained * explained).sum(axis=0)
+        return self._in_unit(mean, variance)
 
     def _in_unit(self, mean: Float64, variance: Float64) -> tuple[Float64, Float64]:
         sd = np.sqrt(np.maximum(variance, 1e-12))

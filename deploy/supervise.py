@@ -36,8 +36,8 @@ ONE_THREAD = dict.fromkeys(
 # with each measurement, leave holes in the heap: it grew by 40 MB in 500 of them, with this by less than
 # 10. Not for the streamer, whose arrays are of one size: page faults would cost it a third of its speed.
 STEADY_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 17),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 20),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 20),
     "MALLOC_ARENA_MAX": "2",
 }
 STREAMER = "streamer"
