@@ -16,6 +16,7 @@ from streamer.messages import Frame, Outcome, PairNm, Registration, Request, Sca
 
 ELECTRONS_PER_S_PA = 1e-12 / 1.602176634e-19
 Cell = tuple[int, int]
+MOST_CELLS = 100_000
 
 
 class EnvelopeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,6 +85,21 @@ class RefusedError(Exception):
         self.detail = detail
 
 
+class Dose(msgspec.Struct, frozen=True):
+    """Electrons of one request.
+
+    Attributes
+    ----------
+    total_e
+        Of all of it.
+    cells_e
+        The most that each touched cell may get: together they can be more than the total.
+    """
+
+    total_e: float
+    cells_e: dict[Cell, float]
+
+
 class DoseLedger:
     """Electrons given and reserved, in total and in each cell of the specimen.
 
@@ -112,11 +128,11 @@ class DoseLedger:
         self.total_e += dose_e_per_nm2 * area_nm2
         self._everywhere_e += dose_e_per_nm2 * self.cell_nm**2
 
-    def add(self, shares: dict[Cell, float]) -> None:
-        """Add electrons to cells; negative ones give a reservation back."""
-        for cell, electrons in shares.items():
-            self.cells_e[cell] = self.cells_e.get(cell, 0.0) + electrons
-            self.total_e += electrons
+    def add(self, dose: Dose, times: float = 1.0) -> None:
+        """Add a dose; -1 times gives a reservation back."""
+        for cell, electrons in dose.cells_e.items():
+            self.cells_e[cell] = self.cells_e.get(cell, 0.0) + times * electrons
+        self.total_e += times * dose.total_e
 
 
 class Envelope:
@@ -131,7 +147,7 @@ class Envelope:
     def __init__(self, config: EnvelopeConfig) -> None:
         self.config = config
         self.ledger = DoseLedger(config.cell_nm)
-        self.pending: dict[str, dict[Cell, float]] = {}
+        self.pending: dict[str, Dose] = {}
         self._geometry: ScanGeometry | None = None
         self._registration = Registration()
         self._seen: set[str] = set()
@@ -144,10 +160,13 @@ class Envelope:
 
     def observe_frame(self, frame: Frame) -> None:
         """Count the dose of a frame as acquired and take its field as the bounds."""
+        if frame.request_id is not None:  # its dose was reserved with the request
+            return
         width, height = frame.geometry.field_of_view_nm
-        self.ledger.add_frame(frame.dose_e_per_nm2, width * height)
-        if frame.request_id is None:
-            self._geometry = frame.geometry
+        beam_e = self._electrons(frame.dwell_time_us) * math.prod(frame.geometry.shape)
+        # Whoever does not tell the dose of a frame is not taken to have given none.
+        self.ledger.add_frame(max(frame.dose_e_per_nm2, beam_e / (width * height)), width * height)
+        self._geometry = frame.geometry
 
     def observe_registration(self, registration: Registration) -> None:
         """Take the drift of the latest corrected frame."""
@@ -174,10 +193,10 @@ class Envelope:
         scan_position_nm = self._check_place(suggestion)
         self._check_exposure(suggestion)
         self._check_rate(now_s)
-        shares = self._dose_shares(suggestion)
-        self._check_dose(shares)
-        self.ledger.add(shares)
-        self.pending[suggestion.id] = shares
+        dose = self._dose_of(suggestion)
+        self._check_dose(dose)
+        self.ledger.add(dose)
+        self.pending[suggestion.id] = dose
         self._granted_at_s.append(now_s)
         return Request(
             session=suggestion.session,
@@ -188,7 +207,7 @@ class Envelope:
             dwell_time_us=suggestion.dwell_time_us,
             field_of_view_nm=suggestion.field_of_view_nm,
             shape=suggestion.shape,
-            dose_e=sum(shares.values()),
+            dose_e=dose.total_e,
         )
 
     def settle(self, outcome: Outcome) -> Outcome:
@@ -210,19 +229,24 @@ class Envelope:
     def release(self, outcome: Outcome) -> bool:
         """Close the request of an outcome; False where none is under way.
 
-        The reserved dose stays as given, unless the outcome says that nothing was measured.
+        The reserved dose stays as given, unless the outcome says that nothing was measured, or that it
+        was more.
         """
-        shares = self.pending.pop(outcome.id, None)
-        if shares is not None and outcome.status in ("refused", "skipped"):
-            self.ledger.add({cell: -electrons for cell, electrons in shares.items()})
-        return shares is not None
+        dose = self.pending.pop(outcome.id, None)
+        if dose is None:
+            return False
+        if outcome.status in ("refused", "skipped"):
+            self.ledger.add(dose, -1.0)
+        elif outcome.dose_e > dose.total_e > 0:
+            self.ledger.add(dose, outcome.dose_e / dose.total_e - 1.0)
+        return True
 
     def restore(self, request: Request) -> None:
         """Take a request that was granted in an earlier part of the session."""
         self._seen.add(request.id)
-        shares = self._dose_shares(request)
-        self.ledger.add(shares)
-        self.pending[request.id] = shares
+        dose = self._dose_of(request)
+        self.ledger.add(dose)
+        self.pending[request.id] = dose
 
     def _check_place(self, suggestion: Suggestion) -> PairNm:
         if self._geometry is None:
@@ -237,7 +261,8 @@ class Envelope:
             raise RefusedError("not finite", f"position {suggestion.position_nm}")
         position_nm = self._registration.scan_position_nm(suggestion.position_nm)
         half_w, half_h = ((v / 2) for v in suggestion.field_of_view_nm or (0.0, 0.0))
-        if not (half_w >= 0 and half_h >= 0 and math.isfinite(half_w + half_h)):
+        is_scan = suggestion.field_of_view_nm is not None
+        if not (math.isfinite(half_w + half_h) and (min(half_w, half_h) > 0 or not is_scan)):
             raise RefusedError("not finite", f"field of view {suggestion.field_of_view_nm}")
         corners = [
             (position_nm[0] + sx * half_w, position_nm[1] + sy * half_h)
@@ -265,6 +290,13 @@ class Envelope:
             raise RefusedError("dwell time", f"{suggestion.dwell_time_us} µs; it takes {low} to {high}")
         if suggestion.shape is not None and not all(1 <= n <= 4096 for n in suggestion.shape):
             raise RefusedError("scan shape", f"{suggestion.shape}; it takes 1 to 4096")
+        cells = math.prod(edge / self.config.cell_nm + 1 for edge in suggestion.field_of_view_nm or ())
+        if cells > MOST_CELLS:
+            raise RefusedError(
+                "scan size",
+                f"{suggestion.field_of_view_nm} nm is {cells:.3g} cells of the dose ledger; it takes "
+                f"{MOST_CELLS}: choose a larger envelope.cell_nm",
+            )
 
     def _check_rate(self, now_s: float) -> None:
         while self._granted_at_s and self._granted_at_s[0] <= now_s - 1.0:
@@ -274,26 +306,32 @@ class Envelope:
         if len(self.pending) >= self.config.max_pending:
             raise RefusedError("pending", f"{len(self.pending)} requests are under way")
 
-    def _dose_shares(self, suggestion: Suggestion | Request) -> dict[Cell, float]:
-        """Electrons that the request would give to each cell."""
-        electrons = ELECTRONS_PER_S_PA * self.config.beam_current_pa * suggestion.dwell_time_us * 1e-6
+    def _electrons(self, dwell_time_us: float) -> float:
+        return ELECTRONS_PER_S_PA * self.config.beam_current_pa * dwell_time_us * 1e-6
+
+    def _dose_of(self, suggestion: Suggestion | Request) -> Dose:
+        """Electrons that the request would give, in total and to each cell."""
+        electrons = self._electrons(suggestion.dwell_time_us)
         if suggestion.shape is None or suggestion.field_of_view_nm is None:
-            return {self.ledger.cell_of(suggestion.position_nm): electrons}
+            return Dose(electrons, {self.ledger.cell_of(suggestion.position_nm): electrons})
         x, y = suggestion.position_nm
         width, height = suggestion.field_of_view_nm
+        total_e = electrons * math.prod(suggestion.shape)
         first = self.ledger.cell_of((x - width / 2, y - height / 2))
         last = self.ledger.cell_of((x + width / 2, y + height / 2))
-        cells = list(product(range(first[0], last[0] + 1), range(first[1], last[1] + 1)))
-        share = electrons * suggestion.shape[0] * suggestion.shape[1] / len(cells)
-        return dict.fromkeys(cells, share)
+        # A cell that the scan touches is taken to lie in it as far as it can.
+        side = self.config.cell_nm
+        inside = min(side / width, 1.0) * min(side / height, 1.0)
+        cells = product(range(first[0], last[0] + 1), range(first[1], last[1] + 1))
+        return Dose(total_e, dict.fromkeys(cells, total_e * inside))
 
-    def _check_dose(self, shares: dict[Cell, float]) -> None:
-        total_e = self.ledger.total_e + sum(shares.values())
-        if total_e > self.config.max_dose_e:
+    def _check_dose(self, dose: Dose) -> None:
+        total_e = self.ledger.total_e + dose.total_e
+        if not total_e <= self.config.max_dose_e:  # also where it is NaN
             raise RefusedError("total dose", f"{total_e:.3g} e; it takes {self.config.max_dose_e:.3g}")
-        for cell, electrons in shares.items():
+        for cell, electrons in dose.cells_e.items():
             cell_e = self.ledger.cell_dose_e(cell) + electrons
-            if cell_e > self.config.max_dose_e_per_cell:
+            if not cell_e <= self.config.max_dose_e_per_cell:
                 raise RefusedError(
                     "cell dose",
                     f"{cell_e:.3g} e in a cell of {self.config.cell_nm:g} nm; "

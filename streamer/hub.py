@@ -149,8 +149,10 @@ class Hub:
         self._acks: deque[tuple[bytes, Ack]] = deque()
         self._unsynced_acks: list[tuple[bytes, Ack]] = []
         self._arrived_s: dict[int, float] = {}
+        self._undecided_s: dict[int, float] = {}
         self._owners: dict[str, bytes] = {}
         self._positions: dict[str, PairNm] = {}
+        self._unscored: dict[str, bytes] = {}
         self._said: deque[str] = deque(maxlen=8)
         self._last_atoms: Atoms | None = None
         self._atoms_count = 0
@@ -168,14 +170,14 @@ class Hub:
             case Frame():
                 self.next_number = max(self.next_number, message.number + 1)
                 self.envelope.observe_frame(message)
-            case Latents():
+            case Latents(request_id=None):
                 self.envelope.observe_registration(message.registration)
             case Request():
                 self.envelope.restore(message)
                 self._positions[message.id] = message.position_nm
             case Outcome():
-                self._count_outcome(message)
-                self.envelope.release(message)
+                if self.envelope.release(message):
+                    self._count_outcome(message)
             case Score():
                 self._note_score(message)
             case _:
@@ -278,7 +280,7 @@ class Hub:
                 self._on_suggestion(peer, message)
             case Outcome() if peer == self._instrument:
                 self._on_outcome(message)
-            case Score() if known is not None and known.hello.role == "agent":
+            case Score() if self._unscored.pop(message.id, None) == peer and message.session == self.session:
                 self._keep(parts)
                 self._note_score(message)
             case _:
@@ -303,7 +305,9 @@ class Hub:
         self._peers[peer] = Peer(hello)
         if hello.role == "instrument":
             # The newest instrument is the one: a microscope computer that was restarted
-            # comes back under a new connection.
+            # comes back under a new connection, and knows nothing of what was asked before.
+            if self._instrument not in (None, peer):
+                self._skip_pending("the instrument was restarted")
             self._instrument = peer
             if self._state == "waiting":
                 self._state = "running"
@@ -355,6 +359,10 @@ class Hub:
             return "wrong session", f"this is {self.session}; take the name from Welcome"
         if frame.number < self.next_number:
             return "out of order", f"the next number is {self.next_number}; numbers rise and are never reused"
+        if len(self._acks) + len(self._unsynced_acks) >= self._config.window:
+            return "window full", f"at most {self._config.window} frames go ahead of their acks; wait for one"
+        if frame.request_id is not None and frame.request_id not in self.envelope.pending:
+            return "unknown id", f"no request {frame.request_id} is under way"
         return None
 
     def _store(self, parts: list[memoryview] | list[bytes | memoryview]) -> tuple[str, str] | None:
@@ -384,7 +392,10 @@ class Hub:
         self._positions[suggestion.id] = suggestion.position_nm
         self._say(suggestion, "granted")
         self._keep(encode(request))
-        self._router.send(self._instrument, request)
+        if not self._router.send(self._instrument, request):
+            self._instrument = None
+            self._event("left", "the instrument does not answer any more")
+            self._skip_pending("the instrument is gone")
 
     def _is_budget_reserved(self) -> bool:
         budget = self._experiment.max_measurements
@@ -392,7 +403,7 @@ class Hub:
 
     def _age_of(self, suggestion: Suggestion) -> float | None:
         """Age of the frame decided on, for the first suggestion on it."""
-        arrived_s = self._arrived_s.pop(suggestion.number, None)
+        arrived_s = self._undecided_s.pop(suggestion.number, None)
         return None if arrived_s is None else time.monotonic() - arrived_s
 
     def _refuse_suggestion(
@@ -407,7 +418,8 @@ class Hub:
             reason=str(refusal),
             action=suggestion.action,
         )
-        self._keep(encode(outcome))
+        if refusal.reason != "duplicate id":  # under that id the journal speaks of the first one
+            self._keep(encode(outcome))
         self._router.send(peer, outcome)
 
     def _on_outcome(self, outcome: Outcome) -> None:
@@ -423,6 +435,8 @@ class Hub:
         self._keep(encode(settled))
         owner = self._owners.pop(outcome.id, None)
         if owner is not None:
+            if settled.status == "ok":
+                self._unscored[outcome.id] = owner
             self._router.send(owner, settled)
 
     def _count_outcome(self, outcome: Outcome) -> None:
@@ -457,19 +471,21 @@ class Hub:
 
     def _send_latents(self, frame: Frame, processed: Processed) -> None:
         latents = processed.latents
-        age_s = time.monotonic() - self._arrived_s[frame.number]
+        arrived_s = self._arrived_s.pop(frame.number)
+        age_s = time.monotonic() - arrived_s
         if frame.request_id is None:
             self.envelope.observe_registration(latents.registration)
             self._last_atoms = processed.atoms
             self._atoms_count = len(latents.mean)
+            self._undecided_s[frame.number] = arrived_s
         self._keep(encode(latents))
         for peer, known in self._peers.items():
             if known.hello.role == "agent":
                 self._router.send(peer, latents)
         self._publisher.publish(latents)
         self.telemetry.frame_published(age_s)
-        for number in [n for n in self._arrived_s if n < frame.number - 256]:
-            del self._arrived_s[number]
+        for number in [n for n in self._undecided_s if n < frame.number - 256]:
+            del self._undecided_s[number]
 
     def _send_acks(self) -> None:
         """Send the acks of what is in the journal, as long as the pipeline keeps up."""

@@ -8,6 +8,7 @@ checksum, and a record can be found again after a damaged one.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import re
@@ -211,11 +212,12 @@ class Journal:
     Raises
     ------
     OSError
-        If the folder cannot be written.
+        If the folder cannot be written, or another journal is open in it.
     """
 
     def __init__(self, folder: Path, config: JournalConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(folder)
         self.folder = folder
         self.config = config
         self.records = 0
@@ -278,6 +280,18 @@ class Journal:
         """Bring everything to the disk and close."""
         os.fdatasync(self._fd)
         os.close(self._fd)
+        os.close(self._lock)
+
+
+def _locked(folder: Path) -> int:
+    """Take the folder for one journal; the system lets go of it when the process ends."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise OSError(f"{folder}: another streamer keeps its journal here; choose another folder") from None
+    return lock
 
 
 def _write_all(fd: int, buffers: list[memoryview]) -> None:

@@ -48,6 +48,11 @@ def _require_finite(owner: str, name: str, *values: float) -> None:
         raise ValueError(f"{owner}.{name} is {values}; it takes finite numbers")
 
 
+def _require_time(owner: str, name: str, value: float) -> None:
+    if not abs(value) <= 1e11:  # also NaN
+        raise ValueError(f"{owner}.{name} is {value}; it takes seconds since the epoch, up to 1e11")
+
+
 def _require_positive(owner: str, name: str, *values: float) -> None:
     if not all(math.isfinite(value) and value > 0 for value in values):
         raise ValueError(f"{owner}.{name} is {values}; it takes numbers above 0")
@@ -116,8 +121,12 @@ class ScanGeometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         if not all(1 <= n <= 16384 for n in self.shape):
             raise ValueError(f"geometry.shape is {self.shape}; it takes 1 to 16384 rows and columns")
-        _require_positive("geometry", "field_of_view_nm", *self.field_of_view_nm)
-        _require_finite("geometry", "center_nm", *self.center_nm)
+        if not all(1e-3 <= edge <= 1e7 for edge in self.field_of_view_nm):
+            raise ValueError(
+                f"geometry.field_of_view_nm is {self.field_of_view_nm}; it takes 0.001 to 10000000 nm"
+            )
+        if not all(abs(place) <= 1e9 for place in self.center_nm):
+            raise ValueError(f"geometry.center_nm is {self.center_nm}; it takes up to 1e9 nm either way")
         _require_finite("geometry", "rotation_rad", self.rotation_rad)
 
     @property
@@ -206,9 +215,9 @@ class Frame(Message, frozen=True, kw_only=True, eq=False, tag="frame"):
         _require_array("frame", "image", self.image, (len(self.channels), *self.geometry.shape), "float32")
         if not self.channels:
             raise ValueError("frame.channels is empty; it takes one name for each channel")
-        if self.number < 0:
-            raise ValueError(f"frame.number is {self.number}; it takes 0 and above")
-        _require_finite("frame", "acquired_at_s", self.acquired_at_s)
+        if not 0 <= self.number < 2**53:
+            raise ValueError(f"frame.number is {self.number}; it takes 0 to 2**53 - 1")
+        _require_time("frame", "acquired_at_s", self.acquired_at_s)
         _require_positive("frame", "dwell_time_us", self.dwell_time_us)
         if not (math.isfinite(self.dose_e_per_nm2) and self.dose_e_per_nm2 >= 0):
             raise ValueError(f"frame.dose_e_per_nm2 is {self.dose_e_per_nm2}; it takes 0 and above")
@@ -485,6 +494,15 @@ class Outcome(Message, frozen=True, kw_only=True, eq=False, tag="outcome"):
     def __post_init__(self) -> None:
         if self.spectrum is not None:
             _require_array("outcome", "spectrum", self.spectrum, (None,), "float32")
+            if self.spectrum.size == 0:
+                raise ValueError("outcome.spectrum has no channel; it takes at least one")
+        for name in ("started_at_s", "ended_at_s"):
+            _require_time("outcome", name, getattr(self, name))
+        _require_finite("outcome", "energy_offset_ev", self.energy_offset_ev)
+        _require_finite("outcome", "scan_position_nm", *(self.scan_position_nm or ()))
+        for name in ("dose_e", "dwell_time_us"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"outcome.{name} is {getattr(self, name)}; it takes 0 and above")
         _require_positive("outcome", "energy_step_ev", self.energy_step_ev)
         if self.status == "ok" and self.scan_position_nm is None:
             raise ValueError("outcome.scan_position_nm is missing; an 'ok' says where the beam was")
@@ -593,7 +611,7 @@ class Status(Message, frozen=True, kw_only=True, eq=False, tag="status"):
     requests_granted, requests_refused, outcomes_ok, max_measurements
         Where the experiment stands; ``max_measurements`` 0 is without limit.
     dose_e, max_dose_e
-        Electrons of the requested measurements, and the limit of the envelope.
+        Electrons of the frames and the requested measurements, and the limit of the envelope.
     drift_nm
         The latest ``(x, y)``.
     best, best_position_nm
@@ -643,6 +661,11 @@ class Score(Message, frozen=True, kw_only=True, eq=False, tag="score"):
     value: float
     variance: float
     goal: Literal["maximise", "minimise"] = "maximise"
+
+    def __post_init__(self) -> None:
+        _require_finite("score", "value", self.value)
+        if not self.variance >= 0:
+            raise ValueError(f"score.variance is {self.variance}; it takes 0 and above")
 
 
 AnyMessage = (

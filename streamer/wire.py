@@ -34,9 +34,13 @@ from streamer.messages import (
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+MAX_PARTS = 64
 DTYPES = frozenset({"<f4", "<f8", "<i8", "<i4", "<u2", "|u1"})
 Parts = Sequence[bytes | bytearray | memoryview]
 _CRC = struct.Struct("<I")
+# What a header that is not ours can make the decoder raise: also UnicodeDecodeError, a ValueError, and
+# the limits on nesting and on the size of numbers.
+_UNREADABLE = (ValueError, RecursionError, OverflowError)
 
 
 class WireError(ValueError):
@@ -135,6 +139,8 @@ def decode(parts: Parts) -> AnyMessage:
         For anything that is not exactly a message of this version: the reason is a fixed word, the
         detail names the field and what it takes.
     """
+    if len(parts) > MAX_PARTS:
+        raise WireError("wrong size", f"{len(parts)} parts; a message has at most {MAX_PARTS}")
     if not parts or len(parts[0]) < _CRC.size:
         raise WireError("bad header", "there is no header; it starts with four bytes of CRC-32")
     head = memoryview(parts[0])
@@ -150,20 +156,26 @@ def decode(parts: Parts) -> AnyMessage:
         header = msgspec.msgpack.decode(raw, type=_Header)
     except WireError:
         raise
-    except ValueError as error:  # also UnicodeDecodeError, which msgspec lets through
+    except _UNREADABLE as error:
         raise WireError("bad header", str(error)) from None
     buffers = parts[1:]
     if _CHECKSUMS[header.checksum](buffers) != header.payload:
         raise WireError("bad checksum", f"the payload does not match its {header.checksum}")
 
+    named: list[int] = []
+
     def hook(kind: Any, value: Any) -> Any:
-        return _array(msgspec.convert(value, _ArrayRef), buffers)
+        ref = msgspec.convert(value, _ArrayRef)
+        named.append(ref.part)
+        return _array(ref, buffers)
 
     try:
         message: AnyMessage = msgspec.msgpack.decode(header.message, type=AnyMessage, dec_hook=hook)
-    except ValueError as error:
+    except _UNREADABLE as error:
         reason = "wrong size" if "bytes;" in str(error) else "invalid message"
         raise WireError(reason, str(error)) from None
+    if sorted(named) != list(range(1, len(parts))):
+        raise WireError("wrong size", f"{len(buffers)} buffers came; the message names parts {sorted(named)}")
     return message
 
 
@@ -424,7 +436,9 @@ class Link:
             return None
         message = decode([part.buffer for part in self._socket.recv_multipart(copy=False)])
         if isinstance(message, Ack):
-            self._unacked.discard(message.number)
+            # A frame that could not be read is refused under -1: they are read in order.
+            number = message.number if message.number >= 0 else min(self._unacked, default=-1)
+            self._unacked.discard(number)
             if message.status == "refused":
                 self.refused.append(message)
         return message

@@ -75,6 +75,7 @@ class RunningHub:
     links: list[Link] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
+    is_closed: bool = False
 
     def start(self) -> None:
         def serve() -> None:
@@ -94,6 +95,9 @@ class RunningHub:
         assert self.thread is not None
         self.thread.join(WAIT_S + 10)
         assert not self.thread.is_alive()
+        if not self.is_closed:
+            self.journal.close()
+            self.is_closed = True
         return self.ends[0]
 
     def link(self, role: str, name: str = "test") -> Link:
@@ -144,11 +148,9 @@ def start_hub(tmp_path, make_latents, make_atoms) -> Iterator[Callable[..., Runn
     yield start
     for one in running:
         one.processor.gate.set()
-        if one.thread is not None and one.thread.is_alive():
-            one.end()
+        one.end()
         for link in one.links:
             link._context.destroy(linger=0)
-        one.journal.close()
         one.router.close(0)
         one.publisher.close(0)
 
@@ -422,6 +424,100 @@ def test_restarted_streamer_goes_on_where_the_journal_ends(start_hub, make_frame
     assert second.link("instrument").welcome.next_number == 1
     assert second.hub.measured == 1
     assert second.hub.envelope.ledger.total_e == pytest.approx(dose_e)
+
+
+def test_suggestion_that_names_a_frame_still_under_way_is_only_a_suggestion(
+    start_hub, make_frame, make_suggestion
+):
+    running = start_hub(is_open=False)
+    agent, instrument = running.link("agent"), running.link("instrument")
+    instrument.send(make_frame())
+    await_message(instrument, Ack)
+    agent.send(make_suggestion("early", number=0))
+    await_message(instrument, Request)
+    running.processor.gate.set()
+    assert await_message(agent, Latents).number == 0
+    running.end()
+    running.balance()
+
+
+def test_instrument_that_comes_back_finds_no_old_requests_in_the_way(start_hub, make_frame, make_suggestion):
+    running = start_hub(experiment={"max_measurements": 1})
+    agent, instrument = running.link("agent"), running.link("instrument")
+    ask_for(running, agent, instrument, make_frame, make_suggestion("a"))
+    await_message(instrument, Request)
+    back = running.link("instrument", name="restarted")
+    assert await_message(agent, Outcome).status == "skipped"
+    back.send(make_frame(number=1))
+    await_message(agent, Latents)
+    agent.send(make_suggestion("b"))
+    assert await_message(back, Request).id == "b"
+
+
+def test_request_to_an_instrument_that_is_gone_is_skipped(start_hub, make_frame, make_suggestion):
+    running = start_hub()
+    agent, instrument = running.link("agent"), running.link("instrument")
+    instrument.send(make_frame())
+    await_message(agent, Latents)
+    instrument._context.destroy(linger=0)
+    time.sleep(0.2)  # until the operating system has told the hub
+    agent.send(make_suggestion("a"))
+    assert await_message(agent, Outcome).status == "skipped"
+
+
+def test_frames_beyond_the_window_are_refused(start_hub, make_frame):
+    running = start_hub(is_open=False, window=2, max_waiting=1)
+    instrument = running.link("instrument")
+    for number in range(8):
+        instrument._socket.send_multipart(encode(make_frame(number=number)))
+    await_true(lambda: running.tally("received") == 8)
+    running.processor.gate.set()
+    running.end()
+    assert running.tally("rejected hub: window full") > 0
+    running.balance()
+
+
+def test_sub_scan_that_nobody_asked_for_is_refused(start_hub, make_frame):
+    running = start_hub()
+    instrument = running.link("instrument")
+    instrument.send(make_frame(request_id="ghost"))
+    assert "unknown id" in await_message(instrument, Ack).reason
+
+
+def test_score_of_nothing_is_not_the_best(start_hub):
+    running = start_hub()
+    agent = running.link("agent")
+    agent.send(Score(session="s", id="ghost", objective="counts", value=1e9, variance=1.0))
+    await_true(lambda: running.tally("messages refused") == 1)
+    running.end()
+    assert running.hub.best is None
+    assert running.kept(Score) == []
+
+
+def test_second_suggestion_under_one_id_costs_the_first_nothing(start_hub, make_frame, make_suggestion):
+    first = start_hub()
+    agent, instrument = first.link("agent"), first.link("instrument")
+    ask_for(first, agent, instrument, make_frame, make_suggestion("a"))
+    await_message(instrument, Request)
+    agent.send(make_suggestion("a"))
+    assert "duplicate id" in await_message(agent, Outcome).reason
+    instrument.send(Outcome(session="s", id="a", status="ok", scan_position_nm=(0.0, 0.0)))
+    await_message(agent, Outcome)
+    first.end()
+    second = start_hub()
+    assert second.hub.envelope.ledger.total_e == pytest.approx(first.hub.envelope.ledger.total_e)
+    assert second.hub.measured == 1
+
+
+def test_link_gets_its_place_back_when_a_frame_could_not_be_read(start_hub, make_frame):
+    running = start_hub(window=1)
+    instrument = running.link("instrument")
+    damaged = [bytearray(part) for part in encode(make_frame())]
+    damaged[1][5] ^= 1
+    instrument._unacked.add(0)
+    instrument._socket.send_multipart(damaged)
+    await_message(instrument, Ack)
+    assert instrument.credit == 1
 
 
 def test_events_tell_what_happened_in_words(start_hub, make_frame):

@@ -60,6 +60,7 @@ def test_dose_of_a_request_is_current_times_time(envelope, make_suggestion):
         ({"registration_revision": 1}, "stale registration"),
         ({"action": "scan", "field_of_view_nm": (3.0, 0.1), "shape": (8, 8)}, "outside field"),
         ({"action": "scan", "field_of_view_nm": (-1.0, 0.1), "shape": (8, 8)}, "not finite"),
+        ({"action": "scan", "field_of_view_nm": (0.0, 0.1), "shape": (8, 8)}, "not finite"),
         ({"action": "scan", "field_of_view_nm": (0.1, 0.1), "shape": (0, 8)}, "scan shape"),
     ],
 )
@@ -105,13 +106,55 @@ def test_total_limit_holds_everywhere(envelope, make_suggestion):
 
 
 def test_dose_of_frames_counts_in_total_and_in_every_cell(make_frame):
-    made = Envelope(EnvelopeConfig(cell_nm=0.1))
+    made = Envelope(EnvelopeConfig(cell_nm=0.1, beam_current_pa=0.0))
     made.observe_frame(make_frame(dose_e_per_nm2=1000.0))
     assert made.ledger.total_e == pytest.approx(1000.0 * 2.4 * 1.6)
     assert made.ledger.cell_dose_e((3, 4)) == pytest.approx(1000.0 * 0.01)
 
 
-def test_sub_scan_spreads_its_dose_over_its_cells(envelope, make_suggestion):
+def test_frame_that_tells_no_dose_counts_what_the_beam_gave(make_frame):
+    made = Envelope(EnvelopeConfig(beam_current_pa=10.0))
+    made.observe_frame(make_frame(dwell_time_us=2.0))
+    assert made.ledger.total_e == pytest.approx(10 * ELECTRONS_PER_S_PA * 2e-6 * 16 * 24)
+
+
+def test_dose_of_a_sub_scan_counts_once(envelope, make_frame, make_suggestion):
+    made = envelope()
+    made.review(make_suggestion("a", action="scan", field_of_view_nm=(0.4, 0.4), shape=(8, 8)), 0.0)
+    before_e = made.ledger.total_e
+    made.observe_frame(make_frame(request_id="a", dose_e_per_nm2=1e6))
+    assert made.ledger.total_e == before_e
+
+
+def test_outcome_that_gave_more_than_was_reserved_is_booked_in_full(envelope, make_suggestion):
+    made = envelope()
+    before_e = made.ledger.total_e
+    request = made.review(make_suggestion("a"), 0.0)
+    made.settle(
+        Outcome(session="s", id="a", status="ok", scan_position_nm=(0.0, 0.0), dose_e=3 * request.dose_e)
+    )
+    assert made.ledger.total_e - before_e == pytest.approx(3 * request.dose_e)
+    assert made.ledger.cells_e[made.ledger.cell_of((0.0, 0.0))] == pytest.approx(3 * request.dose_e)
+
+
+def test_small_sub_scan_on_a_corner_of_cells_counts_in_full_in_each(envelope, make_suggestion):
+    made = envelope(cell_nm=0.1)
+    request = made.review(
+        make_suggestion(action="scan", field_of_view_nm=(0.02, 0.02), shape=(4, 4), position_nm=(0.2, 0.1)),
+        0.0,
+    )
+    assert made.ledger.cells_e[made.ledger.cell_of((0.205, 0.105))] == pytest.approx(request.dose_e)
+
+
+def test_sub_scan_of_too_many_cells_is_refused_before_they_are_counted(make_frame, make_suggestion):
+    made = Envelope(EnvelopeConfig(max_dose_e=1e30, max_dose_e_per_cell=1e30))
+    geometry = ScanGeometry(shape=(16, 24), field_of_view_nm=(2400.0, 1600.0))
+    made.observe_frame(make_frame(geometry=geometry))
+    wide = make_suggestion(action="scan", field_of_view_nm=(1000.0, 1000.0), shape=(8, 8))
+    assert reason_of(made, wide) == "scan size"
+
+
+def test_sub_scan_covers_its_cells_and_never_too_little(envelope, make_suggestion):
     made = envelope(cell_nm=0.1, beam_current_pa=10.0)
     request = made.review(
         make_suggestion(action="scan", field_of_view_nm=(0.38, 0.18), shape=(10, 20), position_nm=(0.2, 0.1)),
@@ -120,7 +163,8 @@ def test_sub_scan_spreads_its_dose_over_its_cells(envelope, make_suggestion):
     assert request.dose_e == pytest.approx(200 * 10 * ELECTRONS_PER_S_PA * 1e-3)
     shares = np.array(list(made.ledger.cells_e.values()))
     assert len(shares) == 8
-    assert shares == pytest.approx(request.dose_e / 8)
+    density_e_per_nm2 = request.dose_e / (0.38 * 0.18)
+    assert shares == pytest.approx(density_e_per_nm2 * 0.1**2)
 
 
 def test_rate_limit_forgets_after_a_second(envelope, make_suggestion):

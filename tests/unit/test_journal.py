@@ -125,3 +125,11 @@ def test_folder_without_a_journal_is_named(tmp_path):
 def test_segment_size_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"journal.segment_mb is 0; it takes 1 to"):
         JournalConfig(segment_mb=0)
+
+
+def test_two_journals_in_one_folder_are_refused(tmp_path):
+    first = Journal(tmp_path, JournalConfig())
+    with pytest.raises(OSError, match="another streamer keeps its journal here"):
+        Journal(tmp_path, JournalConfig())
+    first.close()
+    Journal(tmp_path, JournalConfig()).close()

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from streamer.messages import Outcome, Registration, ScanGeometry
+from streamer.messages import Outcome, Registration, ScanGeometry, Score
 
 
 def test_frame_of_the_wrong_dtype_is_refused_by_name(make_frame):
@@ -23,7 +23,14 @@ def test_frame_whose_image_does_not_fit_its_geometry_is_refused(make_frame):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("number", -1), ("dwell_time_us", 0.0), ("acquired_at_s", math.nan), ("dose_e_per_nm2", -1.0)],
+    [
+        ("number", -1),
+        ("number", 2**64 - 1),
+        ("dwell_time_us", 0.0),
+        ("acquired_at_s", math.nan),
+        ("acquired_at_s", 1e300),
+        ("dose_e_per_nm2", -1.0),
+    ],
 )
 def test_frame_with_an_impossible_number_is_refused_by_name(make_frame, field, value):
     with pytest.raises(ValueError, match=f"frame.{field} is"):
@@ -70,3 +77,30 @@ def test_drifted_specimen_is_met_where_it_went():
     registration = Registration(drift_nm=(0.5, -0.25), drift_rate_nm_per_s=(0.1, 0.0), at_s=10.0)
     assert registration.scan_position_nm((1.0, 1.0)) == (1.5, 0.75)
     assert registration.scan_position_nm((1.0, 1.0), at_s=12.0) == pytest.approx((1.7, 0.75))
+
+
+@pytest.mark.parametrize("edge_nm", [0.0, -1.0, math.nan, 1e-300, 1e200])
+def test_field_of_view_that_no_microscope_has_is_refused(edge_nm):
+    with pytest.raises(ValueError, match=r"geometry.field_of_view_nm is"):
+        ScanGeometry(shape=(4, 4), field_of_view_nm=(edge_nm, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ended_at_s", math.nan),
+        ("dose_e", math.inf),
+        ("dwell_time_us", -1.0),
+        ("scan_position_nm", (math.nan, 0.0)),
+        ("spectrum", np.zeros(0, np.float32)),
+        ("energy_step_ev", 0.0),
+    ],
+)
+def test_outcome_with_an_impossible_number_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"outcome.{field}"):
+        Outcome(session="s", id="a", status="failed", **{field: value})
+
+
+def test_score_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match=r"score.value"):
+        Score(session="s", id="a", objective="counts", value=math.nan, variance=1.0)

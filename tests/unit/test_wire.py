@@ -95,6 +95,9 @@ def test_message_of_a_foreign_packer_is_understood():
 
 PIXELS = np.ones(16, "<f4").tobytes()
 NOT_UTF8 = b"\x81\xa1\xff\x01"
+NESTED: list = []
+for _ in range(400):
+    NESTED = [NESTED]
 BAD = {
     "no parts": ([], "bad header"),
     "short header": ([b"ab"], "bad header"),
@@ -125,6 +128,9 @@ BAD = {
         parts_of(frame_map(image={"dtype": "<f4", "shape": [1, 2**31, 2**31], "part": 1}), PIXELS),
         "wrong size",
     ),
+    "buffer that nothing names": (parts_of(frame_map(), PIXELS, b"more"), "wrong size"),
+    "too many parts": (parts_of(frame_map(), PIXELS, *[b""] * 70), "wrong size"),
+    "nesting without end": (parts_of(frame_map(image=NESTED), PIXELS), "invalid message"),
     "missing buffer": (parts_of(frame_map()), "invalid message"),
     "text that is not UTF-8": (
         parts_of(frame_map())
@@ -190,3 +196,20 @@ def test_socket_off_this_machine_does_not_bind_without_keys():
 
 def test_hello_is_smaller_than_a_packet():
     assert len(encode(Hello(role="agent", name="x"))[0]) < 200
+
+
+def test_header_nested_beyond_any_limit_is_refused_and_not_a_crash():
+    body = b"\x91" * 100_000 + b"\xc0"
+    head = b"\x85" + b"".join(
+        msgpack.packb(key) + value
+        for key, value in (
+            ("version", msgpack.packb(1)),
+            ("checksum", msgpack.packb("crc32")),
+            ("payload", msgpack.packb(0)),
+            ("message", msgpack.packb({"kind": "bye"})),
+            ("extra", body),
+        )
+    )
+    with pytest.raises(WireError) as caught:
+        decode([struct.pack("<I", zlib.crc32(head)) + head])
+    assert caught.value.reason == "bad header"
