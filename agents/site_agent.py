@@ -132,7 +132,8 @@ class SiteAgent(ABC):
                 session=outcome.session,
                 id=outcome.id,
                 site=site,
-                spectrum=outcome.spectrum,
+                # A copy: the received one is a view that keeps the whole receive buffer alive.
+                spectrum=outcome.spectrum.copy(),
                 energy_offset_ev=outcome.energy_offset_ev,
                 energy_step_ev=outcome.energy_step_ev,
             )

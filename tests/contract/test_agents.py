@@ -191,11 +191,11 @@ def test_an_ok_outcome_is_scored_in_the_objectives_unit(policy):
         {"status": "aborted", "spectrum": None},
         {"status": "skipped", "spectrum": None},
         {"spectrum": np.full(256, np.nan, dtype=np.float32)},
-        {"spectrum": np.zeros(0, dtype=np.float32)},
+        {"spectrum": np.zeros(1, dtype=np.float32)},
         {"energy_offset_ev": 1000.0},
         {"spectrum": None},
     ],
-    ids=["refused", "failed", "aborted", "skipped", "nan", "empty", "elsewhere", "no spectrum"],
+    ids=["refused", "failed", "aborted", "skipped", "nan", "one channel", "elsewhere", "no spectrum"],
 )
 def test_an_outcome_without_a_value_frees_its_place_and_is_not_tried_again_at_once(policy, changes):
     one = agent(policy, max_pending=1)
