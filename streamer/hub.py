@@ -18,6 +18,7 @@ from typing import Protocol
 
 import structlog
 
+from streamer.codec import WireError, decode, encode
 from streamer.config import ExperimentConfig, HubConfig
 from streamer.envelope import Envelope, RefusedError
 from streamer.journal import Journal
@@ -41,7 +42,7 @@ from streamer.messages import (
 from streamer.pipeline import Processed
 from streamer.stage import Meter
 from streamer.telemetry import Telemetry
-from streamer.wire import Publisher, Router, WireError, decode, encode
+from streamer.wire import Publisher, Router
 
 DRAIN_S = 10.0
 

@@ -21,8 +21,8 @@ from typing import Literal
 import msgspec
 import structlog
 
+from streamer.codec import WireError, decode
 from streamer.messages import AnyMessage
-from streamer.wire import WireError, decode
 
 MAGIC = b"PLJ1"
 _FIXED = struct.Struct("<4sdH")

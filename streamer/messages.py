@@ -10,7 +10,7 @@ positions are ``(x, y)`` in nanometres with x to the right and y down.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 PairNm = tuple[float, float]
-Role = Literal["instrument", "agent", "operator"]
+Role = Literal["instrument", "agent", "operator", "viewer"]
 Action = Literal["spectrum", "scan"]
 OutcomeStatus = Literal["ok", "failed", "refused", "skipped", "aborted"]
 
@@ -46,6 +46,11 @@ def _require_array(
 def _require_finite(owner: str, name: str, *values: float) -> None:
     if not all(math.isfinite(value) for value in values):
         raise ValueError(f"{owner}.{name} is {values}; it takes finite numbers")
+
+
+def _require_count(owner: str, name: str, value: int) -> None:
+    if not 0 <= value < 2**53:
+        raise ValueError(f"{owner}.{name} is {value}; it takes 0 to 2**53 - 1")
 
 
 def _require_time(owner: str, name: str, value: float) -> None:
@@ -390,6 +395,8 @@ class Suggestion(Message, frozen=True, kw_only=True, eq=False, tag="suggestion")
         Name of the agent's policy: ``explorer``, ``raster``, ``random``.
     model_revision
         Counts the fits of the surrogate.
+    told
+        Number of the last journal record that the agent had been told when it decided.
     """
 
     session: str
@@ -409,6 +416,7 @@ class Suggestion(Message, frozen=True, kw_only=True, eq=False, tag="suggestion")
     reason: str = ""
     policy: str
     model_revision: int = 0
+    told: int = 0
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -509,18 +517,39 @@ class Outcome(Message, frozen=True, kw_only=True, eq=False, tag="outcome"):
 
 
 class Hello(Message, frozen=True, kw_only=True, eq=False, tag="hello"):
-    """First message of a peer: who it is.
+    """First message of a peer: who it is, and where it stands after a lost link.
 
     Attributes
     ----------
     role
-        ``instrument``, ``agent`` or ``operator``.
+        ``instrument``, ``agent``, ``operator`` or ``viewer``.
     name
-        For the log, such as ``simulated STEM``.
+        For the log, such as ``simulated STEM``. An agent that comes back under its name is given
+        the history that it needs to go on.
+    instance
+        Drawn at random once in each process; empty for a client that does not number its messages
+        and keeps nothing to send again.
+    resumes_from
+        Sequence of the oldest message of this instance that has no ack yet.
+    last_record
+        Number of the last journal record that came to this instance in order; 0 for none.
+    beats
+        Whether it sends heartbeats, so that its silence means something.
     """
 
     role: Role
     name: str
+    instance: str = ""
+    resumes_from: int = 1
+    last_record: int = 0
+    beats: bool = False
+
+    def __post_init__(self) -> None:
+        for name, limit in (("name", 200), ("instance", 64)):
+            if len(getattr(self, name)) > limit:
+                raise ValueError(f"hello.{name} has {len(getattr(self, name))} letters; it takes {limit}")
+        _require_count("hello", "resumes_from", self.resumes_from)
+        _require_count("hello", "last_record", self.last_record)
 
 
 class Welcome(Message, frozen=True, kw_only=True, eq=False, tag="welcome"):
@@ -536,31 +565,191 @@ class Welcome(Message, frozen=True, kw_only=True, eq=False, tag="welcome"):
         The first frame number that this session has not yet seen.
     durability
         What an ack means: ``written`` to the operating system or ``fsynced`` to the disk.
+    received
+        Sequence through which the messages of this instance are in the journal; 0 for none.
+    last_record
+        Number of the last journal record that is, or now will be, sent to this peer.
+    history_record
+        Records up to this number are history: what an earlier process of this agent was told and
+        decided. 0 where there is none.
     """
 
     session: str
     window: int
     next_number: int
     durability: Literal["written", "fsynced"]
+    received: int = 0
+    last_record: int = 0
+    history_record: int = 0
 
 
 class Ack(Message, frozen=True, kw_only=True, eq=False, tag="ack"):
-    """A frame is in the journal, or was refused; either way its place in the window is free.
+    """A message is in the journal, or was refused; a frame's place in the window is free either way.
 
     Attributes
     ----------
     session, number
-        Those of the frame; number -1 where the refused message had none that could be read.
+        Those of the frame; number -1 for other messages, and where the refused one could not be read.
     status
-        ``written`` or ``fsynced``: kept; ``refused``: not kept, see ``reason``.
+        ``written`` or ``fsynced``: kept; ``unrecorded``: used, and not kept, as configured for a full
+        disk; ``refused``: neither, see ``reason``.
     reason
-        A short fixed word and a cure, for a refused frame.
+        A short fixed word and a cure, for a refused message.
+    sequence
+        Of the message, 0 where it had none. ``written`` and ``fsynced`` speak of all up to it.
     """
 
     session: str
     number: int
-    status: Literal["written", "fsynced", "refused"]
+    status: Literal["written", "fsynced", "unrecorded", "refused"]
     reason: str = ""
+    sequence: int = 0
+
+
+class Heartbeat(Message, frozen=True, kw_only=True, eq=False, tag="heartbeat"):
+    """A sign of life, both ways; never in the journal.
+
+    Attributes
+    ----------
+    instance
+        Of the peer that lives; empty from the streamer.
+    idle_s
+        From a peer: seconds since its program last sent or asked for a message.
+    received
+        From the streamer: sequence through which this peer's messages have come, in order; those
+        beyond it may be lost on the way.
+    last_record
+        From the streamer: number of the last journal record sent to this peer.
+    """
+
+    instance: str = ""
+    idle_s: float = 0.0
+    received: int = 0
+    last_record: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.idle_s <= 1e9:
+            raise ValueError(f"heartbeat.idle_s is {self.idle_s}; it takes 0 to 1e9 seconds")
+
+
+class Resend(Message, frozen=True, kw_only=True, eq=False, tag="resend"):
+    """A peer lacks what followed a journal record: send it again.
+
+    Attributes
+    ----------
+    after
+        Number of the last record that came in order.
+    """
+
+    after: int
+
+    def __post_init__(self) -> None:
+        _require_count("resend", "after", self.after)
+
+
+class Control(Message, frozen=True, kw_only=True, eq=False, tag="control"):
+    """What a person decides over the agent's head.
+
+    Attributes
+    ----------
+    session
+        Name of the session; empty for the one that runs.
+    action
+        ``pause`` (beam parked, no new requests) and ``resume``; ``stop`` ends the session in order;
+        ``abort`` parks the beam at once, breaks off what is under way and holds until ``resume``;
+        ``veto`` forbids a request under way (``id``) or a place (``position_nm``).
+    id
+        Of the vetoed suggestion or request; empty for none.
+    position_nm, radius_nm
+        Specimen position ``(x, y)`` around which nothing more is measured.
+    reason
+        For the journal.
+    """
+
+    session: str = ""
+    action: Literal["pause", "resume", "stop", "abort", "veto"]
+    id: str = ""
+    position_nm: PairNm | None = None
+    radius_nm: float = 0.0
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        _require_finite("control", "position_nm", *(self.position_nm or ()))
+        if not (math.isfinite(self.radius_nm) and self.radius_nm >= 0):
+            raise ValueError(f"control.radius_nm is {self.radius_nm}; it takes 0 and above")
+        if self.action == "veto" and not self.id and self.position_nm is None:
+            raise ValueError("control.id and position_nm are missing; a veto takes one of them")
+
+
+class Command(Message, frozen=True, kw_only=True, eq=False, tag="command"):
+    """What the streamer tells the instrument to do at once; it does not wait for a frame to end.
+
+    Attributes
+    ----------
+    session
+        Name of the session.
+    action
+        ``park``: blank or park the beam and take no frames; ``go``: take frames again; ``cancel``:
+        break off the request ``id``, or every one where it is empty.
+    id
+        Of the request to be cancelled.
+    reason
+        For the log and the person at the instrument.
+    """
+
+    session: str
+    action: Literal["park", "go", "cancel"]
+    id: str = ""
+    reason: str = ""
+
+
+class ModelRevision(Message, frozen=True, kw_only=True, eq=False, tag="model_revision"):
+    """An agent has fitted its model anew.
+
+    Attributes
+    ----------
+    session, policy
+        Of the session; of the agent.
+    revision
+        Counts the fits, from 1: suggestions carry it as ``model_revision``.
+    told
+        Number of the last journal record that the agent had been told.
+    observations
+        Measurements that it was fitted to.
+    parameters
+        Every hyperparameter by name, as it was found: float64, bit for bit.
+    """
+
+    session: str
+    policy: str
+    revision: int
+    told: int
+    observations: int
+    parameters: dict[str, list[float]]
+
+
+class Checkpoint(Message, frozen=True, kw_only=True, eq=False, tag="checkpoint"):
+    """The state of an agent or of the streamer, so that a restart need not read the whole journal.
+
+    Attributes
+    ----------
+    session
+        Name of the session.
+    of
+        ``streamer``, or the agent's name as it said Hello.
+    told
+        Number of the last journal record that is in this state.
+    facts
+        MessagePack of whatever the owner needs; nobody else reads it.
+    arrays
+        Its arrays by name.
+    """
+
+    session: str
+    of: str
+    told: int
+    facts: bytes
+    arrays: dict[str, NDArray[Any]]
 
 
 class Bye(Message, frozen=True, kw_only=True, eq=False, tag="bye"):
@@ -599,7 +788,10 @@ class Status(Message, frozen=True, kw_only=True, eq=False, tag="status"):
     Attributes
     ----------
     session, at_s, state
-        ``state`` is ``waiting``, ``running``, ``draining`` or ``ended``.
+        ``state`` is ``waiting``, ``running``, ``held`` (beam parked, no new requests), ``draining`` or
+        ``ended``.
+    held
+        Why, in words; empty unless it is held.
     frames
         Counts: ``received``, ``published``, ``rejected``, ``dropped``, ``waiting``.
     stage_ms
@@ -622,7 +814,8 @@ class Status(Message, frozen=True, kw_only=True, eq=False, tag="status"):
 
     session: str
     at_s: float
-    state: Literal["waiting", "running", "draining", "ended"]
+    state: Literal["waiting", "running", "held", "draining", "ended"]
+    held: tuple[str, ...] = ()
     frames: dict[str, int]
     stage_ms: dict[str, tuple[float, float]]
     frame_to_latents_ms: tuple[float, float]
@@ -670,5 +863,6 @@ class Score(Message, frozen=True, kw_only=True, eq=False, tag="score"):
 
 AnyMessage = (
     Frame | Atoms | Patches | Latents | Suggestion | Request | Outcome | Score
-    | Hello | Welcome | Ack | Bye | Event | Status
+    | Hello | Welcome | Ack | Heartbeat | Resend | Bye | Control | Command
+    | ModelRevision | Checkpoint | Event | Status
 )  # fmt: skip

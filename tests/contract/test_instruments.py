@@ -15,8 +15,8 @@ import tifffile
 from simulators.instrument import Instrument
 from simulators.replay import open_recording
 from simulators.stem import StemConfig, StemInstrument
+from streamer.codec import decode, encode
 from streamer.messages import Frame, Outcome, Request
-from streamer.wire import decode, encode
 
 
 def simulated_stem(folder: Path) -> Instrument:

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from streamer.codec import decode
 from streamer.messages import (
     AnyMessage,
     Bye,
@@ -24,7 +25,7 @@ from streamer.messages import (
     Suggestion,
     Welcome,
 )
-from streamer.wire import Router, decode
+from streamer.wire import Router
 
 PATIENCE_S = 60.0
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import zmq
 
+from streamer.codec import encode
 from streamer.config import ExperimentConfig, HubConfig
 from streamer.envelope import Envelope, EnvelopeConfig
 from streamer.hub import Hub
@@ -36,7 +37,7 @@ from streamer.messages import (
 )
 from streamer.pipeline import Processed
 from streamer.telemetry import Telemetry, TelemetryConfig
-from streamer.wire import Link, Publisher, Router, Subscriber, encode
+from streamer.wire import Link, Publisher, Router, Subscriber
 
 WAIT_S = 5.0
 

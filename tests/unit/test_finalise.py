@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from rsciio.hspy import file_reader
 
+from streamer.codec import encode
 from streamer.finalise import finalise
 from streamer.journal import Journal, JournalConfig
 from streamer.messages import Atoms, Event, Frame, Message, Outcome, ScanGeometry
-from streamer.wire import encode
 
 
 def frame(number: int, *, channels=("HAADF",), shape=(4, 6), fov=(0.6, 0.4), request_id=None) -> Frame:

@@ -8,9 +8,9 @@ import os
 import numpy as np
 import pytest
 
+from streamer.codec import encode
 from streamer.journal import Journal, JournalConfig, read_messages, read_records, segments
 from streamer.messages import Event, Frame
-from streamer.wire import encode
 
 
 def filled(folder, make_frame, count: int = 3, **config) -> Journal:

@@ -13,10 +13,10 @@ import tifffile
 from PIL import Image
 
 from simulators.recordings import Recording, RecordingError, read_recording
+from streamer.codec import encode
 from streamer.finalise import finalise
 from streamer.journal import Journal, JournalConfig
 from streamer.messages import Frame, Message, Outcome, ScanGeometry
-from streamer.wire import encode
 
 STACK = np.arange(3 * 4 * 6, dtype=np.uint16).reshape(3, 4, 6)
 

@@ -8,9 +8,9 @@ import pytest
 
 from simulators.recordings import RecordingError
 from simulators.replay import Replay, open_recording
+from streamer.codec import encode
 from streamer.journal import Journal, JournalConfig
 from streamer.messages import Frame, Message, Outcome, Request, ScanGeometry
-from streamer.wire import encode
 
 RNG_SEED = 5
 

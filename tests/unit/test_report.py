@@ -22,6 +22,7 @@ from deploy.learning_curve import (
     reading_order,
 )
 from deploy.session import Session, gather, read_session, read_truth
+from streamer.codec import encode
 from streamer.journal import Journal, JournalConfig
 from streamer.messages import (
     Atoms,
@@ -35,7 +36,6 @@ from streamer.messages import (
     Score,
     Suggestion,
 )
-from streamer.wire import encode
 
 SESSION = "synthetic"
 PIXELS, FIELD_NM = 160, 2.4

@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from simulators.__main__ import app, write_truth
 from simulators.instrument import Served, serve
 from simulators.stem import StemConfig, StemInstrument
+from streamer.codec import decode
 from streamer.messages import Ack, AnyMessage, Bye, Frame, Hello, Message, Outcome, Request, Welcome
-from streamer.wire import Link, Router, decode
+from streamer.wire import Link, Router
 
 TINY = StemConfig(rows=16, cols=16, field_of_view_nm=1.0, dwell_time_us=1000.0, seed=1)
 FRAME_S = 16 * 16 * 1e-3

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from streamer.codec import WireError, decode, encode
 from streamer.messages import Atoms, Frame, Hello, Latents, Outcome, ScanGeometry
-from streamer.wire import Router, WireError, decode, encode
+from streamer.wire import Router
 
 
 def parts_of(message: dict, *buffers: bytes, version: int = 1, checksum: str = "crc32") -> list[bytes]:
