@@ -619,7 +619,8 @@ class Heartbeat(Message, frozen=True, kw_only=True, eq=False, tag="heartbeat"):
         From the streamer: sequence through which this peer's messages have come, in order; those
         beyond it may be lost on the way.
     last_record
-        From the streamer: number of the last journal record sent to this peer.
+        From the streamer: number of the last journal record sent to this peer; from a peer, of the
+        last one that came in order.
     """
 
     instance: str = ""

@@ -75,6 +75,7 @@ class Router:
         self._socket = self._context.socket(zmq.ROUTER)
         _harden(self._socket)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.SNDHWM, 1000)  # a peer that reads nothing costs no more than that
         # A connection that was lost and made again is the same peer, whether or not we saw it break.
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._poller = zmq.Poller()
@@ -132,9 +133,9 @@ class Router:
         """
         try:
             parts = encode(message, sequence=sequence, after=after)
-            self._socket.send_multipart([peer, *parts], copy=False)
+            self._socket.send_multipart([peer, *parts], zmq.NOBLOCK, copy=False)
         except zmq.ZMQError as error:
-            if error.errno == zmq.EHOSTUNREACH:
+            if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 return False
             raise
         return True
@@ -232,11 +233,17 @@ class Dealer:
         self._socket.setsockopt(zmq.ROUTING_ID, identity)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 400)
+        # Nothing piles up for a streamer that is not there: the link sends it again once it is.
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.connect(address)
 
-    def send(self, parts: Parts) -> None:
-        """Send; it never blocks."""
-        self._socket.send_multipart(parts, copy=False)
+    def send(self, parts: Parts) -> bool:
+        """Send; False when there is no connection. It never blocks."""
+        try:
+            self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        return True
 
     def receive(self, timeout_s: float) -> list[memoryview] | None:
         """Wait for the parts of a message; None when time is up."""
