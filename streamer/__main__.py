@@ -32,12 +32,13 @@ def main(
     session_folder: Annotated[Path, typer.Option(help="Where the session is kept; it may be resumed.")],
     config: Annotated[Path | None, typer.Option(help="TOML file; the table [streamer] is read.")] = None,
     bind: Annotated[str | None, typer.Option(help="Address for instruments and agents.")] = None,
+    view_bind: Annotated[str | None, typer.Option(help="Address for viewers.")] = None,
     max_measurements: Annotated[int | None, typer.Option(help="Budget; 0 is without limit.")] = None,
 ) -> None:
     """Take frames, keep them, find the atoms, and pass requests on within the envelope."""
     _log_to_stderr()
     try:
-        settings = _settings(config, bind, max_measurements)
+        settings = _settings(config, {"bind": bind, "view_bind": view_bind}, max_measurements)
         pipeline = Pipeline.build(settings.pipeline)
         pipeline.warm_up()
     except (ConfigError, ValueError, OSError) as error:
@@ -115,10 +116,13 @@ def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path) -> str:
     return reason
 
 
-def _settings(config: Path | None, bind: str | None, max_measurements: int | None) -> StreamerConfig:
+def _settings(
+    config: Path | None, addresses: dict[str, str | None], max_measurements: int | None
+) -> StreamerConfig:
     table = dict(read_tables(config).get("streamer", {}))
-    if bind is not None:
-        table["hub"] = table.get("hub", {}) | {"bind": bind}
+    said = {name: address for name, address in addresses.items() if address is not None}
+    if said:
+        table["hub"] = table.get("hub", {}) | said
     if max_measurements is not None:
         table["experiment"] = table.get("experiment", {}) | {"max_measurements": max_measurements}
     settings = convert(table, StreamerConfig, "streamer")
