@@ -17,9 +17,10 @@ import msgspec
 import numpy as np
 
 from simulators.formats import RecordingError, Source, SpectrumImage, damaged, open_file, opener_of
-from streamer.journal import MAGIC as JOURNAL_MAGIC
 from streamer.journal import read_messages, segments
 from streamer.messages import AnyMessage, Float32, Frame, Outcome, ScanGeometry
+from streamer.segment import MAGIC as JOURNAL_MAGIC
+from streamer.segment import OldJournalError, SegmentFile
 
 # Where a file says nothing of time, its frames are played one a second.
 _NOMINAL_FRAME_S = 1.0
@@ -250,8 +251,11 @@ def _read_journal(path: Path, pixel_size_nm: float | None) -> Recording:
 
 def _messages(path: Path) -> Iterator[tuple[float, AnyMessage]]:
     for segment in segments(path):
-        with segment.open("rb") as stream:
-            start = stream.read(len(JOURNAL_MAGIC))
+        try:
+            with SegmentFile(segment) as file:
+                start = file.read(0, len(JOURNAL_MAGIC))
+        except OldJournalError as error:
+            raise RecordingError(str(error)) from None
         if start and start != JOURNAL_MAGIC:
             raise RecordingError(
                 f"{segment} is not a journal: it begins with {start!r}; give the folder of a recorded session"

@@ -1,35 +1,43 @@
 """Append-only log of wire messages: what is acked is here.
 
-A segment is a file of records, each ``[prefix, part…]`` with the parts exactly as on the wire. The
-prefix carries a magic, the time of arrival, the length of every part and a CRC-32 of itself; the
-parts carry the checksums of the message. So a torn tail is found by its length, a flipped bit by a
-checksum, and a record can be found again after a damaged one.
+The journal of a session is a row of segments, ``journal-000001.plj`` and so on; ``streamer/segment.py``
+says how one looks inside. Records are numbered from 1 through the whole session. Room is taken from the
+disk before it is needed, so that a full disk is known before something is half written; a crash leaves at
+most a torn tail, which is cut and kept beside when the journal is opened again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
-import mmap
 import os
 import re
-import struct
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import structlog
 
-from streamer.codec import WireError, decode
-from streamer.messages import AnyMessage
+from streamer.codec import WireError
+from streamer.messages import AnyMessage, Checkpoint, Message
+from streamer.segment import (
+    KINDS,
+    MAX_PREFIX_BYTES,
+    Damage,
+    Index,
+    Prefix,
+    Record,
+    SegmentFile,
+    kind_codes,
+    make_prefix,
+)
 
-MAGIC = b"PLJ1"
-_FIXED = struct.Struct("<4sdH")
-_LENGTH = struct.Struct("<Q")
-_CRC = struct.Struct("<I")
-_MAX_PARTS = 64
 _SEGMENT_NAME = re.compile(r"journal-(\d{6})\.plj")
+_AHEAD_BYTES = 16 << 20
+_COPY_BYTES = 1 << 20
 
 Parts = Sequence[bytes | memoryview]
 
@@ -44,37 +52,23 @@ class JournalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         nothing); ``fsynced``: that the disk has it (a power failure neither).
     segment_mb
         A new file is begun beyond this size.
+    keep_gb
+        When a new file is begun, the oldest are deleted as long as this much is left; 0 keeps
+        everything. The last two files, and what a restart needs, always stay.
     """
 
     durability: Literal["written", "fsynced"] = "written"
     segment_mb: int = 1024
+    keep_gb: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.segment_mb <= 1_000_000:
             raise ValueError(f"journal.segment_mb is {self.segment_mb}; it takes 1 to 1000000")
+        if not 0 <= self.keep_gb <= 1_000_000:
+            raise ValueError(f"journal.keep_gb is {self.keep_gb}; it takes 0 (keep everything) to 1000000")
 
 
-class Record(msgspec.Struct, frozen=True):
-    """One record as it lies in a segment.
-
-    Attributes
-    ----------
-    received_at_s
-        Streamer clock when it was appended, seconds since the epoch.
-    offset, length
-        Where it lies in its segment, in bytes.
-    parts
-        The wire parts, copied from the file.
-    """
-
-    received_at_s: float
-    offset: int
-    length: int
-    parts: list[bytes]
-
-    def message(self) -> AnyMessage:
-        """Decode it; a WireError tells of damage."""
-        return decode(self.parts)
+# -- reading -----------------------------------------------------------------------------------
 
 
 def segments(path: Path) -> list[Path]:
@@ -95,68 +89,42 @@ def segments(path: Path) -> list[Path]:
     return found
 
 
-def _read_prefix(data: mmap.mmap | bytes, offset: int) -> tuple[float, list[int], int] | None:
-    """Read the prefix at an offset: time, lengths and where the parts begin; None if it is damaged."""
-    fixed_end = offset + _FIXED.size
-    if fixed_end > len(data):
-        return None
-    magic, received_at_s, count = _FIXED.unpack(data[offset:fixed_end])
-    end = fixed_end + count * _LENGTH.size + _CRC.size
-    if magic != MAGIC or not 1 <= count <= _MAX_PARTS or end > len(data):
-        return None
-    body = data[offset : end - _CRC.size]
-    if _CRC.unpack(data[end - _CRC.size : end])[0] != zlib.crc32(body):
-        return None
-    lengths = [n for (n,) in _LENGTH.iter_unpack(body[_FIXED.size :])]
-    if end + sum(lengths) > len(data):
-        return None
-    return received_at_s, lengths, end
+def kind_of(message: Message) -> str:
+    """Name the kind of a message as its record says it."""
+    tag = str(type(message).__struct_config__.tag)
+    return tag if tag in KINDS else KINDS[0]
 
 
-def read_records(segment: Path) -> Iterator[Record | int]:
-    """Read a segment from its beginning.
+def read_records(path: Path, kinds: Collection[str] | None = None) -> Iterator[Record | Damage]:
+    """Read a session folder or one segment from its beginning; nobody needs to have it open.
+
+    Parameters
+    ----------
+    path
+        Session folder or segment.
+    kinds
+        Only records of these kinds are read; None reads all.
 
     Yields
     ------
     record
-        A Record whose prefix is whole, or an int: that many damaged bytes lie before the next one
-        (or before the end of the file).
+        A Record whose prefix is whole, or the Damage that lies before the next one.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no journal.
+    OldJournalError
+        If an earlier version wrote it.
     """
-    if segment.stat().st_size == 0:
-        return
-    with segment.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        offset = 0
-        while offset < len(data):
-            prefix = _read_prefix(data, offset)
-            if prefix is None:
-                following = _find_record(data, offset + 1)
-                yield following - offset
-                offset = following
-                continue
-            received_at_s, lengths, start = prefix
-            parts = []
-            for length in lengths:
-                parts.append(data[start : start + length])
-                start += length
-            yield Record(received_at_s, offset, start - offset, parts)
-            offset = start
-            _forget(data, offset)
-
-
-def _forget(data: mmap.mmap, end: int) -> None:
-    """Give back the memory of what was read, so that a long journal does not count as ours."""
-    whole_pages = end - end % mmap.ALLOCATIONGRANULARITY
-    if whole_pages and hasattr(mmap, "MADV_DONTNEED"):
-        data.madvise(mmap.MADV_DONTNEED, 0, whole_pages)
-
-
-def _find_record(data: mmap.mmap, offset: int) -> int:
-    """Find the next whole prefix; the end of the data where there is none."""
-    while (offset := data.find(MAGIC, offset)) != -1:
-        if _read_prefix(data, offset) is not None:
-            return offset
-        offset += 1
-    return len(data)
+    codes = None if kinds is None else kind_codes(kinds)
+    for segment in segments(Path(path)):
+        with SegmentFile(segment) as file:
+            for found in file.walk():
+                if isinstance(found, Damage):
+                    yield found
+                elif codes is None or found.code in codes:
+                    yield file.record(found)
 
 
 def read_messages(path: Path) -> Iterator[tuple[float, AnyMessage]]:
@@ -170,49 +138,53 @@ def read_messages(path: Path) -> Iterator[tuple[float, AnyMessage]]:
         Streamer clock when it was appended, and the message.
     """
     log = structlog.get_logger()
-    for segment in segments(Path(path)):
-        for record in read_records(segment):
-            if isinstance(record, int):
-                log.warning("journal damaged", segment=str(segment), bytes=record)
-                continue
-            try:
-                message = record.message()
-            except WireError as error:
-                log.warning(
-                    "journal record damaged", segment=str(segment), offset=record.offset, error=str(error)
-                )
-                continue
-            yield record.received_at_s, message
+    for record in read_records(path):
+        if isinstance(record, Damage):
+            log.warning("journal damaged", segment=str(record.segment), bytes=record.length)
+            continue
+        try:
+            message = record.message()
+        except WireError as error:
+            log.warning(
+                "journal record damaged", segment=str(record.segment), record=record.number, error=str(error)
+            )
+            continue
+        yield record.received_at_s, message
 
 
-def _whole_length(segment: Path) -> int:
-    """Length of a segment up to the end of its last record whose checksums hold."""
-    end = 0
-    for record in read_records(segment):
-        if isinstance(record, Record):
-            try:
-                record.message()
-            except WireError:
-                continue
-            end = record.offset + record.length
-    return end
+# -- writing -----------------------------------------------------------------------------------
 
 
 class Journal:
-    """The open end of a journal.
+    """The open end of a journal. One thread uses it.
+
+    Opening it walks the last segment only, and verifies what follows the newest checkpoint of the
+    streamer in it.
 
     Parameters
     ----------
     folder
         The session folder; it is made if it is missing. Where it holds a journal already, its torn
-        tail is cut (and kept beside it as ``*.torn``) and the journal goes on.
+        tail is cut (and kept beside it as ``journal-000001.1.torn``) and the journal goes on.
     config
-        Durability and segment size.
+        Durability, segment size and retention.
+
+    Attributes
+    ----------
+    next_record
+        Number of the record that the next append makes.
+    needed_record
+        Retention deletes no segment that holds this record or a later one; 1, as it is at the
+        beginning, keeps everything.
+    torn_bytes
+        How much was cut when it was opened.
+    deleted_bytes
+        What retention has deleted since then.
 
     Raises
     ------
     OSError
-        If the folder cannot be written, or another journal is open in it.
+        If the folder cannot be written, another journal is open in it, or an earlier version wrote it.
     """
 
     def __init__(self, folder: Path, config: JournalConfig) -> None:
@@ -220,67 +192,289 @@ class Journal:
         self._lock = _locked(folder)
         self.folder = folder
         self.config = config
-        self.records = 0
+        self.needed_record = 1
         self.torn_bytes = 0
+        self.deleted_bytes = 0
+        self._log = structlog.get_logger()
+        self._indices: dict[Path, Index] = {}
+        self._unsynced: set[Path] = set()
+        self._failed = ""
         try:
-            last = segments(folder)[-1]
-        except FileNotFoundError:
-            last = folder / "journal-000001.plj"
-            last.touch()
-        self.torn_bytes = _cut_torn_tail(last)
-        self._open(last)
+            self._recover()
+        except BaseException:
+            os.close(self._lock)
+            raise
 
-    def _open(self, segment: Path) -> None:
+    # -- opening -------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        """Open the last segment where its last whole record ends."""
+        paths = list(self._paths())
+        last = paths[-1] if paths else self.folder / "journal-000001.plj"
+        if not paths:
+            _create(last, self._lock)
+        with SegmentFile(last) as file:
+            index, newest = _survey(file)
+        self.torn_bytes = _cut_torn_tail(last, index.end, self._lock)
+        self._open(last, index)
+        self.next_record = 1 + (self._last_number(paths[:-1]) if newest is None else newest.number)
+
+    def _open(self, segment: Path, index: Index) -> None:
         self.segment = segment
-        self._fd = os.open(segment, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        self._size = os.fstat(self._fd).st_size
+        # also readable: where the file system cannot preallocate, the C library reads as it emulates
+        self._fd = os.open(segment, os.O_RDWR)
+        self._indices[segment] = index
+        self._end = self._allocated = index.end
+        self._promised_end = 0
 
-    def append(self, parts: Parts, received_at_s: float) -> None:
+    def _last_number(self, paths: list[Path]) -> int:
+        """Number of the last record of closed segments; 0 if they have none."""
+        for path in reversed(paths):
+            with self._file(path) as file:
+                offset = self._index(path, file).offset_before(1 << 62, file)
+                numbers = [found.number for found in file.walk(offset) if isinstance(found, Prefix)]
+            if numbers:
+                return numbers[-1]
+        return 0
+
+    # -- appending -----------------------------------------------------------------------------
+
+    def reserve(self, size_bytes: int) -> None:
+        """Make sure that the disk takes what is appended next.
+
+        Parameters
+        ----------
+        size_bytes
+            Sum of the sizes of all parts, and ``MAX_PREFIX_BYTES`` for each record.
+
+        Raises
+        ------
+        OSError
+            If the disk has no room for it; the journal is as it was before.
+        """
+        self._make_room(size_bytes)
+        self._promised_end = max(self._promised_end, self._end + size_bytes)
+
+    def append(
+        self, parts: Parts, received_at_s: float, *, kind: str = KINDS[0], monotonic_s: float = 0.0
+    ) -> int:
         """Write one message; nothing of it stays if the disk takes only a part.
 
         Parameters
         ----------
         parts
-            The wire parts as they came.
-        received_at_s
-            Streamer clock, seconds since the epoch.
+            The wire parts as they came, 1 to 64.
+        received_at_s, monotonic_s
+            Streamer clocks: seconds since the epoch, and seconds of the monotonic clock.
+        kind
+            Of the message, see ``kind_of``. Only records of kind ``checkpoint`` are found by
+            ``last_checkpoint``.
+
+        Returns
+        -------
+        number
+            Of the record.
 
         Raises
         ------
         OSError
             If the disk does not take it (full, failing); the journal is as it was before.
         """
-        if self._size >= self.config.segment_mb * 1024 * 1024:
-            self._rotate()
-        prefix = _FIXED.pack(MAGIC, received_at_s, len(parts)) + b"".join(
-            _LENGTH.pack(len(part)) for part in parts
-        )
-        prefix += _CRC.pack(zlib.crc32(prefix))
-        wanted = len(prefix) + sum(len(part) for part in parts)
+        lengths = tuple(len(part) for part in parts)
+        self._make_room(MAX_PREFIX_BYTES + sum(lengths))
+        number = self.next_record
+        raw, prefix = make_prefix(self._end, number, kind, received_at_s, monotonic_s, lengths)
         try:
-            _write_all(self._fd, [memoryview(prefix), *(memoryview(part) for part in parts)])
+            _write_all(self._fd, [memoryview(raw), *(memoryview(part) for part in parts)], self._end)
         except OSError:
-            os.ftruncate(self._fd, self._size)
+            self._give_room_back()
             raise
-        self._size += wanted
-        self.records += 1
+        self._indices[self.segment].add(prefix)
+        self._end = prefix.end
+        self.next_record += 1
+        return number
+
+    def _make_room(self, size: int) -> None:
+        if self._failed:
+            raise OSError(errno.EIO, self._failed)
+        is_full = self._end >= self.config.segment_mb << 20
+        if is_full and self._end >= self._promised_end:
+            self._rotate()
+        if self._end + size > self._allocated:
+            self._allocated = _allocate(
+                self._fd, self._allocated, self._end + size, min(_AHEAD_BYTES, self.config.segment_mb << 20)
+            )
+
+    def _give_room_back(self) -> None:
+        """Leave zeros, or nothing, behind the last record after a write that failed."""
+        with contextlib.suppress(OSError):  # the next append writes over it, the next opening cuts it
+            os.ftruncate(self._fd, self._end)
+        self._allocated = self._end
 
     def sync(self) -> None:
-        """Bring what was appended to the disk, if ``fsynced`` is configured."""
-        if self.config.durability == "fsynced":
+        """Bring what was appended to the disk, if ``fsynced`` is configured.
+
+        Raises
+        ------
+        OSError
+            If the disk fails. The system forgets then what it could not write, and a second attempt
+            would succeed and tell nothing: so the journal takes no more, and must be opened again.
+        """
+        if self.config.durability != "fsynced":
+            return
+        if self._failed:
+            raise OSError(errno.EIO, self._failed)
+        try:
             os.fdatasync(self._fd)
+        except OSError as error:
+            self._failed = f"{self.segment}: {error.strerror} at fdatasync; open the journal again"
+            raise
 
     def _rotate(self) -> None:
-        os.fdatasync(self._fd)
-        os.close(self._fd)
-        number = int(_SEGMENT_NAME.fullmatch(self.segment.name)[1])  # type: ignore[index]
-        self._open(self.folder / f"journal-{number + 1:06d}.plj")
+        """Begin a new segment; if the disk has no room for it, the old one stays open."""
+        if self.config.durability == "fsynced":
+            self.sync()
+        else:
+            self._unsynced.add(self.segment)
+        os.ftruncate(self._fd, self._end)
+        self._allocated = self._end
+        old_fd, old = self._fd, self.segment
+        new = self.folder / f"journal-{_segment_number(old) + 1:06d}.plj"
+        _create(new, self._lock)
+        try:
+            self._open(new, Index())
+        except OSError:
+            new.unlink()
+            raise
+        os.close(old_fd)
+        self._save_index(old, self._indices[old])
+        self._delete_old()
+
+    def _delete_old(self) -> None:
+        """Delete the oldest segments, as far as configured and not needed."""
+        if not self.config.keep_gb:
+            return
+        paths = list(self._paths())
+        left = sum(path.stat().st_size for path in paths)
+        for path, following in pairwise(paths[:-1]):
+            left -= (size := path.stat().st_size)
+            first = self._first_number(following)
+            if left < self.config.keep_gb * 1e9 or first is None or first > self.needed_record:
+                return
+            path.unlink()
+            path.with_suffix(".idx").unlink(missing_ok=True)
+            self._indices.pop(path, None)
+            self._unsynced.discard(path)
+            self.deleted_bytes += size
+            self._log.info("journal segment deleted", segment=str(path), bytes=size, before_record=first)
 
     def close(self) -> None:
-        """Bring everything to the disk and close."""
-        os.fdatasync(self._fd)
-        os.close(self._fd)
-        os.close(self._lock)
+        """Give back the room that was not needed, bring everything to the disk and close."""
+        try:
+            os.ftruncate(self._fd, self._end)
+            os.fdatasync(self._fd)
+            for path in self._unsynced:
+                with SegmentFile(path) as file:
+                    file.sync()
+        finally:
+            os.close(self._fd)
+            os.close(self._lock)
+
+    # -- reading what is written ---------------------------------------------------------------
+
+    @property
+    def first_record(self) -> int:
+        """Number of the oldest record that is still there; ``next_record`` while there is none."""
+        numbers = (self._first_number(path) for path in self._paths())
+        return next((number for number in numbers if number is not None), self.next_record)
+
+    def position(self, record: int) -> tuple[Path, int] | None:
+        """Say in which segment and at which offset a record lies; None if it is not there."""
+        for found, file in self._prefixes_from(record):
+            return (file.path, found.offset) if found.number == record else None
+        return None
+
+    def records_from(self, record: int, kinds: Collection[str] | None = None) -> Iterator[Record]:
+        """Read the records from a number on, also those that were appended just now.
+
+        Damaged bytes are passed over and told to the log; a record may still not decode.
+
+        Parameters
+        ----------
+        record
+            Number of the first one; an older one than the oldest begins there.
+        kinds
+            Only these are read; the parts of the others are not touched.
+        """
+        codes = None if kinds is None else kind_codes(kinds)
+        for found, file in self._prefixes_from(record):
+            if codes is None or found.code in codes:
+                yield file.record(found)
+
+    def last_checkpoint(self, of: str) -> Record | None:
+        """Find the newest checkpoint of an owner that is whole; None if there is none.
+
+        Parameters
+        ----------
+        of
+            ``streamer``, or the name of an agent.
+        """
+        for path in reversed(list(self._paths())):
+            with self._file(path) as file:
+                found = _newest_checkpoint(file, self._index(path, file), of)
+            if found is not None:
+                return found
+        return None
+
+    def _prefixes_from(self, record: int) -> Iterator[tuple[Prefix, SegmentFile]]:
+        for path in self._paths_from(record):
+            with self._file(path) as file:
+                for found in file.walk(self._index(path, file).offset_before(record, file)):
+                    if isinstance(found, Damage):
+                        self._log.warning("journal damaged", segment=str(path), bytes=found.length)
+                    elif found.number >= record:
+                        yield found, file
+
+    def _paths(self) -> Iterator[Path]:
+        with contextlib.suppress(FileNotFoundError):
+            yield from segments(self.folder)
+
+    def _paths_from(self, record: int) -> list[Path]:
+        """List the segments from the one that holds a record."""
+        paths: list[Path] = []
+        for path in reversed(list(self._paths())):
+            paths.insert(0, path)
+            first = self._first_number(path)
+            if first is not None and first <= record:
+                break
+        return paths
+
+    def _first_number(self, path: Path) -> int | None:
+        with self._file(path) as file:
+            return next((found.number for found in file.walk() if isinstance(found, Prefix)), None)
+
+    def _file(self, path: Path) -> SegmentFile:
+        return SegmentFile(path, self._end if path == self.segment else None)
+
+    def _index(self, path: Path, file: SegmentFile) -> Index:
+        """Give the index of a segment: known, read, or made anew and written."""
+        if path not in self._indices:
+            index = Index.load(path.with_suffix(".idx"), file)
+            if index is None:
+                index = Index.build(file)
+                self._save_index(path, index)
+            self._indices[path] = index
+        return self._indices[path]
+
+    def _save_index(self, segment: Path, index: Index) -> None:
+        try:
+            index.save(segment.with_suffix(".idx"))
+        except OSError as error:  # it is only a help
+            self._log.warning("journal index not written", segment=str(segment), reason=error.strerror)
+
+
+def _segment_number(path: Path) -> int:
+    return int(_SEGMENT_NAME.fullmatch(path.name)[1])  # type: ignore[index]
 
 
 def _locked(folder: Path) -> int:
@@ -294,25 +488,122 @@ def _locked(folder: Path) -> int:
     return lock
 
 
-def _write_all(fd: int, buffers: list[memoryview]) -> None:
+def _create(segment: Path, folder_fd: int) -> None:
+    """Make an empty segment whose name outlives a power failure."""
+    os.close(os.open(segment, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+    try:
+        os.fsync(folder_fd)
+    except OSError:
+        segment.unlink()
+        raise
+
+
+def _allocate(fd: int, allocated: int, wanted: int, ahead: int) -> int:
+    """Take room on the disk up to ``wanted``, and if it can be had, ``ahead`` bytes at a time."""
+    for end in (max(wanted, allocated + ahead), wanted):
+        try:
+            _take_room(fd, allocated, end - allocated)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or end == wanted:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, allocated)
+                raise
+        else:
+            return end
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _take_room(fd: int, offset: int, length: int) -> None:
+    try:
+        os.posix_fallocate(fd, offset, length)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        disk = os.fstatvfs(fd)
+        if disk.f_bavail * disk.f_frsize < length:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+
+
+def _write_all(fd: int, buffers: list[memoryview], offset: int) -> None:
     """Write all buffers, also when the system takes them in pieces."""
     while buffers:
-        written = os.writev(fd, buffers)
+        written = os.pwritev(fd, buffers, offset)
+        if written == 0 and any(buffers):
+            raise OSError(errno.EIO, "the disk takes nothing")
+        offset += written
         while buffers and written >= len(buffers[0]):
             written -= len(buffers.pop(0))
         if buffers and written:
             buffers[0] = buffers[0][written:]
 
 
-def _cut_torn_tail(segment: Path) -> int:
-    """Cut what follows the last whole record, keep it in ``*.torn``, and say how many bytes it was."""
-    size = segment.stat().st_size
-    whole = _whole_length(segment)
-    if whole == size:
-        return 0
-    with segment.open("rb+") as file:
-        file.seek(whole)
-        segment.with_suffix(".torn").write_bytes(file.read())
-        file.truncate(whole)
-        os.fsync(file.fileno())
-    return size - whole
+class _Owner(msgspec.Struct):
+    of: str = ""
+
+
+class _Head(msgspec.Struct):
+    """As much of the header of a checkpoint as tells its owner."""
+
+    message: _Owner
+
+
+def _newest_checkpoint(file: SegmentFile, index: Index, of: str) -> Record | None:
+    """Find the newest whole checkpoint of an owner in one segment."""
+    for prefix in index.checkpoints(file):
+        try:
+            owner = msgspec.msgpack.decode(file.header(prefix)[4:], type=_Head).message.of
+            if owner != of:
+                continue
+            record = file.record(prefix)
+            message = record.message()
+        except (ValueError, RecursionError):  # damaged; also what decode raises is a ValueError
+            continue
+        if isinstance(message, Checkpoint) and message.of == of:
+            return record
+    return None
+
+
+def _survey(file: SegmentFile) -> tuple[Index, Prefix | None]:
+    """Walk a segment and verify what follows the newest checkpoint of the streamer.
+
+    Returns
+    -------
+    index, last
+        Index up to the last whole record, and that record; None if there is none.
+    """
+    index = Index.build(file)
+    checkpoint = _newest_checkpoint(file, index, "streamer")
+    last = None
+    for found in file.walk(0 if checkpoint is None else checkpoint.offset):
+        if isinstance(found, Prefix) and file.record(found).is_whole():
+            last = found
+    if last is None:
+        return Index(), None
+    index.cut(last)
+    return index, last
+
+
+def _cut_torn_tail(segment: Path, end: int, folder_fd: int) -> int:
+    """Cut what follows the last whole record, keep it in a ``*.torn``, and say how many bytes it was."""
+    with SegmentFile(segment) as file:
+        torn = file.data_end(end) - end
+        if torn:
+            _copy_beside(file, end, torn)
+            os.fsync(folder_fd)
+    if segment.stat().st_size != end:
+        with segment.open("rb+") as writable:
+            writable.truncate(end)
+            os.fsync(writable.fileno())
+    return torn
+
+
+def _copy_beside(file: SegmentFile, offset: int, length: int) -> None:
+    """Copy a part of a segment to the next free ``*.torn``."""
+    number = 1
+    while (path := file.path.with_suffix(f".{number}.torn")).exists():
+        number += 1
+    with path.open("xb") as torn:
+        for begin in range(offset, offset + length, _COPY_BYTES):
+            torn.write(file.read(begin, min(_COPY_BYTES, offset + length - begin)))
+        torn.flush()
+        os.fsync(torn.fileno())

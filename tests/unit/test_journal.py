@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from streamer.codec import encode
-from streamer.journal import Journal, JournalConfig, read_messages, read_records, segments
-from streamer.messages import Event, Frame
+from streamer.journal import Journal, JournalConfig, kind_of, read_messages, read_records, segments
+from streamer.messages import Checkpoint, Event, Frame
+from streamer.segment import OldJournalError, Record
 
 
 def filled(folder, make_frame, count: int = 3, **config) -> Journal:
@@ -56,12 +57,12 @@ def test_torn_tail_is_cut_and_kept_beside(tmp_path, make_frame):
     filled(tmp_path, make_frame).close()
     (segment,) = segments(tmp_path)
     whole = segment.read_bytes()
-    segment.write_bytes(whole + b"PLJ1 torn")
+    segment.write_bytes(whole + b"PLJ2 torn")
     journal = Journal(tmp_path, JournalConfig())
     journal.close()
     assert journal.torn_bytes == 9
     assert segment.read_bytes() == whole
-    assert segment.with_suffix(".torn").read_bytes() == b"PLJ1 torn"
+    assert segment.with_suffix(".1.torn").read_bytes() == b"PLJ2 torn"
 
 
 def test_flipped_bit_costs_only_its_record(tmp_path, make_frame):
@@ -89,23 +90,23 @@ def test_new_segment_is_begun_beyond_the_size(tmp_path, make_frame):
 
 def test_short_write_of_a_full_disk_leaves_nothing_behind(tmp_path, make_frame, monkeypatch):
     journal = filled(tmp_path, make_frame, count=1)
-    real = os.writev
+    real = os.pwritev
     calls = []
 
-    def full(fd: int, buffers: list[memoryview]) -> int:
+    def full(fd: int, buffers: list[memoryview], offset: int) -> int:
         calls.append(1)
         if len(calls) == 1:
-            return real(fd, [buffers[0][:10]])
+            return real(fd, [buffers[0][:10]], offset)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "writev", full)
+    monkeypatch.setattr(os, "pwritev", full)
     with pytest.raises(OSError, match="No space left"):
         journal.append(encode(make_frame(number=1)), received_at_s=0.0)
-    monkeypatch.setattr(os, "writev", real)
+    monkeypatch.setattr(os, "pwritev", real)
     journal.append(encode(make_frame(number=2)), received_at_s=0.0)
     journal.close()
     assert numbers(tmp_path) == [0, 2]
-    assert all(not isinstance(record, int) for record in read_records(segments(tmp_path)[0]))
+    assert all(isinstance(record, Record) for record in read_records(tmp_path))
 
 
 def test_message_without_buffers_is_kept_too(tmp_path):
@@ -133,3 +134,78 @@ def test_two_journals_in_one_folder_are_refused(tmp_path):
         Journal(tmp_path, JournalConfig())
     first.close()
     Journal(tmp_path, JournalConfig()).close()
+
+
+def checkpoint(of: str, told: int, size: int = 3) -> Checkpoint:
+    return Checkpoint(session="s", of=of, told=told, facts=b"\x80", arrays={"a": np.full(size, told, float)})
+
+
+def append(journal: Journal, message, at_s: float = 0.0) -> int:
+    return journal.append(encode(message), at_s, kind=kind_of(message), monotonic_s=at_s)
+
+
+def test_records_are_numbered_through_segments_and_reopenings(tmp_path, make_frame):
+    image = np.zeros((1, 512, 512), np.float32)
+    made = []
+    for _ in range(3):
+        journal = Journal(tmp_path, JournalConfig(segment_mb=1))
+        made += [append(journal, make_frame(image=image, number=n)) for n in range(2)]
+        made.append(append(journal, Event(at_s=0.0, what="x")))
+        journal.close()
+    assert made == list(range(1, 10))
+    assert len(segments(tmp_path)) > 3
+    assert [record.number for record in read_records(tmp_path)] == made
+    assert [record.number for record in read_records(tmp_path, {"event"})] == [3, 6, 9]
+
+
+def test_records_are_read_from_a_number_while_the_journal_is_written(tmp_path, make_frame):
+    journal = Journal(tmp_path, JournalConfig(segment_mb=1))
+    image = np.zeros((1, 512, 512), np.float32)
+    for number in range(4):
+        append(journal, make_frame(image=image, number=number), 10.0 + number)
+        append(journal, Event(at_s=0.0, what=f"{number}"))
+    assert [r.number for r in journal.records_from(4)] == [4, 5, 6, 7, 8]
+    assert [r.message().number for r in journal.records_from(4, {"frame"})] == [2, 3]
+    (frame,) = journal.records_from(7, ["frame"])
+    assert (frame.kind, frame.received_at_s, frame.monotonic_s) == ("frame", 13.0, 13.0)
+    assert journal.position(7) == (frame.segment, frame.offset)
+    assert journal.position(9) is None
+    assert list(journal.records_from(9)) == []
+    append(journal, Event(at_s=0.0, what="late"))
+    assert [r.message().what for r in journal.records_from(9)] == ["late"]
+    journal.close()
+
+
+def test_newest_whole_checkpoint_of_an_owner_is_found(tmp_path, make_frame):
+    journal = Journal(tmp_path, JournalConfig(segment_mb=1))
+    image = np.zeros((1, 512, 512), np.float32)
+    for number in range(5):
+        append(journal, make_frame(image=image, number=number))
+        append(journal, checkpoint("streamer" if number != 1 else "explorer", number))
+    for of, told in (("streamer", 4), ("explorer", 1)):
+        assert journal.last_checkpoint(of).message().told == told
+    assert journal.last_checkpoint("nobody") is None
+    newest = journal.last_checkpoint("streamer")
+    journal.close()
+    with newest.segment.open("rb+") as file:
+        file.seek(newest.offset + newest.length - 1)
+        file.write(b"\xff")
+    journal = Journal(tmp_path, JournalConfig(segment_mb=1))
+    assert journal.last_checkpoint("streamer").message().told == 3
+    journal.close()
+
+
+def test_journal_of_an_earlier_version_is_named(tmp_path):
+    (tmp_path / "journal-000001.plj").write_bytes(b"PLJ1" + bytes(100))
+    for use in (lambda: Journal(tmp_path, JournalConfig()), lambda: list(read_messages(tmp_path))):
+        with pytest.raises(OldJournalError, match="earlier version"):
+            use()
+
+
+def test_room_kept_for_the_next_records_is_no_damage_and_is_given_back(tmp_path, make_frame):
+    journal = filled(tmp_path, make_frame)
+    (segment,) = segments(tmp_path)
+    assert segment.stat().st_size > 1_000_000
+    assert all(isinstance(record, Record) for record in read_records(tmp_path))
+    journal.close()
+    assert segment.stat().st_size < 10_000
