@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+import trackpy
 from numpy.typing import NDArray
 
 from streamer.messages import Latents, Registration
-from streamer.stages.link_atoms import LinkAtoms, LinkConfig
+from streamer.stages.link_atoms import LinkAtoms, LinkConfig, linked
 
 Make = Callable[..., Latents]
 PLACES = np.array([[x, y] for x in range(5) for y in range(4)]) * 0.142
@@ -96,12 +98,12 @@ def test_two_sessions_in_one_process_do_not_share_tracks(seen: Make) -> None:
     np.testing.assert_array_equal(other.process(seen(PLACES[:5])).track, np.arange(5))
 
 
-def test_atoms_too_crowded_to_be_told_apart_start_anew(seen: Make) -> None:
+def test_a_crowd_in_one_spot_keeps_its_tracks_and_those_of_all_others(seen: Make) -> None:
     rng = np.random.default_rng(3)
-    crowd = rng.uniform(0, 0.05, (60, 2))
+    crowd = np.concatenate([PLACES + 1.0, rng.uniform(0, 0.05, (60, 2))])
     link = LinkAtoms()
     link.process(seen(crowd))
-    np.testing.assert_array_equal(link.process(seen(crowd)).track, np.arange(60, 120))
+    np.testing.assert_array_equal(link.process(seen(crowd)).track, np.arange(80))
 
 
 def test_frames_without_atoms_are_no_trouble(seen: Make) -> None:
@@ -115,3 +117,83 @@ def test_frames_without_atoms_are_no_trouble(seen: Make) -> None:
 def test_a_setting_out_of_range_is_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"link.{name} is {value}; it takes"):
         LinkConfig(**{name: value})
+
+
+def test_links_are_those_of_trackpy_through_drift_noise_and_vanishing_atoms(seen: Make) -> None:
+    """Seed 33; where neighbours are in reach of each other, thousands of links are in doubt."""
+    rng = np.random.default_rng(33)
+    lattice = np.array([[x, y] for x in range(15) for y in range(14)]) * 0.142
+    for reach_nm in (0.06, 0.11):
+        link, reference = LinkAtoms(LinkConfig(search_range_nm=reach_nm)), TrackpyLinks(reach_nm, memory=3)
+        for number in range(40):
+            moved = lattice + rng.normal(0, 0.02, lattice.shape) + [0.003 * number, 0]
+            found = rng.permutation(moved[rng.random(len(lattice)) > 0.1]).astype(np.float32)
+            np.testing.assert_array_equal(link.process(seen(found)).track, reference.tracks(found))
+        assert reference.new_track > len(lattice)  # some stayed away for too long
+
+
+class TrackpyLinks:
+    """Tracks as trackpy gives them, numbered in the order of the atoms."""
+
+    def __init__(self, reach_nm: float, memory: int) -> None:
+        trackpy.quiet()
+        self._linker = trackpy.linking.Linker(reach_nm, memory=memory, link_strategy="recursive")
+        self.new_track = 0
+
+    def tracks(self, places: NDArray[np.floating]) -> list[int]:
+        advance = self._linker.init_level if self._linker.hash is None else self._linker.next_level
+        advance(places.astype(np.float64), 0)
+        return [self._number(point.track) for point in self._linker.hash.points]
+
+    def _number(self, track: Any) -> int:
+        if not hasattr(track, "number"):
+            track.number = self.new_track
+            self.new_track += 1
+        return int(track.number)
+
+
+def test_of_two_that_want_one_partner_the_sum_of_squares_decides() -> None:
+    # 0 is nearest to the only atom that 1 can reach: giving that to 1 leaves no one alone.
+    known = np.array([[0.0, 0.0], [0.09, 0.0]])
+    found = np.array([[0.04, 0.0], [-0.05, 0.0]])
+    np.testing.assert_array_equal(linked(known, found, 0.06), [1, 0])
+    # Alone with both, it goes to the nearer one.
+    np.testing.assert_array_equal(linked(known, found[:1], 0.06), [0])
+
+
+def test_what_was_learnt_can_be_handed_on_after_any_frame(seen: Make) -> None:
+    rng = np.random.default_rng(5)
+    frames = [
+        seen((PLACES + rng.normal(0, 0.005, PLACES.shape))[rng.random(20) > 0.3], revision=number // 8)
+        for number in range(16)
+    ]
+    expected = tracks_of(LinkAtoms(LinkConfig(memory_frames=2)), frames)
+    for number in range(16):
+        first, heir = LinkAtoms(LinkConfig(memory_frames=2)), LinkAtoms(LinkConfig(memory_frames=2))
+        tracks = tracks_of(first, frames[:number])
+        heir.restore(*first.state())
+        assert tracks + tracks_of(heir, frames[number:]) == expected
+
+
+def tracks_of(link: LinkAtoms, frames: list[Latents]) -> list[list[int]]:
+    return [link.process(latents).track.tolist() for latents in frames]
+
+
+def test_a_state_stays_as_it_was_said(seen: Make) -> None:
+    link = LinkAtoms()
+    link.process(seen(PLACES))
+    _, arrays = link.state()
+    kept = {name: array.copy() for name, array in arrays.items()}
+    link.process(seen(PLACES + 0.01)).track[:] = -7
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, kept[name])
+        assert not array.flags.writeable
+
+
+def test_arrays_that_do_not_belong_together_are_refused_and_change_nothing(seen: Make) -> None:
+    link = LinkAtoms()
+    link.process(seen(PLACES))
+    facts, arrays = link.state()
+    with pytest.raises(ValueError, match="unlike lengths; they are no state"):
+        link.restore(facts, arrays | {"missing": arrays["missing"][1:]})
+    np.testing.assert_array_equal(link.process(seen(PLACES)).track, np.arange(20))
