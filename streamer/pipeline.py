@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from streamer.messages import Atoms, Frame, Latents
 from streamer.stage import Meter, drive
 from streamer.stages.check_frame import CheckConfig, CheckFrame
-from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
+from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion, CorrectState
 from streamer.stages.cut_windows import CutWindows
 from streamer.stages.encode import Encode, EncodeConfig
 from streamer.stages.find_atoms import FindAtoms, FindConfig
-from streamer.stages.link_atoms import LinkAtoms, LinkConfig
+from streamer.stages.link_atoms import LinkAtoms, LinkConfig, LinkState
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is read without it
     from models.encoder import Encoder
@@ -50,6 +52,36 @@ class Processed(msgspec.Struct, frozen=True, kw_only=True):
     latents: Latents
 
 
+class PipelineState(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What the stages have learnt: all that the latents of the next frames depend on.
+
+    Attributes
+    ----------
+    number
+        Of the last frame that was processed, rejected or not; -1 before the first.
+    facts
+        MessagePack of the stages' numbers; only ``Pipeline.restore`` reads it.
+    arrays
+        The stages' arrays by name, such as ``correct.image``. They are read-only and shared with the
+        pipeline, which makes new ones when it learns: any thread may read them.
+    """
+
+    number: int
+    facts: bytes
+    arrays: dict[str, NDArray[Any]]
+
+
+class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The numbers of the stages; ``version`` changes with what any of them keeps."""
+
+    version: int
+    correct: CorrectState
+    link: LinkState
+
+
+_VERSION = 1
+
+
 class Pipeline:
     """The stages in a row, with the state that they learn through one session.
 
@@ -69,6 +101,8 @@ class Pipeline:
         self.windows = CutWindows(card.window_nm, card.window_px, len(card.channels))
         self.encode = Encode(encoder)
         self.link = LinkAtoms(config.link)
+        self._window_shape = (len(card.channels), card.window_px, card.window_px)
+        self._number = -1
 
     @classmethod
     def build(cls, config: PipelineConfig) -> Pipeline:
@@ -88,11 +122,45 @@ class Pipeline:
         return cls(config, Encoder.load(config.encode.weights or None))
 
     def warm_up(self) -> None:
-        """Do what only the first frame would wait for."""
-        self.link.warm_up()
+        """Encode nothing once: the first call of a model takes three times longer, on a GPU far more."""
+        self.encode.encoder.encode(np.zeros((1, *self._window_shape), dtype=np.float32))
+
+    def state(self) -> PipelineState:
+        """Say what was learnt, at the cost of a few numbers: arrays are shared."""
+        correct, correct_arrays = self.correct.state()
+        link, link_arrays = self.link.state()
+        facts = _Facts(version=_VERSION, correct=correct, link=link)
+        arrays = {f"correct.{name}": array for name, array in correct_arrays.items()}
+        arrays |= {f"link.{name}": array for name, array in link_arrays.items()}
+        return PipelineState(number=self._number, facts=msgspec.msgpack.encode(facts), arrays=arrays)
+
+    def restore(self, state: PipelineState) -> None:
+        """Go on from a state: the latents that follow are those of the pipeline that said it, bit for bit.
+
+        Raises
+        ------
+        ValueError
+            If the state is of another version or of no pipeline; this one stays as it was.
+        """
+        try:
+            facts = msgspec.msgpack.decode(state.facts, type=_Facts)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise ValueError(f"the pipeline's state cannot be read: {error}; start without it") from None
+        if facts.version != _VERSION:
+            raise ValueError(
+                f"the pipeline's state has version {facts.version}; it takes {_VERSION}; start without it"
+            )
+        correct, link = CorrectDistortion(self.correct.config), LinkAtoms(self.link.config)
+        try:
+            correct.restore(facts.correct, _of("correct", state.arrays))
+            link.restore(facts.link, _of("link", state.arrays))
+        except KeyError as error:
+            raise ValueError(f"the pipeline's state lacks the array {error}; start without it") from None
+        self.correct, self.link, self._number = correct, link, state.number
 
     def process(self, frame: Frame, meter: Meter) -> Processed | None:
         """Take a frame to its latents; None when a stage rejected it, which the meter has counted."""
+        self._number = frame.number
         good = drive(self.check, frame, meter)
         if good is None:
             return None
@@ -116,3 +184,9 @@ class Pipeline:
         if linked is None:
             return None
         return Processed(corrected=corrected, atoms=atoms, latents=linked)
+
+
+def _of(stage: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Pick the arrays of a stage, by the names that it gave them."""
+    prefix = f"{stage}."
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -11,7 +11,7 @@ the shear of a steady drift) is taken for the specimen.
 from __future__ import annotations
 
 import math
-from collections import deque
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -23,6 +23,11 @@ from streamer.messages import Float32, Frame, PairNm, Registration, ScanGeometry
 Float64 = NDArray[np.float64]
 
 _ROWS_AT_ONCE = 64  # 128 kB of a 512-pixel row: stays in the cache between taps
+
+# A straight line through a few frames says nothing of a time ten intervals further. A pause that
+# long, or an instrument clock that was set, is a step across which no motion is predicted.
+_STEP_INTERVALS = 10.0
+_STEP_LEAST_S = 10.0  # frames may be quick, and a row of spectra lie between two of them
 
 
 class CorrectConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,15 +70,54 @@ class CorrectConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(f"correct.lost_below is {self.lost_below}; it takes 0 to below 1")
 
 
-class DriftTracker:
-    """Where the specimen went, and where it will be: a straight line through the last frames."""
+class CorrectState(msgspec.Struct, frozen=True, kw_only=True):
+    """All that CorrectDistortion knows, beside the arrays of its reference.
 
-    def __init__(self, frames: int) -> None:
-        self._seen: deque[tuple[float, float, float]] = deque(maxlen=frames)
+    Attributes
+    ----------
+    revision
+        Of the reference; -1 before the first frame.
+    geometry
+        Raster of the frames; None before the first.
+    usual_match
+        How well frames match the reference; None before the second.
+    anchor_px
+        Displacement of the reference's raster ``(row, col)``.
+    seen
+        ``(at_s, x, y)`` of the drifts that the rate is fitted to.
+    """
+
+    revision: int = -1
+    geometry: ScanGeometry | None = None
+    usual_match: float | None = None
+    anchor_px: tuple[int, int] = (0, 0)
+    seen: tuple[tuple[float, float, float], ...] = ()
+
+
+class DriftTracker:
+    """Where the specimen went, and where it will be: a straight line through the last frames.
+
+    Times come from the instrument's clock, which may be set at any moment: across a step of it, as
+    across a long pause, the drift is taken to have stayed as it was.
+    """
+
+    def __init__(self, frames: int, seen: tuple[tuple[float, float, float], ...] = ()) -> None:
+        self._frames = frames
+        self._seen = seen[-frames:]
+
+    @property
+    def seen(self) -> tuple[tuple[float, float, float], ...]:
+        """``(at_s, x, y)`` of the frames remembered, oldest first."""
+        return self._seen
 
     def observe(self, drift_nm: PairNm, at_s: float) -> None:
         """Learn the drift ``(x, y)`` of a frame."""
-        self._seen.append((at_s, *drift_nm))
+        longest_s = self._longest_s()
+        seen = (*self._seen, (at_s, *drift_nm))
+        intervals = np.diff([time for time, _, _ in seen])
+        steps = np.flatnonzero((intervals < 0) | (intervals > longest_s))
+        start = int(steps[-1]) + 1 if steps.size else 0
+        self._seen = seen[start:][-self._frames :]
 
     @property
     def rate_nm_per_s(self) -> PairNm:
@@ -93,8 +137,18 @@ class DriftTracker:
         if not self._seen:
             return (0.0, 0.0)
         last_s, x, y = self._seen[-1]
+        ahead_s = at_s - last_s
+        if not 0 <= ahead_s <= self._longest_s():
+            return (x, y)
         rate = self.rate_nm_per_s
-        return (x + (at_s - last_s) * rate[0], y + (at_s - last_s) * rate[1])
+        return (x + ahead_s * rate[0], y + ahead_s * rate[1])
+
+    def _longest_s(self) -> float:
+        """Say the longest time between frames that is no step; any after the first, that has no rate."""
+        if len(self._seen) < 2:
+            return math.inf
+        times = [time for time, _, _ in self._seen]
+        return max(_STEP_LEAST_S, _STEP_INTERVALS * float(np.median(np.diff(times))))
 
 
 class RunningReference:
@@ -107,9 +161,35 @@ class RunningReference:
     def __init__(self, image: Float32, memory_frames: int) -> None:
         self.anchor = (0, 0)
         self._memory = memory_frames
-        self._image = image.astype(np.float32, copy=True)
         # Drift uncovers whole rows and columns: how often each was seen is all there is to know.
-        self._seen = [np.ones(n, dtype=np.float32) for n in image.shape]
+        self._know(image.astype(np.float32, copy=True), *(np.ones(n, dtype=np.float32) for n in image.shape))
+
+    @property
+    def arrays(self) -> dict[str, Float32]:
+        """What it knows: ``image``, and how often each of its ``rows`` and ``cols`` was seen.
+
+        Shared, and never written to: what is learnt goes into new arrays.
+        """
+        return {"image": self._image, "rows": self._seen[0], "cols": self._seen[1]}
+
+    @classmethod
+    def restored(
+        cls, arrays: dict[str, NDArray[Any]], anchor: tuple[int, int], memory_frames: int
+    ) -> RunningReference:
+        """Make one that knows what another one knew.
+
+        Raises
+        ------
+        ValueError
+            If the arrays do not belong together.
+        """
+        image, rows, cols = (arrays[name].astype(np.float32) for name in ("image", "rows", "cols"))
+        if image.ndim != 2 or (rows.shape, cols.shape) != ((image.shape[0],), (image.shape[1],)):
+            raise ValueError("the arrays of correct have unlike shapes; they are no state of this pipeline")
+        reference = cls(image, memory_frames)
+        reference.anchor = anchor
+        reference._know(image, rows, cols)
+        return reference
 
     def predict(self, anchor: tuple[int, int]) -> Float32:
         """Show the specimen on the raster at ``anchor``; edge values where it was never seen."""
@@ -121,15 +201,21 @@ class RunningReference:
 
     def observe(self, image: Float32, anchor: tuple[int, int]) -> None:
         """Average in a frame that lies on the raster at ``anchor``."""
-        self._image = self.predict(anchor)
-        self._seen = [
+        known = self.predict(anchor)
+        rows, cols = (
             np.minimum(_uncovered(seen, new - old) + 1, self._memory)
             for seen, new, old in zip(self._seen, anchor, self.anchor, strict=True)
-        ]
+        )
         self.anchor = anchor
-        share = np.maximum.outer(1 / self._seen[0], 1 / self._seen[1])
-        share *= image - self._image
-        self._image = self._image + share
+        share = np.maximum.outer(1 / rows, 1 / cols)
+        share *= image - known
+        share += known
+        self._know(share, rows, cols)
+
+    def _know(self, image: Float32, rows: Float32, cols: Float32) -> None:
+        self._image, self._seen = image, (rows, cols)
+        for array in (image, rows, cols):
+            array.setflags(write=False)
 
 
 class CorrectDistortion:
@@ -146,9 +232,57 @@ class CorrectDistortion:
 
     def __init__(self, config: CorrectConfig | None = None) -> None:
         self.config = config or CorrectConfig()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Be as before the first frame."""
         self._revision = -1
         self._geometry: ScanGeometry | None = None
         self._usual_match: float | None = None
+
+    def state(self) -> tuple[CorrectState, dict[str, NDArray[Any]]]:
+        """Say all that the next frame's correction depends on; arrays are shared and never written to.
+
+        Returns
+        -------
+        facts
+            Numbers.
+        arrays
+            Of the reference: ``image`` ``(rows, cols)``, ``rows`` and ``cols``, float32; none before
+            the first frame.
+        """
+        if self._geometry is None:
+            return CorrectState(), {}
+        facts = CorrectState(
+            revision=self._revision,
+            geometry=self._geometry,
+            usual_match=self._usual_match,
+            anchor_px=self._reference.anchor,
+            seen=self._tracker.seen,
+        )
+        return facts, dict(self._reference.arrays)
+
+    def restore(self, facts: CorrectState, arrays: dict[str, NDArray[Any]]) -> None:
+        """Go on from what ``state`` said.
+
+        Raises
+        ------
+        ValueError
+            If the arrays are not those of the frames' raster; nothing is changed then.
+        """
+        if facts.geometry is None:
+            self._forget()
+            return
+        if arrays["image"].shape != facts.geometry.shape:
+            raise ValueError(
+                f"the reference has shape {arrays['image'].shape}, the frames {facts.geometry.shape}; "
+                "they are no state of this pipeline"
+            )
+        self._reference = RunningReference.restored(arrays, facts.anchor_px, self.config.memory_frames)
+        self._matcher = Matcher(facts.geometry.shape)
+        self._tracker = DriftTracker(self.config.rate_frames, facts.seen)
+        self._revision, self._geometry = facts.revision, facts.geometry
+        self._usual_match = facts.usual_match
 
     def process(self, frame: Frame, /) -> Frame:
         """Return the frame on the specimen, with its registration.

@@ -60,12 +60,15 @@ class Encode:
         Raises
         ------
         Rejected
-            ``not finite`` for windows with a NaN or an infinity.
+            ``not finite`` for windows with a NaN or an infinity, ``model not finite`` where the encoder
+            answers good windows with one: no agent may decide by that.
         """
         if not np.isfinite(patches.windows).all():
             raise Rejected("not finite")
         # Windows that came over the wire are read-only, which torch does not take.
         seen = self.encoder.encode(np.require(patches.windows, requirements="W"))
+        if not all(np.isfinite(answer).all() for answer in seen):
+            raise Rejected("model not finite")
         rotation = patches.geometry.rotation_rad
         edge_nm = patches.window_nm / np.array(patches.windows.shape[2:], dtype=np.float32)
         return Latents(

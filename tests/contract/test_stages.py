@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from models.encoder import Encoder
-from streamer.messages import Atoms, Frame, Latents, Message, Patches, ScanGeometry
-from streamer.pipeline import Pipeline, PipelineConfig
+from simulators.stem import StemConfig, StemInstrument
+from streamer.codec import decode, encode
+from streamer.messages import Atoms, Checkpoint, Frame, Latents, Message, Patches, ScanGeometry
+from streamer.pipeline import Pipeline, PipelineConfig, PipelineState
 from streamer.stage import Rejected, Stage, drive
 from streamer.stages.check_frame import CheckFrame
 from streamer.stages.correct_distortion import CorrectDistortion
@@ -231,3 +233,75 @@ def test_a_sub_scan_is_encoded_but_not_linked(encoder: Encoder) -> None:
     assert (answer.latents.track == -1).all()
     assert len(answer.latents.mean) > 0
     assert np.isin(last.latents.track, first.latents.track).mean() > 0.95
+
+
+def night(count: int = 22) -> list[Frame]:
+    """Frames with all that may happen to them; seed 71 and 72.
+
+    Drift, a sub-scan (9), a blanked beam (4, 13), noise in which the reference is lost (15), another
+    field of view (18).
+    """
+    config = StemConfig(seed=71, rows=256, cols=256, field_of_view_nm=4.0)
+    instrument = StemInstrument(config, started_at_s=1000.0)
+    rng = np.random.default_rng(72)
+    frames = []
+    for number in range(count):
+        frame = msgspec.structs.replace(instrument.acquire(), number=number)
+        if number in (4, 13):
+            frame = msgspec.structs.replace(frame, image=np.ones_like(frame.image))
+        if number == 9:
+            frame = msgspec.structs.replace(frame, request_id="r-9")
+        if number == 15:
+            frame = msgspec.structs.replace(frame, image=rng.poisson(20, frame.image.shape).astype("f4"))
+        if number >= 18:
+            wide = msgspec.structs.replace(frame.geometry, field_of_view_nm=(3.9, 4.0))
+            frame = msgspec.structs.replace(frame, geometry=wide)
+        frames.append(frame)
+    return frames
+
+
+def results(pipeline: Pipeline, frames: list[Frame]) -> list[list[bytes] | None]:
+    """Every latent of every frame, bit for bit as it goes over the wire."""
+    done = [pipeline.process(frame, Book()) for frame in frames]
+    return [None if one is None else [bytes(part) for part in encode(one.latents)] for one in done]
+
+
+def test_a_restored_pipeline_goes_on_bit_for_bit_from_any_frame(encoder: Encoder) -> None:
+    frames = night()
+    uninterrupted = Pipeline(PipelineConfig(), encoder)
+    expected, states = [], [uninterrupted.state()]
+    for frame in frames:
+        expected += results(uninterrupted, [frame])
+        states.append(uninterrupted.state())
+    assert [number for number, result in enumerate(expected) if result is None] == [4, 13]
+    assert uninterrupted.correct.state()[0].revision == 2  # lost in the noise; another field
+    for number, state in enumerate(states):
+        heir = Pipeline(PipelineConfig(), encoder)
+        heir.restore(over_the_wire(state))
+        assert heir.state().number == number - 1
+        assert results(heir, frames[number : number + 4]) == expected[number : number + 4]
+
+
+def over_the_wire(state: PipelineState) -> PipelineState:
+    """Write a state as a checkpoint and read it back."""
+    checkpoint = Checkpoint(session="s", of="streamer", told=1, facts=state.facts, arrays=state.arrays)
+    kept = decode([bytes(part) for part in encode(checkpoint)])
+    assert isinstance(kept, Checkpoint)
+    return PipelineState(number=state.number, facts=kept.facts, arrays=kept.arrays)
+
+
+@pytest.mark.parametrize("spoil", ["version", "bytes", "array"])
+def test_a_state_of_another_version_is_refused_and_changes_nothing(spoil: str, encoder: Encoder) -> None:
+    pipeline, other = Pipeline(PipelineConfig(), encoder), Pipeline(PipelineConfig(), encoder)
+    frames = [lattice_frame(number) for number in range(3)]
+    results(pipeline, frames[:2])
+    results(other, frames[:1])
+    state = other.state()
+    facts, arrays = msgspec.msgpack.decode(state.facts), dict(state.arrays)
+    if spoil == "array":
+        del arrays["link.track"]
+    bad = b"?" if spoil == "bytes" else msgspec.msgpack.encode(facts | {"version": 1 + (spoil == "version")})
+    with pytest.raises(ValueError, match=r"the pipeline's state .*; start without it"):
+        pipeline.restore(PipelineState(number=0, facts=bad, arrays=arrays))
+    untouched = Pipeline(PipelineConfig(), encoder)
+    assert results(pipeline, frames[2:]) == results(untouched, frames)[2:]

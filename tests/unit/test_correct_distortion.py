@@ -288,6 +288,90 @@ def test_the_tracker_has_no_rate_from_one_time() -> None:
     assert tracker.predict(9.0) == (0.3, 0.2)
 
 
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0, -1.5])
+def test_no_motion_is_predicted_across_a_step_of_the_clock(step_s: float) -> None:
+    tracker = DriftTracker(8)
+    for number in range(6):
+        tracker.observe((0.01 * number, 0.0), 100.0 + number)
+    assert tracker.predict(105.0 + step_s) == (0.05, 0.0)
+    # The step is not taken for the time in which the specimen went from there to here.
+    for number in range(6, 9):
+        tracker.observe((0.01 * number, 0.0), 100.0 + number + step_s)
+        assert tracker.rate_nm_per_s == pytest.approx((0.0 if number == 6 else 0.01, 0.0))
+    np.testing.assert_allclose(tracker.predict(109.0 + step_s), (0.09, 0.0))
+
+
+def test_a_clock_that_is_set_right_after_the_first_frame_is_soon_forgotten() -> None:
+    tracker = DriftTracker(8)
+    for at_s, x in ((0.0, 0.0), (3600.0, 0.01), (3601.0, 0.02), (3602.0, 0.03), (3603.0, 0.04)):
+        tracker.observe((x, 0.0), at_s)
+    np.testing.assert_allclose(tracker.rate_nm_per_s, (0.01, 0.0))
+
+
+def test_slow_frames_are_no_steps() -> None:
+    tracker = DriftTracker(4)
+    for number in range(6):
+        tracker.observe((0.1 * number, 0.0), 300.0 * number)
+    np.testing.assert_allclose(tracker.predict(1800.0), (0.6, 0.0))
+
+
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0])
+def test_a_clock_that_is_set_moves_no_atom(step_s: float) -> None:
+    """A lattice with drift: the old rate over an hour would point many unit cells away."""
+    rng = np.random.default_rng(22)
+    images = [scan((0.0, 2.0 * number), rng=rng) for number in range(12)]
+    steady, stepped = CorrectDistortion(), CorrectDistortion()
+    for number, image in enumerate(images):
+        late_s = step_s if number >= 6 else 0.0
+        expected = steady.process(frame(image, number))
+        seen = stepped.process(frame(image, number, acquired_at_s=100.0 + number + late_s))
+        np.testing.assert_allclose(drift_px(seen), drift_px(expected), atol=0.05)
+        assert seen.registration is not None
+        assert seen.registration.revision == 0
+
+
+def test_what_was_learnt_can_be_handed_on_after_any_frame() -> None:
+    rng = np.random.default_rng(24)
+    frames = [frame(scan((0.7 * number, -1.1 * number), rng=rng), number) for number in range(8)]
+    frames[5] = frame(rng.poisson(20, (ROWS, COLS)).astype(np.float32), 5)  # the reference is lost
+    expected = corrected_by(CorrectDistortion(), frames)
+    for number in range(8):
+        first, heir = CorrectDistortion(), CorrectDistortion()
+        corrected_by(first, frames[:number])
+        heir.restore(*first.state())
+        assert corrected_by(heir, frames[number:]) == expected[number:]
+
+
+def corrected_by(stage: CorrectDistortion, frames: list[Frame]) -> list[tuple[object, ...]]:
+    done = [stage.process(item) for item in frames]
+    return [(item.image.tobytes(), item.geometry, item.registration) for item in done]
+
+
+def test_a_state_stays_as_it_was_said() -> None:
+    stage = CorrectDistortion()
+    for number in range(2):
+        stage.process(frame(scan((0.0, 0.3 * number)), number))
+    facts, arrays = stage.state()
+    kept = {name: array.copy() for name, array in arrays.items()}
+    for number in range(2, 5):
+        stage.process(frame(scan((1.0, 1.3 * number)), number))
+    assert facts != stage.state()[0]
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, kept[name])
+        assert not array.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("image", "the reference has shape"), ("rows", "of correct have unlike shapes")]
+)
+def test_arrays_of_another_raster_are_refused(name: str, text: str) -> None:
+    stage = CorrectDistortion()
+    stage.process(frame(scan()))
+    facts, arrays = stage.state()
+    with pytest.raises(ValueError, match=text):
+        CorrectDistortion().restore(facts, arrays | {name: arrays[name][1:]})
+
+
 def test_the_reference_averages_what_it_saw_and_takes_news_as_they_come() -> None:
     reference = RunningReference(np.zeros((4, 5), dtype=np.float32), memory_frames=8)
     reference.observe(np.full((4, 5), 2.0, dtype=np.float32), (0, 0))

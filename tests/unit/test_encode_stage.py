@@ -109,5 +109,18 @@ def test_windows_that_are_not_finite_are_rejected() -> None:
         Encode(FixedEncoder()).process(patches(windows=windows))
 
 
+@pytest.mark.parametrize("field", ["mean", "sd", "angle_rad", "offset_px", "novelty"])
+def test_an_encoder_that_answers_good_windows_with_nan_is_not_believed(field: str) -> None:
+    class Broken(FixedEncoder):
+        def encode(self, windows_NCHW: NDArray[np.float32], /) -> Encoded:
+            seen = super().encode(windows_NCHW)
+            spoilt = getattr(seen, field).copy()
+            spoilt[1] = np.nan
+            return seen._replace(**{field: spoilt})
+
+    with pytest.raises(Rejected, match="model not finite"):
+        Encode(Broken()).process(patches())
+
+
 def test_the_shipped_weights_are_the_default() -> None:
     assert EncodeConfig().weights == ""
