@@ -18,7 +18,7 @@ from streamer.config_file import ConfigError, convert, read_tables
 from streamer.envelope import Envelope
 from streamer.finalise import finalise
 from streamer.hub import Hub
-from streamer.journal import Journal, read_messages, segments
+from streamer.journal import Journal
 from streamer.pipeline import Pipeline
 from streamer.telemetry import Telemetry
 from streamer.wire import Publisher, Router
@@ -67,7 +67,6 @@ def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path) -> str:
     metrics_url = telemetry.serve(settings.telemetry)
     router = Router(settings.hub.bind)
     publisher = Publisher(settings.hub.view_bind)
-    resumes = _has_journal(folder)
     journal = Journal(folder, settings.journal)
     hub = Hub(
         session=folder.resolve().name,
@@ -80,9 +79,9 @@ def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path) -> str:
         hub_config=settings.hub,
         experiment=settings.experiment,
     )
-    if resumes:
-        for _, message in read_messages(folder):
-            hub.restore(message)
+    state = hub.recover()
+    if state is not None:
+        pipeline.restore(state)
     endpoints = {
         "address": router.address,
         "view_address": publisher.address,
@@ -93,7 +92,7 @@ def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path) -> str:
     _write_json(folder / "endpoints.json", endpoints)
     structlog.get_logger().info("serving", **endpoints)
     try:
-        reason = hub.run(_stop_on_signal())
+        reason = _reason_of_unfinished(hub, folder) or hub.run(_stop_on_signal())
     except OSError as error:
         raise LostDisk(
             f"{folder}: the journal could not be written ({error.strerror or error}), and what is not in it "
@@ -106,14 +105,23 @@ def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path) -> str:
         telemetry.close()
         (folder / "endpoints.json").unlink(missing_ok=True)
     try:
-        written = finalise(folder)
-        _write_json(folder / "summary.json", _summary(hub, reason, written))
+        _write_json(folder / "summary.json", _summary(hub, reason))
+        written = [path.name for path in finalise(folder)]
+        _write_json(folder / "summary.json", _summary(hub, reason) | {"files": written})
     except OSError as error:
         raise LostDisk(
             f"{folder}: what was acked is in the journal, but the files made from it could not be written "
             f"({error.strerror or error}); make room, then: probeloop report {folder}"
         ) from None
     return reason
+
+
+def _reason_of_unfinished(hub: Hub, folder: Path) -> str:
+    """Say why the session ended, if it did and was cut off while it wrote its files; else nothing."""
+    summary = folder / "summary.json"
+    is_complete = summary.exists() and "files" in json.loads(summary.read_text(encoding="utf-8"))
+    summary.unlink(missing_ok=True)
+    return "" if is_complete else hub.progress.ended
 
 
 def _settings(
@@ -130,13 +138,6 @@ def _settings(
     return settings
 
 
-def _has_journal(folder: Path) -> bool:
-    try:
-        return bool(segments(folder))
-    except FileNotFoundError:
-        return False
-
-
 def _stop_on_signal() -> Any:
     """Make the question that the hub asks in every turn; SIGINT and SIGTERM answer it."""
     received: list[str] = []
@@ -145,14 +146,13 @@ def _stop_on_signal() -> Any:
     return lambda: received[0] if received else None
 
 
-def _summary(hub: Hub, reason: str, written: list[Path]) -> dict[str, Any]:
+def _summary(hub: Hub, reason: str) -> dict[str, Any]:
     status = msgspec.to_builtins(hub.status())
-    best = None if hub.best is None else msgspec.to_builtins(hub.best)
+    best = None if hub.progress.best is None else msgspec.to_builtins(hub.progress.best)
     return {
         "ended": reason,
-        "measurements": hub.measured,
+        "measurements": hub.progress.measured,
         "best_score": best,
-        "files": [path.name for path in written],
         **{name: status[name] for name in status if name not in ("at_s", "state", "suggestions")},
         "counts": dict(sorted(hub.telemetry.tally.items())),
     }

@@ -40,12 +40,19 @@ class WireError(ValueError):
     reason
         A short fixed word, the label of a counter: ``bad header``, ``bad checksum``,
         ``unknown version``, ``wrong size``, ``invalid message``.
+    sender, sequence, after
+        Its place in a row, where the message came whole and is wrong in itself; else empty and 0.
     """
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(
+        self, reason: str, detail: str, *, sender: str = "", sequence: int = 0, after: int = 0
+    ) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.sender = sender
+        self.sequence = sequence
+        self.after = after
 
 
 class Numbered(msgspec.Struct, frozen=True, eq=False):
@@ -218,14 +225,20 @@ def decode_numbered(parts: Parts) -> Numbered:
         message = codec.message.decode(header.message)
     except _UNREADABLE as error:
         reason = "wrong size" if "bytes;" in str(error) else "invalid message"
-        raise WireError(reason, str(error)) from None
+        raise _wrong(header, reason, str(error)) from None
     finally:
         codec.buffers = []
     if sorted(codec.named) != list(range(1, len(parts))):
-        raise WireError(
-            "wrong size", f"{len(buffers)} buffers came; the message names parts {sorted(codec.named)}"
+        raise _wrong(
+            header,
+            "wrong size",
+            f"{len(buffers)} buffers came; the message names parts {sorted(codec.named)}",
         )
     return Numbered(message, header.sender, header.sequence, header.after)
+
+
+def _wrong(header: _Header, reason: str, detail: str) -> WireError:
+    return WireError(reason, detail, sender=header.sender, sequence=header.sequence, after=header.after)
 
 
 def _header(raw: memoryview) -> _Header:

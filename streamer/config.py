@@ -28,6 +28,17 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         Time between two Status messages.
     last_words_s
         A session that ends waits until nobody has said anything for this long.
+    checkpoint_frames
+        Frames between two states of the analysis in the journal: a restart analyses at most so many
+        again.
+    silent_after_s
+        An instrument that has given no sign of life for this long is held to be gone: the beam is
+        parked and nothing requested until it is back.
+    stuck_after_s, give_up_after_s
+        Time that the analysis of one frame may take before the loop is held, and before the streamer
+        ends itself to be started anew.
+    retry_model_s
+        Time after a result that was not finite until one more frame is tried.
     """
 
     bind: str = "tcp://127.0.0.1:0"
@@ -36,9 +47,17 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     max_waiting: int = 2
     status_interval_s: float = 0.2
     last_words_s: float = 1.0
+    checkpoint_frames: int = 16
+    silent_after_s: float = 1.5
+    stuck_after_s: float = 1.5
+    give_up_after_s: float = 10.0
+    retry_model_s: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("window", "max_waiting"):
+        for name in ("silent_after_s", "stuck_after_s", "give_up_after_s", "retry_model_s"):
+            if not 0.5 <= getattr(self, name) <= 3600:
+                raise ValueError(f"hub.{name} is {getattr(self, name)}; it takes 0.5 to 3600")
+        for name in ("window", "max_waiting", "checkpoint_frames"):
             if not 1 <= getattr(self, name) <= 1024:
                 raise ValueError(f"hub.{name} is {getattr(self, name)}; it takes 1 to 1024")
         if not 0.01 <= self.status_interval_s <= 60:

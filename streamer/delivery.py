@@ -144,9 +144,7 @@ class Outbox:
     def _let_go(self, sequence: int) -> None:
         self.frames -= self._kept.pop(sequence).is_frame
 
-    def to_send_again(
-        self, now_s: float, *, received: int, heard_s: float, patience_s: float
-    ) -> list[Parts]:
+    def to_send_again(self, now_s: float, *, received: int, heard_s: float, patience_s: float) -> list[Parts]:
         """Say what must have been lost, and count it as sent again now.
 
         Parameters

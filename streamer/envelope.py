@@ -85,6 +85,35 @@ class RefusedError(Exception):
         self.detail = detail
 
 
+class Veto(msgspec.Struct, frozen=True):
+    """A place where a person wants nothing more measured.
+
+    Attributes
+    ----------
+    position_nm, radius_nm
+        On the specimen, ``(x, y)``.
+    registration_revision
+        Which registration the position speaks of.
+    """
+
+    position_nm: PairNm
+    radius_nm: float
+    registration_revision: int
+
+
+class EnvelopeState(msgspec.Struct, frozen=True):
+    """Everything that an envelope has learnt in a session; see ``Envelope.state``."""
+
+    total_e: float
+    everywhere_e: float
+    cells_e: list[tuple[int, int, float]]
+    pending: list[Request]
+    seen: list[str]
+    vetoes: list[Veto]
+    geometry: ScanGeometry | None
+    registration: Registration
+
+
 class Dose(msgspec.Struct, frozen=True):
     """Electrons of one request.
 
@@ -113,7 +142,7 @@ class DoseLedger:
         self.cell_nm = cell_nm
         self.total_e = 0.0
         self.cells_e: dict[Cell, float] = {}
-        self._everywhere_e = 0.0
+        self.everywhere_e = 0.0
 
     def cell_of(self, position_nm: PairNm) -> Cell:
         """Name the cell that a specimen position ``(x, y)`` lies in."""
@@ -121,12 +150,12 @@ class DoseLedger:
 
     def cell_dose_e(self, cell: Cell) -> float:
         """Electrons in one cell, those of the frames included."""
-        return self.cells_e.get(cell, 0.0) + self._everywhere_e
+        return self.cells_e.get(cell, 0.0) + self.everywhere_e
 
     def add_frame(self, dose_e_per_nm2: float, area_nm2: float) -> None:
         """Add a frame. It counts in every cell, also outside the field: never too little."""
         self.total_e += dose_e_per_nm2 * area_nm2
-        self._everywhere_e += dose_e_per_nm2 * self.cell_nm**2
+        self.everywhere_e += dose_e_per_nm2 * self.cell_nm**2
 
     def add(self, dose: Dose, times: float = 1.0) -> None:
         """Add a dose; -1 times gives a reservation back."""
@@ -147,11 +176,36 @@ class Envelope:
     def __init__(self, config: EnvelopeConfig) -> None:
         self.config = config
         self.ledger = DoseLedger(config.cell_nm)
-        self.pending: dict[str, Dose] = {}
+        self.pending: dict[str, Request] = {}
+        self.vetoes: list[Veto] = []
         self._geometry: ScanGeometry | None = None
         self._registration = Registration()
         self._seen: set[str] = set()
         self._granted_at_s: deque[float] = deque()
+
+    def state(self) -> EnvelopeState:
+        """Give all that was learnt, so that another envelope can go on from here."""
+        return EnvelopeState(
+            total_e=self.ledger.total_e,
+            everywhere_e=self.ledger.everywhere_e,
+            cells_e=[(*cell, electrons) for cell, electrons in self.ledger.cells_e.items()],
+            pending=list(self.pending.values()),
+            seen=sorted(self._seen),
+            vetoes=list(self.vetoes),
+            geometry=self._geometry,
+            registration=self._registration,
+        )
+
+    def restore(self, state: EnvelopeState) -> None:
+        """Go on from what another envelope had learnt."""
+        self.ledger.total_e = state.total_e
+        self.ledger.everywhere_e = state.everywhere_e
+        self.ledger.cells_e = {(row, col): electrons for row, col, electrons in state.cells_e}
+        self.pending = {request.id: request for request in state.pending}
+        self.vetoes = list(state.vetoes)
+        self._seen = set(state.seen)
+        self._geometry = state.geometry
+        self._registration = state.registration
 
     @property
     def registration(self) -> Registration:
@@ -173,7 +227,7 @@ class Envelope:
         self._registration = registration
 
     def review(self, suggestion: Suggestion, now_s: float) -> Request:
-        """Grant a suggestion as a Request and reserve its dose.
+        """Grant a suggestion as a Request; nothing is reserved before ``grant``.
 
         Parameters
         ----------
@@ -185,19 +239,16 @@ class Envelope:
         Raises
         ------
         RefusedError
-            If any limit is broken; nothing is reserved then.
+            If any limit is broken.
         """
         if suggestion.id in self._seen:
             raise RefusedError("duplicate id", f"{suggestion.id} was suggested before")
-        self._seen.add(suggestion.id)
         scan_position_nm = self._check_place(suggestion)
+        self._check_vetoes(suggestion)
         self._check_exposure(suggestion)
         self._check_rate(now_s)
         dose = self._dose_of(suggestion)
         self._check_dose(dose)
-        self.ledger.add(dose)
-        self.pending[suggestion.id] = dose
-        self._granted_at_s.append(now_s)
         return Request(
             session=suggestion.session,
             id=suggestion.id,
@@ -210,15 +261,39 @@ class Envelope:
             dose_e=dose.total_e,
         )
 
+    def note(self, identifier: str) -> None:
+        """Take an id that was suggested, granted or not: it is never granted again."""
+        self._seen.add(identifier)
+
+    def grant(self, request: Request, now_s: float | None = None) -> None:
+        """Reserve the dose of a request that goes to the instrument.
+
+        Parameters
+        ----------
+        request
+            As ``review`` made it, or as the journal has it.
+        now_s
+            Monotonic clock of the grant, for the rate; None for one of an earlier process.
+        """
+        self._seen.add(request.id)
+        self.ledger.add(self._dose_of(request))
+        self.pending[request.id] = request
+        if now_s is not None:
+            self._granted_at_s.append(now_s)
+
+    def veto(self, position_nm: PairNm, radius_nm: float) -> None:
+        """Grant nothing more around a specimen position ``(x, y)`` of the present registration."""
+        self.vetoes.append(Veto(position_nm, radius_nm, self._registration.revision))
+
     def settle(self, outcome: Outcome) -> Outcome:
-        """Close the request of an outcome and say where on the specimen it was.
+        """Say where on the specimen the measurement of an outcome was; ``release`` then closes it.
 
         Raises
         ------
         RefusedError
             ``unknown id`` for an outcome that nobody asked for, or that came before.
         """
-        if not self.release(outcome):
+        if outcome.id not in self.pending:
             raise RefusedError("unknown id", f"no request {outcome.id} is under way")
         if outcome.scan_position_nm is None:
             return outcome
@@ -232,21 +307,21 @@ class Envelope:
         The reserved dose stays as given, unless the outcome says that nothing was measured, or that it
         was more.
         """
-        dose = self.pending.pop(outcome.id, None)
-        if dose is None:
+        request = self.pending.pop(outcome.id, None)
+        if request is None:
             return False
+        dose = self._dose_of(request)
         if outcome.status in ("refused", "skipped"):
             self.ledger.add(dose, -1.0)
         elif outcome.dose_e > dose.total_e > 0:
             self.ledger.add(dose, outcome.dose_e / dose.total_e - 1.0)
         return True
 
-    def restore(self, request: Request) -> None:
-        """Take a request that was granted in an earlier part of the session."""
-        self._seen.add(request.id)
-        dose = self._dose_of(request)
-        self.ledger.add(dose)
-        self.pending[request.id] = dose
+    def _check_vetoes(self, suggestion: Suggestion) -> None:
+        for veto in self.vetoes:
+            away_nm = math.dist(veto.position_nm, suggestion.position_nm)
+            if veto.registration_revision == suggestion.registration_revision and away_nm <= veto.radius_nm:
+                raise RefusedError("vetoed", f"nothing is measured within {veto.radius_nm:g} nm of there")
 
     def _check_place(self, suggestion: Suggestion) -> PairNm:
         if self._geometry is None:

@@ -1,58 +1,77 @@
-"""Who is connected: instruments and agents; credit, acks, routing.
+"""Who is connected: instruments, agents, operators; credit, acks, routing, and the safe state.
 
-The hub runs in one thread and is the only one that touches sockets and journal. The pipeline runs in
-a second one: a frame goes in by a queue and its latents come back by another, so that acks never
-wait for the science. A frame is acked when it is in the journal; while too many wait before the
-pipeline the acks are held back, and an instrument that can wait does.
+The hub runs in one thread and is the only one that touches sockets and journal. Whatever happens it
+writes to the journal first and then applies to ``Progress``, so that a restart, which applies the same
+records, stands where this one stood. The pipeline runs in a second thread: acks never wait for the
+science. While too many frames wait before it the acks are held back, and an instrument that can wait does.
+
+What it cannot trust it does not guess about: it holds. The beam is parked and nothing is requested until
+the cause is gone (see ``docs/guides/when-something-fails.md``).
 """
 
 from __future__ import annotations
 
-import queue
-import threading
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
+import msgspec
 import structlog
 
-from streamer.codec import WireError, decode, encode
+from streamer.codec import Numbered, Parts, WireError, decode_numbered, encode
 from streamer.config import ExperimentConfig, HubConfig
+from streamer.delivery import Inbox
 from streamer.envelope import Envelope, RefusedError
 from streamer.journal import Journal
+from streamer.keys import ServerKeys, may_send
 from streamer.messages import (
     Ack,
     AnyMessage,
     Atoms,
     Bye,
+    Checkpoint,
+    Command,
+    Control,
     Event,
     Frame,
+    Heartbeat,
     Hello,
     Latents,
+    Message,
+    ModelRevision,
     Outcome,
-    PairNm,
-    Request,
+    Resend,
     Score,
     Status,
     Suggestion,
     Welcome,
 )
-from streamer.pipeline import Processed
-from streamer.stage import Meter
+from streamer.pipeline import PipelineState
+from streamer.progress import INSTRUMENT, Progress, ProgressState, row_name
 from streamer.telemetry import Telemetry
 from streamer.wire import Publisher, Router
+from streamer.worker import FrameProcessor, Result, Worker
 
 DRAIN_S = 10.0
+BEAT_S = 0.25
+# Messages sent to a peer ahead of what it says that it has; the rest waits in the journal.
+MOST_AHEAD = 32
+# Room that is kept for what the streamer itself must say, also when the disk is full.
+SLACK_BYTES = 1 << 20
+RETRY_DISK_S = 0.2
+MOST_STALLED = 4096
+# Holds that end when their cause does; those of an operator end with ``resume``.
+SILENT = "instrument silent"
+STUCK = "instrument stuck"
+SLOW = "analysis stuck"
+MODEL = "model not finite"
+DISK = "disk full"
 
 
-class FrameProcessor(Protocol):
-    """What the hub asks of the pipeline."""
-
-    def process(self, frame: Frame, meter: Meter) -> Processed | None:
-        """Turn a frame into latents; None when a stage rejected it."""
-        ...
+class WorkerStuck(RuntimeError):
+    """The analysis of one frame takes so long that only a restart can help."""
 
 
 @dataclass
@@ -63,44 +82,58 @@ class Peer:
     ----------
     hello
         What it said of itself.
+    name
+        Of its row of messages.
+    key
+        The public key that it was let in with; empty without keys.
+    inbox
+        Puts its messages in order.
+    heard_s, used_s
+        Monotonic clock: when it was last heard, and when its program last used its link.
+    confirmed
+        Number of the last journal record that it says it has.
+    is_behind
+        Whether records are held back until it has caught up.
+    acks
+        Those that it has not been sent yet, in order.
+    acked
+        The last ack of kept messages that it was sent.
+    recent
+        The last messages sent to it: ``(record, after, message)``.
     """
 
     hello: Hello
+    name: str
+    key: str
+    heard_s: float
+    inbox: Inbox[tuple[Numbered, Parts]] = field(default_factory=Inbox)
+    used_s: float = 0.0
+    confirmed: int = 0
+    is_behind: bool = False
+    is_silent: bool = False
+    acks: deque[Ack] = field(default_factory=deque)
+    acked: Ack | None = None
+    recent: deque[tuple[int, int, Message]] = field(default_factory=lambda: deque(maxlen=MOST_AHEAD))
+
+    @property
+    def is_numbered(self) -> bool:
+        """Does it number its messages?"""
+        return bool(self.hello.instance)
+
+    def __str__(self) -> str:
+        return f"{self.hello.role} {self.hello.name}"
 
 
-@dataclass
-class _Worker:
-    """The pipeline's thread: frames in, results out; a fault is handed over, not swallowed."""
+class _Facts(msgspec.Struct, frozen=True):
+    """The numbers of a streamer's checkpoint.
 
-    processor: FrameProcessor
-    meter: Meter
-    router: Router
-    inbox: queue.SimpleQueue[Frame | None] = field(default_factory=queue.SimpleQueue)
-    outbox: queue.SimpleQueue[tuple[Frame, Processed | None] | BaseException] = field(
-        default_factory=queue.SimpleQueue
-    )
-    thread: threading.Thread | None = None
+    ``replay_from`` is the record of the first frame that the state of the pipeline does not know.
+    """
 
-    def start(self) -> None:
-        self.thread = threading.Thread(target=self._run, name="pipeline", daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        waker = self.router.waker()
-        try:
-            while (frame := self.inbox.get()) is not None:
-                self.outbox.put((frame, self.processor.process(frame, self.meter)))
-                waker.wake()
-        except BaseException as fault:  # raised again in the hub's thread, which ends the process
-            self.outbox.put(fault)
-            waker.wake()
-        finally:
-            waker.close()
-
-    def stop(self) -> None:
-        self.inbox.put(None)
-        if self.thread is not None:
-            self.thread.join(timeout=DRAIN_S)
+    progress: ProgressState
+    pipeline_number: int
+    pipeline: bytes
+    replay_from: int
 
 
 class Hub:
@@ -116,6 +149,8 @@ class Hub:
         The parts that do the work.
     hub_config, experiment
         How much may be on the way, and when the session ends.
+    keys
+        Who may connect and as what; None on a machine of one's own.
     """
 
     def __init__(
@@ -130,30 +165,28 @@ class Hub:
         processor: FrameProcessor,
         hub_config: HubConfig,
         experiment: ExperimentConfig,
+        keys: ServerKeys | None = None,
     ) -> None:
         self.session = session
         self.telemetry = telemetry
         self.envelope = envelope
-        self.next_number = 0
-        self.measured = 0
-        self.best: Score | None = None
+        self.progress = Progress(envelope)
+        self.holds: dict[str, float] = {}
         self._router = router
         self._publisher = publisher
         self._journal = journal
         self._config = hub_config
         self._experiment = experiment
+        self._keys = keys
         self._log = structlog.get_logger()
-        self._worker = _Worker(processor, telemetry, router)
+        self._worker = Worker(processor, telemetry, hub_config.checkpoint_frames)
         self._peers: dict[bytes, Peer] = {}
         self._instrument: bytes | None = None
-        self._waiting = 0
-        self._acks: deque[tuple[bytes, Ack]] = deque()
-        self._unsynced_acks: list[tuple[bytes, Ack]] = []
+        self._stalled: deque[tuple[bytes, str, list[memoryview]]] = deque()
+        self._waiting: dict[int, int] = {}  # frames before the pipeline: their records
+        self._known: dict[int, Latents] = {}  # latents in the journal of frames that are analysed again
         self._arrived_s: dict[int, float] = {}
         self._undecided_s: dict[int, float] = {}
-        self._owners: dict[str, bytes] = {}
-        self._positions: dict[str, PairNm] = {}
-        self._unscored: dict[str, bytes] = {}
         self._said: deque[str] = deque(maxlen=8)
         self._last_atoms: Atoms | None = None
         self._atoms_count = 0
@@ -162,27 +195,55 @@ class Hub:
         self._last_word_s = 0.0
         self._draining_since_s = 0.0
         self._next_status_s = 0.0
+        self._next_beat_s = 0.0
+        self._retry_disk_s = 0.0
+        self._retry_model_s = 0.0
+        self._frame_s = 0.0
+        self._result_bytes = SLACK_BYTES
+        self._is_unrecorded = False
+
+    # -- a restart -----------------------------------------------------------------------------
+
+    def recover(self) -> PipelineState | None:
+        """Stand where an earlier process of this session stood, by its journal.
+
+        Returns
+        -------
+        state
+            What the pipeline must be restored to before ``run``; None for one that is new.
+        """
+        state: PipelineState | None = None
+        first = known = 0
+        kept = self._journal.last_checkpoint("streamer")
+        if kept is not None:
+            checkpoint = kept.message()
+            assert isinstance(checkpoint, Checkpoint)
+            facts = msgspec.msgpack.decode(checkpoint.facts, type=_Facts)
+            self.progress.restore(facts.progress)
+            state = PipelineState(
+                number=facts.pipeline_number, facts=facts.pipeline, arrays=dict(checkpoint.arrays)
+            )
+            first, known = facts.replay_from, kept.number
+        last_number = -1 if state is None else state.number
+        frames: list[Frame] = []
+        for record in self._journal.records_from(first):
+            numbered = record.numbered()
+            if record.number > known:
+                self.progress.apply(record.number, numbered)
+            match numbered.message:
+                case Frame() as frame if frame.number > last_number:
+                    frames.append(frame)
+                    self._waiting[frame.number] = record.number
+                case Latents() as latents if latents.number > last_number:
+                    self._known[latents.number] = latents
+                case _:
+                    pass
+        for frame in frames:
+            self._worker.put(frame)
+        self.telemetry.recovered(self.progress.tally)
+        return state
 
     # -- life ----------------------------------------------------------------------------------
-
-    def restore(self, message: AnyMessage) -> None:
-        """Take one message of an earlier part of this session from the journal, in order."""
-        match message:
-            case Frame():
-                self.next_number = max(self.next_number, message.number + 1)
-                self.envelope.observe_frame(message)
-            case Latents(request_id=None):
-                self.envelope.observe_registration(message.registration)
-            case Request():
-                self.envelope.restore(message)
-                self._positions[message.id] = message.position_nm
-            case Outcome():
-                if self.envelope.release(message):
-                    self._count_outcome(message)
-            case Score():
-                self._note_score(message)
-            case _:
-                pass
 
     def run(self, stop: Callable[[], str | None]) -> str:
         """Serve until the session ends.
@@ -196,22 +257,48 @@ class Hub:
         -------
         reason
             Why it ended.
+
+        Raises
+        ------
+        WorkerStuck
+            If one frame keeps the analysis busy beyond all patience; the beam is parked before.
         """
-        self._event("session_started", self.session)
-        self._skip_pending("the streamer was restarted")
-        self._worker.start()
+        self._journal.reserve(SLACK_BYTES)
+        self._event("session_resumed" if self.progress.rows else "session_started", self.session)
+        if self.progress.operator_hold:
+            self._hold(self.progress.operator_hold)
+        self._worker.start(lambda: self._router.waker().wake)
         started_s = time.monotonic()
         try:
             while not self._is_over(stop, started_s):
-                for peer, parts in self._router.receive(self._config.status_interval_s / 2):
-                    self._take(peer, parts)
-                self._journal.sync()
-                self._collect()
-                self._send_acks()
-                self._publish_status()
-        finally:
-            self._finish()
+                self._turn()
+        except BaseException as fault:
+            self._park_at_the_last(type(fault).__name__)
+            raise
+        self._finish()
         return self._end_reason
+
+    def _turn(self) -> None:
+        for peer, key, parts in self._incoming():
+            self._take(peer, key, parts)
+        self._journal.sync()
+        self._collect()
+        self._send_acks()
+        now_s = time.monotonic()
+        if now_s >= self._next_beat_s:
+            self._next_beat_s = now_s + BEAT_S
+            self._watch(now_s)
+            self._beat()
+        self._publish_status(now_s)
+
+    def _incoming(self) -> Iterator[tuple[bytes, str, list[memoryview]]]:
+        """Give what came; what the disk could not take comes first, once there is room."""
+        if DISK in self.holds and not self._is_unrecorded:
+            self._retry_disk()
+        while self._stalled and DISK not in self.holds:
+            yield self._stalled.popleft()
+        most = 32 if len(self._stalled) < MOST_STALLED else 0
+        yield from self._router.receive(BEAT_S / 2, most)
 
     def _is_over(self, stop: Callable[[], str | None], started_s: float) -> bool:
         now_s = time.monotonic()
@@ -222,7 +309,7 @@ class Hub:
                 self._drain(reason)
             elif limit_s and now_s - started_s >= limit_s:
                 self._drain("time is up")
-            elif budget and self.measured >= budget:
+            elif budget and self.progress.measured >= budget:
                 self._drain("budget reached")
             return False
         busy = self._waiting or (self.envelope.pending and self._instrument is not None)
@@ -235,181 +322,459 @@ class Hub:
         self._state = "draining"
         self._end_reason = reason
         self._last_word_s = self._draining_since_s = time.monotonic()
+        self._say_bye()
+
+    def _say_bye(self) -> None:
         if self._instrument is not None:
-            self._router.send(self._instrument, Bye(reason=reason))
+            self._router.send(self._instrument, Bye(reason=self._end_reason))
 
     def _finish(self) -> None:
         self._skip_pending("the session ended")
-        self._worker.stop()
+        self._worker.stop(DRAIN_S)
         self._collect()
-        for _ in range(self._waiting):
+        for number in list(self._waiting):
             self.telemetry.frame_dropped("session ended")
-        self._waiting = 0
-        if self._last_atoms is not None and self._store(encode(self._last_atoms)) is not None:
-            self._log.warning("last frame not kept")
+            self._event("frame dropped", f"frame {number}: the session ended before it was analysed")
+        self._waiting.clear()
+        if self._last_atoms is not None:
+            try:
+                self._record(Numbered(self._last_atoms))
+            except OSError as error:
+                self._log.warning("last frame not kept", reason=error.strerror)
         self._event("session_ended", self._end_reason)
         self._state = "ended"
+        self._send_acks()
         for peer in self._peers:
             self._router.send(peer, Bye(reason=self._end_reason))
-        self._publish_status(now=True)
+        self._publish_status(time.monotonic(), now=True)
 
     def _skip_pending(self, reason: str) -> None:
         for identifier in list(self.envelope.pending):
-            self._on_outcome(Outcome(session=self.session, id=identifier, status="skipped", reason=reason))
+            outcome = Outcome(session=self.session, id=identifier, status="skipped", reason=reason)
+            self._settle(Numbered(outcome))
+
+    # -- the safe state ------------------------------------------------------------------------
+
+    def _hold(self, reason: str, detail: str = "") -> None:
+        """Park the beam and request nothing, until ``_release``."""
+        if reason in self.holds:
+            return
+        is_first = not self.holds
+        self.holds[reason] = time.monotonic()
+        self.telemetry.held(reason)
+        self._event("held", f"{reason}: {detail}" if detail else reason)
+        if is_first:
+            self._command("park", reason)
+        self._publish_status(time.monotonic(), now=True)
+
+    def _release(self, reason: str) -> None:
+        if self.holds.pop(reason, None) is None:
+            return
+        self._event("released", reason)
+        if not self.holds:
+            self._command("go", f"no more {reason}")
+        self._publish_status(time.monotonic(), now=True)
+
+    def _command(self, action: str, reason: str, identifier: str = "") -> None:
+        if INSTRUMENT not in self.progress.rows:
+            return
+        command = Command(
+            session=self.session,
+            action=action,  # type: ignore[arg-type]
+            id=identifier,
+            reason=reason,
+        )
+        try:
+            self._record(Numbered(command))
+        except OSError:  # a disk that fails must not keep the beam on the specimen
+            self._send_unrecorded(command)
+
+    def _send_unrecorded(self, command: Command) -> None:
+        if self._instrument is not None:
+            self._router.send(self._instrument, command)
+
+    def _park_at_the_last(self, why: str) -> None:
+        """Before this process ends by a fault: the instrument also parks by itself when it hears no more."""
+        self._send_unrecorded(Command(session=self.session, action="park", reason=f"streamer fails: {why}"))
+
+    def _watch(self, now_s: float) -> None:
+        """Notice whoever went silent or is stuck, and whoever is back."""
+        limit_s = self._config.silent_after_s
+        for peer in self._peers.values():
+            is_silent = peer.hello.beats and now_s - peer.heard_s > limit_s
+            if is_silent != peer.is_silent:
+                peer.is_silent = is_silent
+                self._event("silent" if is_silent else "heard again", str(peer))
+        instrument = None if self._instrument is None else self._peers.get(self._instrument)
+        if instrument is not None and instrument.hello.beats:
+            self._set_hold(SILENT, instrument.is_silent)
+            busy_s = max((r.dwell_time_us * 1e-6 for r in self.envelope.pending.values()), default=0.0)
+            allowed_s = limit_s + 2 * self._frame_s + busy_s
+            self._set_hold(STUCK, not instrument.is_silent and now_s - instrument.used_s > allowed_s)
+        busy_s = self._worker.busy_s(now_s)
+        self._set_hold(SLOW, busy_s > self._config.stuck_after_s)
+        if busy_s > self._config.give_up_after_s:
+            raise WorkerStuck(f"the analysis of one frame has taken {busy_s:.1f} s; the streamer starts anew")
+        if MODEL in self.holds and now_s >= self._retry_model_s:
+            # A new frame must come before the model can prove itself; nothing is requested meanwhile.
+            self._retry_model_s = now_s + self._config.retry_model_s
+            if len(self.holds) == 1:
+                self._command("go", "one more try")
+
+    def _set_hold(self, reason: str, is_due: bool) -> None:
+        if is_due:
+            self._hold(reason)
+        else:
+            self._release(reason)
+
+    def _has_room_for(self, parts: Parts) -> bool:
+        """Say whether a message may be taken now; on a full disk they wait in order."""
+        return self._is_unrecorded or (DISK not in self.holds and self._has_room(_size(parts)))
+
+    def _has_room(self, size_bytes: int) -> bool:
+        """See to it that the journal can take so much; a full disk pauses or is done without."""
+        if self._is_unrecorded:
+            return True
+        try:
+            self._journal.reserve(size_bytes + SLACK_BYTES)
+        except OSError as error:
+            self._on_full_disk(error)
+            return self._is_unrecorded
+        return True
+
+    def _on_full_disk(self, error: OSError) -> None:
+        self._retry_disk_s = time.monotonic() + RETRY_DISK_S
+        if self._journal.config.on_full == "unrecorded":
+            self._is_unrecorded = True
+            self.telemetry.held(DISK)
+            self._event("unrecorded", f"{error.strerror}: from here on nothing is kept, as configured")
+        else:
+            self._hold(DISK, f"{error.strerror}: nothing is acked; make room and it goes on by itself")
+
+    def _retry_disk(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self._retry_disk_s:
+            return
+        self._retry_disk_s = now_s + RETRY_DISK_S
+        size = max((_size(parts) for _, _, parts in self._stalled), default=0)
+        with contextlib.suppress(OSError):
+            self._journal.reserve(size + SLACK_BYTES)
+            self._release(DISK)
 
     # -- what comes in -------------------------------------------------------------------------
 
-    def _take(self, peer: bytes, parts: list[memoryview]) -> None:
+    def _take(self, peer: bytes, key: str, parts: list[memoryview]) -> None:
         """Decode and route one message; whatever is wrong with it costs only itself."""
         try:
-            message = decode(parts)
+            numbered = decode_numbered(parts)
         except WireError as error:
             self._refuse_unreadable(peer, error)
             return
-        if not isinstance(message, Suggestion):  # an agent that goes on asking does not keep us open
-            self._last_word_s = time.monotonic()
+        message = numbered.message
         known = self._peers.get(peer)
+        if not self._is_allowed(key, known, message):
+            return
         match message:
-            case Hello():
-                self._on_hello(peer, message)
-            case Frame():
-                self._on_frame(peer, message, parts)
-            case Bye() if known is not None:
-                self._on_bye(peer, message)
-            case Suggestion() if known is not None and known.hello.role != "instrument":
-                self._keep(parts)
-                self._on_suggestion(peer, message)
-            case Outcome() if peer == self._instrument:
-                self._on_outcome(message)
-            case Score() if self._unscored.pop(message.id, None) == peer and message.session == self.session:
-                self._keep(parts)
-                self._note_score(message)
+            case Heartbeat():
+                self._on_heartbeat(peer, key, message)
+                return
+            case Resend() if known is not None:
+                self._resend(peer, known, message.after)
+                return
             case _:
-                kind = type(message).__name__
-                reason = "hello first" if known is None else "not its part"
-                self.telemetry.message_refused(reason)
-                self._event("refused", f"{kind} from {_name(known)}: {reason}")
+                pass
+        if known is not None:
+            known.heard_s = known.used_s = time.monotonic()
+        if not isinstance(message, Control) and not self._has_room_for(parts):
+            self._stalled.append((peer, key, parts))
+            return
+        if isinstance(message, Hello):
+            self._on_hello(peer, key, message)
+        elif known is None:
+            self._refuse_stranger(peer, message)
+        elif not known.is_numbered or not numbered.sequence:
+            self._route(peer, known, Numbered(message), parts)
+        else:
+            self._in_order(peer, known, numbered, parts)
+
+    def _is_allowed(self, key: str, known: Peer | None, message: AnyMessage) -> bool:
+        """With keys: only whom the allow-list knows, in its own part, on its own connection."""
+        if self._keys is None:
+            return True
+        role = self._keys.role_of(key)
+        reason = None
+        if role is None:
+            reason = "key not allowed"
+        elif not may_send(role, message):
+            reason = "not its part"
+        elif known is not None and known.key != key:
+            reason = "another key"
+        if reason is not None:
+            self.telemetry.message_refused(reason)
+            self._log.warning("refused", reason=reason, kind=type(message).__name__)
+        return reason is None
 
     def _refuse_unreadable(self, peer: bytes, error: WireError) -> None:
         known = self._peers.get(peer)
-        if known is not None and known.hello.role != "instrument":
-            self.telemetry.message_refused(error.reason)
-        else:
-            self.telemetry.frame_received()
-            self.telemetry.frame_rejected("wire", error.reason)
-        self._event("rejected", f"message from {_name(known)}: {error}")
-        if known is not None:
+        self.telemetry.unreadable(error.reason)
+        if known is None:
+            return
+        if not known.is_numbered:
+            self._event(
+                "frame refused" if known.name == INSTRUMENT else "refused", f"message from {known}: {error}"
+            )
             refusal = Ack(session=self.session, number=-1, status="refused", reason=str(error))
             self._router.send(peer, refusal)
+        elif error.sequence:
+            # The message is whole and wrong: to send it again would not help.
+            refused = Numbered(Bye(), error.sender, error.sequence, error.after)
+            for numbered, _ in known.inbox.take(error.sequence, error.after, (refused, ())):
+                self._settle_refused(known, numbered, str(error))
 
-    def _on_hello(self, peer: bytes, hello: Hello) -> None:
-        self._peers[peer] = Peer(hello)
-        if hello.role == "instrument":
-            # The newest instrument is the one: a microscope computer that was restarted
-            # comes back under a new connection, and knows nothing of what was asked before.
-            if self._instrument not in (None, peer):
+    def _settle_refused(self, known: Peer, numbered: Numbered, reason: str) -> None:
+        self._event("refused", f"{type(numbered.message).__name__} from {known}: {reason}")
+        known.acks.append(
+            Ack(
+                session=self.session,
+                number=-1,
+                status="refused",
+                reason=reason,
+                sequence=numbered.sequence,
+            )
+        )
+
+    def _refuse_stranger(self, peer: bytes, message: AnyMessage) -> None:
+        """Ask a peer that we do not know, or not any more, to say who it is."""
+        self.telemetry.message_refused("hello first")
+        self._log.info("hello first", kind=type(message).__name__)
+        number = message.number if isinstance(message, Frame) else -1
+        reason = "hello first; a peer says Hello before anything else"
+        self._router.send(peer, Ack(session=self.session, number=number, status="refused", reason=reason))
+
+    def _in_order(self, peer: bytes, known: Peer, numbered: Numbered, parts: Parts) -> None:
+        before = known.inbox.duplicates, known.inbox.reordered, known.inbox.overflowed
+        turn = known.inbox.take(numbered.sequence, numbered.after, (numbered, parts))
+        after = known.inbox.duplicates, known.inbox.reordered, known.inbox.overflowed
+        for what, old, new in zip(("duplicate", "reordered", "too early"), before, after, strict=True):
+            if new > old:
+                self.telemetry.delivery(what)
+        if after[0] > before[0] and known.acked is not None:
+            self._router.send(peer, known.acked)  # the first one may have been lost
+        for item, item_parts in turn:
+            self._route(peer, known, item, item_parts)
+
+    def _route(self, peer: bytes, known: Peer, numbered: Numbered, parts: Parts) -> None:
+        """Act on a message whose turn it is."""
+        message = numbered.message
+        if not isinstance(message, Suggestion):  # an agent that goes on asking does not keep us open
+            self._last_word_s = time.monotonic()
+        is_instrument = peer == self._instrument
+        refused = ""
+        match message:
+            case Frame() if known.hello.role == "instrument":
+                self._on_frame(peer, known, numbered, parts)
+                return
+            case Bye():
+                self._record(numbered, parts, known.name)
+                self._on_bye(peer, known, numbered)
+                return
+            case Suggestion() if known.hello.role in ("agent", "operator"):
+                refused = self._on_suggestion(known, numbered, parts)
+            case Outcome() if is_instrument:
+                refused = self._on_outcome(numbered)
+            case Score() if known.hello.role == "agent":
+                refused = self._on_score(known, numbered, parts)
+            case ModelRevision() | Checkpoint() if known.hello.role == "agent" and _is_of(message, known):
+                self._record(numbered, parts, known.name)
+            case Control():
+                refused = self._on_control(known, numbered, parts)
+            case _:
+                refused = "not its part"
+        if refused:
+            self.telemetry.message_refused(refused.partition(":")[0])
+            self._settle_refused(known, numbered, refused)
+        elif known.is_numbered or isinstance(message, Control):
+            known.acks.append(self._ack(numbered, -1))
+
+    def _ack(self, numbered: Numbered, number: int) -> Ack:
+        status = "unrecorded" if self._is_unrecorded else self._journal.config.durability
+        return Ack(
+            session=self.session,
+            number=number,
+            status=status,
+            sequence=numbered.sequence,
+        )
+
+    def _on_hello(self, peer: bytes, key: str, hello: Hello) -> None:
+        if hello.role == "viewer":
+            self._router.send(peer, Bye(reason="a viewer listens at the view address only"))
+            return
+        name = row_name(hello)
+        row = self.progress.rows.get(name)
+        is_new = row is None or row.instance != hello.instance or not hello.instance
+        known = self._peers.get(peer)
+        if known is None or known.hello.instance != hello.instance:
+            known = Peer(hello, name, key, time.monotonic())
+            known.inbox.skip_to(self.progress.received.get(hello.instance, 0))
+            self._replace_others(peer, name)
+            self._peers[peer] = known
+        known.used_s = time.monotonic()
+        known.confirmed = hello.last_record
+        for numbered, parts in known.inbox.skip_to(hello.resumes_from - 1) if hello.instance else ():
+            self._route(peer, known, numbered, parts)
+        if is_new:
+            if hello.role == "instrument":
+                # A microscope computer that was restarted knows nothing of what was asked before.
                 self._skip_pending("the instrument was restarted")
+            self._record(Numbered(hello))
+            self._event("connected", str(known))
+        if hello.role == "instrument":
             self._instrument = peer
             if self._state == "waiting":
                 self._state = "running"
-        self._event("connected", f"{hello.role} {hello.name}")
-        self._router.send(
-            peer,
-            Welcome(
-                session=self.session,
-                window=self._config.window,
-                next_number=self.next_number,
-                durability=self._journal.config.durability,
-            ),
+        self._journal.sync()  # a Welcome acks what it says was received
+        known.acks = deque(ack for ack in known.acks if ack.status == "refused")
+        self._router.send(peer, self._welcome(known))
+        self._resend(peer, known, hello.last_record)
+        if hello.role == "instrument" and is_new and self.holds:
+            self._command("park", next(iter(self.holds)))
+        if self._state == "draining":
+            self._router.send(peer, Bye(reason=self._end_reason))
+
+    def _replace_others(self, peer: bytes, name: str) -> None:
+        """There is one peer of a name: the newest."""
+        for other, known in list(self._peers.items()):
+            if known.name == name and other != peer:
+                self._router.send(other, Bye(reason="another program took this part over"))
+                del self._peers[other]
+
+    def _welcome(self, known: Peer) -> Welcome:
+        row = self.progress.rows[known.name]
+        return Welcome(
+            session=self.session,
+            window=self._config.window,
+            next_number=self.progress.next_number,
+            durability=self._journal.config.durability,
+            received=known.inbox.last,
+            last_record=row.last,
+            history_record=row.joined if row.start < row.joined else 0,
         )
 
-    def _on_bye(self, peer: bytes, bye: Bye) -> None:
-        self._event("left", f"{_name(self._peers.pop(peer, None))}: {bye.reason}")
+    def _on_heartbeat(self, peer: bytes, key: str, beat: Heartbeat) -> None:
+        """Note that a peer lives; its heart beats on a connection of its own."""
+        identity = beat.instance.encode()
+        known = self._peers.get(identity)
+        if known is None or peer != identity + b"~" or known.key != key:
+            return
+        now_s = time.monotonic()
+        known.heard_s = now_s
+        known.used_s = max(known.used_s, now_s - beat.idle_s)
+        known.confirmed = max(known.confirmed, beat.last_record)
+        if known.is_behind and known.recent and known.confirmed >= known.recent[-1][0]:
+            known.is_behind = False
+            self._resend(identity, known, known.confirmed)
+
+    def _on_bye(self, peer: bytes, known: Peer, numbered: Numbered) -> None:
+        bye = numbered.message
+        assert isinstance(bye, Bye)
+        if known.is_numbered:
+            self._journal.sync()
+            self._router.send(peer, self._ack(numbered, -1))
+        self._peers.pop(peer, None)
+        self._event("left", f"{known}: {bye.reason}")
         if peer == self._instrument:
             self._instrument = None
             if self._state != "draining":
                 self._drain(bye.reason or "the instrument left")
 
-    def _on_frame(self, peer: bytes, frame: Frame, parts: list[memoryview]) -> None:
+    def _on_frame(self, peer: bytes, known: Peer, numbered: Numbered, parts: Parts) -> None:
+        frame = numbered.message
+        assert isinstance(frame, Frame)
         self.telemetry.frame_received()
-        refusal = self._why_not(peer, frame)
-        if refusal is None:
-            refusal = self._store(parts)
+        refusal = self._why_not(peer, known, frame)
         if refusal is not None:
             reason, cure = refusal
             self.telemetry.frame_rejected("hub", reason)
-            self._event("rejected", f"frame {frame.number}: {reason}; {cure}")
-            ack = Ack(session=self.session, number=frame.number, status="refused", reason=f"{reason}; {cure}")
-            self._router.send(peer, ack)
+            self._event("frame refused", f"frame {frame.number}: {reason}; {cure}")
+            known.acks.append(
+                Ack(
+                    session=self.session,
+                    number=frame.number,
+                    status="refused",
+                    reason=f"{reason}; {cure}",
+                    sequence=numbered.sequence,
+                )
+            )
             return
-        if frame.number > self.next_number:
-            self.telemetry.frames_missed(frame.number - self.next_number)
-        self.next_number = frame.number + 1
-        self.envelope.observe_frame(frame)
+        if frame.number > self.progress.next_number:
+            self.telemetry.frames_missed(frame.number - self.progress.next_number)
+        record = self._record(numbered, parts, known.name)
+        rows, cols = frame.geometry.shape
+        # Latents, and the state of the pipeline: a reference image and a few positions.
+        self._result_bytes = 2 * frame.image.nbytes + SLACK_BYTES
+        self._frame_s = frame.dwell_time_us * 1e-6 * rows * cols
         self._arrived_s[frame.number] = time.monotonic()
-        self._waiting += 1
-        self._worker.inbox.put(frame)
-        ack = Ack(session=self.session, number=frame.number, status=self._journal.config.durability)
-        self._unsynced_acks.append((peer, ack))
+        self._waiting[frame.number] = record
+        self._worker.put(frame)
+        known.acks.append(self._ack(numbered, frame.number))
 
-    def _why_not(self, peer: bytes, frame: Frame) -> tuple[str, str] | None:
+    def _why_not(self, peer: bytes, known: Peer, frame: Frame) -> tuple[str, str] | None:
         """Say why a frame is not taken and what would do; None if it is."""
+        expected = self.progress.next_number
         if peer != self._instrument:
             return "hello first", "an instrument says Hello before its first frame"
         if frame.session != self.session:
             return "wrong session", f"this is {self.session}; take the name from Welcome"
-        if frame.number < self.next_number:
-            return "out of order", f"the next number is {self.next_number}; numbers rise and are never reused"
-        if len(self._acks) + len(self._unsynced_acks) >= self._config.window:
+        if frame.number < expected:
+            return "out of order", f"the next number is {expected}; numbers rise and are never reused"
+        if sum(ack.number >= 0 for ack in known.acks) >= self._config.window:
             return "window full", f"at most {self._config.window} frames go ahead of their acks; wait for one"
         if frame.request_id is not None and frame.request_id not in self.envelope.pending:
             return "unknown id", f"no request {frame.request_id} is under way"
         return None
 
-    def _store(self, parts: list[memoryview] | list[bytes | memoryview]) -> tuple[str, str] | None:
-        try:
-            self._keep(parts)
-        except OSError as error:
-            return "journal", f"the disk did not take it ({error.strerror}); make room and send it again"
-        return None
-
-    def _on_suggestion(self, peer: bytes, suggestion: Suggestion) -> None:
+    def _on_suggestion(self, known: Peer, numbered: Numbered, parts: Parts) -> str:
+        """Grant or refuse a suggestion; returns why it is no suggestion at all, else nothing."""
+        suggestion = numbered.message
+        assert isinstance(suggestion, Suggestion)
         age_s = self._age_of(suggestion)
+        now_s = time.monotonic()
+        if suggestion.id in self.progress.owners:
+            self.telemetry.suggestion_came("duplicate id", age_s)
+            return f"duplicate id: {suggestion.id} was suggested before"
         try:
-            if self._state == "draining":
-                raise RefusedError("session ends", self._end_reason)
-            if self._instrument is None:
-                raise RefusedError("no instrument", "none is connected")
-            if self._is_budget_reserved():
-                raise RefusedError("budget", "every measurement of the budget is made or under way")
-            if suggestion.session != self.session:
-                raise RefusedError("wrong session", suggestion.session)
-            request = self.envelope.review(suggestion, time.monotonic())
+            self._refuse_out_of_season(suggestion)
+            request = self.envelope.review(suggestion, now_s)
         except RefusedError as refusal:
-            self._refuse_suggestion(peer, suggestion, refusal, age_s)
-            return
+            self._record(numbered, parts, known.name)
+            self._refuse_suggestion(suggestion, refusal, age_s)
+            return ""
+        self._record(numbered, parts, known.name)
         self.telemetry.suggestion_came("granted", age_s)
-        self._owners[suggestion.id] = peer
-        self._positions[suggestion.id] = suggestion.position_nm
         self._say(suggestion, "granted")
-        self._keep(encode(request))
-        if not self._router.send(self._instrument, request):
-            self._instrument = None
-            self._event("left", "the instrument does not answer any more")
-            self._skip_pending("the instrument is gone")
+        self._record(Numbered(request), now_s=now_s)
+        return ""
 
-    def _is_budget_reserved(self) -> bool:
+    def _refuse_out_of_season(self, suggestion: Suggestion) -> None:
+        """Refuse what no limit forbids, but the state of the session does."""
+        if self._state == "draining":
+            raise RefusedError("session ends", self._end_reason)
+        if self.holds:
+            raise RefusedError("held", ", ".join(self.holds))
+        if self._instrument is None:
+            raise RefusedError("no instrument", "none is connected")
         budget = self._experiment.max_measurements
-        return bool(budget) and self.measured + len(self.envelope.pending) >= budget
+        if budget and self.progress.measured + len(self.envelope.pending) >= budget:
+            raise RefusedError("budget", "every measurement of the budget is made or under way")
+        if suggestion.session != self.session:
+            raise RefusedError("wrong session", suggestion.session)
 
     def _age_of(self, suggestion: Suggestion) -> float | None:
         """Age of the frame decided on, for the first suggestion on it."""
         arrived_s = self._undecided_s.pop(suggestion.number, None)
         return None if arrived_s is None else time.monotonic() - arrived_s
 
-    def _refuse_suggestion(
-        self, peer: bytes, suggestion: Suggestion, refusal: RefusedError, age_s: float | None
-    ) -> None:
+    def _refuse_suggestion(self, suggestion: Suggestion, refusal: RefusedError, age_s: float | None) -> None:
         self.telemetry.suggestion_came(refusal.reason, age_s)
         self._say(suggestion, f"refused, {refusal.reason}")
         outcome = Outcome(
@@ -419,116 +784,262 @@ class Hub:
             reason=str(refusal),
             action=suggestion.action,
         )
-        if refusal.reason != "duplicate id":  # under that id the journal speaks of the first one
-            self._keep(encode(outcome))
-        self._router.send(peer, outcome)
+        self._record(Numbered(outcome))
 
-    def _on_outcome(self, outcome: Outcome) -> None:
+    def _on_outcome(self, numbered: Numbered) -> str:
+        outcome = numbered.message
+        assert isinstance(outcome, Outcome)
+        if outcome.session != self.session:
+            return f"wrong session: {outcome.session}"
+        return self._settle(numbered)
+
+    def _settle(self, numbered: Numbered) -> str:
+        """Record what came of a request, with where it was on the specimen."""
+        assert isinstance(numbered.message, Outcome)
         try:
-            if outcome.session != self.session:
-                raise RefusedError("wrong session", outcome.session)
-            settled = self.envelope.settle(outcome)
+            settled = self.envelope.settle(numbered.message)
         except RefusedError as refusal:
-            self.telemetry.message_refused(refusal.reason)
-            self._event("refused", f"outcome {outcome.id}: {refusal}")
-            return
-        self._count_outcome(settled)
-        self._keep(encode(settled))
-        owner = self._owners.pop(outcome.id, None)
-        if owner is not None:
-            if settled.status == "ok":
-                self._unscored[outcome.id] = owner
-            self._router.send(owner, settled)
+            return str(refusal)
+        self.telemetry.outcome_came(settled.status)
+        self._record(msgspec.structs.replace(numbered, message=settled))
+        return ""
 
-    def _count_outcome(self, outcome: Outcome) -> None:
-        self.telemetry.outcome_came(outcome.status)
-        if outcome.status in ("ok", "failed", "aborted"):
-            self.measured += 1
+    def _on_score(self, known: Peer, numbered: Numbered, parts: Parts) -> str:
+        score = numbered.message
+        assert isinstance(score, Score)
+        is_due = score.id in self.progress.unscored and self.progress.owners.get(score.id) == known.name
+        if not is_due or score.session != self.session:
+            return "not its part: no outcome of this agent waits for that score"
+        self._record(numbered, parts, known.name)
+        return ""
 
-    def _note_score(self, score: Score) -> None:
-        sign = 1.0 if score.goal == "maximise" else -1.0
-        if self.best is None or sign * score.value > sign * self.best.value:
-            self.best = score
+    def _on_control(self, known: Peer, numbered: Numbered, parts: Parts) -> str:
+        """Do what a person decided; an abort is done before anything that could go wrong."""
+        control = numbered.message
+        assert isinstance(control, Control)
+        if control.session not in ("", self.session):
+            return f"wrong session: {control.session}"
+        if control.action != "abort" and known.hello.role != "operator":
+            return "not its part: only an operator decides that"
+        if control.action == "abort":
+            self._send_unrecorded(Command(session=self.session, action="park", reason="abort"))
+            self._send_unrecorded(Command(session=self.session, action="cancel", reason="abort"))
+        before = self.progress.operator_hold
+        try:
+            self._record(numbered, parts, known.name)
+        except OSError:  # what a person decides is done, also on a disk that fails
+            self.progress.apply(self._journal.next_record, numbered, known.name)
+        detail = f"{control.action} by {known}: {control.reason}".rstrip(": ")
+        self._event("control", detail)
+        self._follow_operator(before)
+        if control.action == "stop" and self._state != "draining":
+            self._drain("stopped by the operator")
+        elif control.action == "abort":
+            self._command("cancel", "abort")
+        elif control.action == "veto" and control.id in self.envelope.pending:
+            self._command("cancel", "vetoed", control.id)
+        elif control.action == "resume":
+            self._release(MODEL)
+        return ""
+
+    def _follow_operator(self, before: str) -> None:
+        hold = self.progress.operator_hold
+        if hold and hold != before:
+            self._hold(hold)
+        if before and hold != before:
+            self._release(before)
 
     # -- what goes out -------------------------------------------------------------------------
 
+    def _record(
+        self, numbered: Numbered, parts: Parts | None = None, owner: str = "", now_s: float | None = None
+    ) -> int:
+        """Write to the journal, apply, and send to whom it concerns: the only way anything happens."""
+        message = numbered.message
+        if parts is None:
+            parts = encode(message, sender=numbered.sender, sequence=numbered.sequence, after=numbered.after)
+        if self._is_unrecorded:
+            record = self._journal.next_record
+            self._journal.next_record += 1
+        else:
+            kind = str(type(message).__struct_config__.tag)
+            record = self._journal.append(parts, time.time(), kind=kind, monotonic_s=time.monotonic())
+            self.telemetry.journal_grew(_size(parts))
+        rows = {name: row.last for name, row in self.progress.rows.items()}
+        self.progress.apply(record, numbered, owner, now_s)
+        for name in self.progress.recipients(message, owner):
+            self._deliver(name, record, rows.get(name, 0), message)
+        return record
+
+    def _deliver(self, name: str, record: int, after: int, message: Message) -> None:
+        for identity, peer in self._peers.items():
+            if peer.name != name:
+                continue
+            if peer.hello.beats and len(peer.recent) == MOST_AHEAD:
+                peer.is_behind = peer.is_behind or peer.recent[0][0] > peer.confirmed
+            if not peer.is_behind:
+                self._router.send(identity, message, sequence=record, after=after)
+                peer.recent.append((record, after, message))
+
+    def _resend(self, peer: bytes, known: Peer, after: int) -> None:
+        """Send again what follows a record, from memory or from the journal."""
+        if not known.is_numbered:
+            return
+        row = self.progress.rows[known.name]
+        if after >= row.last:
+            return
+        recent = [item for item in known.recent if item[0] > after]
+        if recent and recent[0][1] <= after:
+            for record, before, message in recent:
+                self._router.send(peer, message, sequence=record, after=before)
+            after = recent[-1][0]
+        if after < row.last:
+            self._resend_from_journal(peer, known, after)
+        self.telemetry.delivery("asked again")
+
+    def _resend_from_journal(self, peer: bytes, known: Peer, after: int) -> None:
+        row = self.progress.rows[known.name]
+        known.recent.clear()
+        for record in self._journal.records_from(max(after + 1, row.start), kinds=_ROW_KINDS):
+            numbered = record.numbered()
+            if not self.progress.is_for(known.name, record.number, numbered):
+                continue
+            message: Message = numbered.message
+            if isinstance(message, Hello):
+                message = self._welcome(known)
+            self._router.send(peer, message, sequence=record.number, after=after)
+            known.recent.append((record.number, after, message))
+            after = record.number
+
     def _collect(self) -> None:
         """Take what the pipeline has finished and send it on."""
-        while True:
-            try:
-                result = self._worker.outbox.get_nowait()
-            except queue.Empty:
+        while (DISK not in self.holds or self._is_unrecorded) and self._has_room(self._result_bytes):
+            result = self._worker.get()
+            if result is None:
                 return
-            if isinstance(result, BaseException):
-                raise result
-            self._waiting -= 1
-            self._last_word_s = time.monotonic()
-            frame, processed = result
-            if processed is None:
-                self._arrived_s.pop(frame.number, None)
-                self._event("rejected", f"frame {frame.number} could not be analysed")
-            else:
-                self._send_latents(frame, processed)
+            self._on_result(result)
 
-    def _send_latents(self, frame: Frame, processed: Processed) -> None:
+    def _on_result(self, result: Result) -> None:
+        frame = result.frame
+        record = self._waiting.pop(frame.number, 0)
+        self._last_word_s = time.monotonic()
+        known = self._known.pop(frame.number, None)
+        if known is not None:
+            self._compare_again(known, result)
+        elif result.processed is None:
+            self._arrived_s.pop(frame.number, None)
+            self.telemetry.frame_rejected(result.rejected_by, result.reason)
+            self._event("frame rejected", f"frame {frame.number}: {result.reason} ({result.rejected_by})")
+            if result.reason == MODEL:
+                self._retry_model_s = time.monotonic() + self._config.retry_model_s
+                self._hold(MODEL, f"frame {frame.number}")
+        else:
+            self._send_latents(result)
+            self._release(MODEL)
+        if result.state is not None:
+            self._keep_state(result.state, record)
+
+    def _compare_again(self, known: Latents, result: Result) -> None:
+        """A frame whose latents the journal has was only analysed to bring the pipeline up to date."""
+        again = None if result.processed is None else result.processed.latents
+        if again is None or encode(again)[1:] != encode(known)[1:]:
+            self.telemetry.message_refused("recovered differently")
+            self._event("recovered differently", f"frame {known.number} has other latents than before")
+        if result.processed is not None and known.request_id is None:
+            self._last_atoms = result.processed.atoms
+            self._atoms_count = len(known.mean)
+
+    def _send_latents(self, result: Result) -> None:
+        frame, processed = result.frame, result.processed
+        assert processed is not None
         latents = processed.latents
-        arrived_s = self._arrived_s.pop(frame.number)
-        age_s = time.monotonic() - arrived_s
+        now_s = time.monotonic()
+        arrived_s = self._arrived_s.pop(frame.number, now_s)
         if frame.request_id is None:
-            self.envelope.observe_registration(latents.registration)
             self._last_atoms = processed.atoms
             self._atoms_count = len(latents.mean)
             self._undecided_s[frame.number] = arrived_s
-        self._keep(encode(latents))
-        for peer, known in self._peers.items():
-            if known.hello.role == "agent":
-                self._router.send(peer, latents)
+        self._record(Numbered(latents))
         self._publisher.publish(latents)
-        self.telemetry.frame_published(age_s)
+        self.telemetry.frame_published(now_s - arrived_s)
         for number in [n for n in self._undecided_s if n < frame.number - 256]:
             del self._undecided_s[number]
 
+    def _keep_state(self, state: PipelineState, record: int) -> None:
+        """Write all that a restart needs, so that it need not read what lies before."""
+        if self._is_unrecorded:
+            return
+        replay_from = min(self._waiting.values(), default=self._journal.next_record)
+        facts = _Facts(self.progress.state(), state.number, state.facts, replay_from)
+        checkpoint = Checkpoint(
+            session=self.session,
+            of="streamer",
+            told=self._journal.next_record - 1,
+            facts=msgspec.msgpack.encode(facts),
+            arrays=dict(state.arrays),
+        )
+        self._record(Numbered(checkpoint))
+        oldest = min([replay_from, *(row.told + 1 for row in self.progress.rows.values() if row.checkpoint)])
+        self._journal.needed_record = oldest
+
     def _send_acks(self) -> None:
         """Send the acks of what is in the journal, as long as the pipeline keeps up."""
-        self._acks.extend(self._unsynced_acks)
-        self._unsynced_acks.clear()
-        while self._acks and (self._waiting <= self._config.max_waiting or self._state == "draining"):
-            self._router.send(*self._acks.popleft())
+        for peer, known in list(self._peers.items()):
+            if known.acks:
+                self._send_acks_of(peer, known)
 
-    def _keep(self, parts: list[memoryview] | list[bytes | memoryview]) -> None:
-        self._journal.append(parts, time.time())
-        self.telemetry.journal_grew(sum(len(part) for part in parts))
+    def _send_acks_of(self, peer: bytes, known: Peer) -> None:
+        has_place = len(self._waiting) <= self._config.max_waiting or self._state != "running"
+        kept: Ack | None = None
+        while known.acks and (has_place or known.acks[0].number < 0 or known.acks[0].status == "refused"):
+            ack = known.acks.popleft()
+            if ack.status == "refused" or not ack.sequence:
+                self._router.send(peer, ack)
+            if ack.status != "refused" and ack.sequence:
+                kept = known.acked = ack
+        if kept is not None:  # it speaks of all before it
+            self._router.send(peer, kept)
+
+    def _beat(self) -> None:
+        for peer, known in self._peers.items():
+            if known.is_numbered:
+                last = known.recent[-1][0] if known.recent else 0
+                self._router.send(peer, Heartbeat(received=known.inbox.last, last_record=last))
+        if self._state == "draining":
+            self._say_bye()
 
     def _event(self, what: str, detail: str) -> None:
         self._log.info(what, detail=detail)
         message = Event(at_s=time.time(), what=what, detail=detail)
         try:
-            self._keep(encode(message))
+            self._record(Numbered(message))
         except OSError as error:  # a full disk must not keep us from saying so
             self._log.warning("event not kept", what=what, reason=error.strerror)
+            self.progress.apply(self._journal.next_record, Numbered(message))
         self._publisher.publish(message)
 
     def _say(self, suggestion: Suggestion, verdict: str) -> None:
         x, y = suggestion.position_nm
         self._said.appendleft(f"{suggestion.id} ({x:.2f}, {y:.2f}) nm, {verdict}: {suggestion.reason}")
 
-    def _publish_status(self, *, now: bool = False) -> None:
-        at_s = time.monotonic()
+    def _publish_status(self, at_s: float, *, now: bool = False) -> None:
         if not now and at_s < self._next_status_s:
             return
         self._next_status_s = at_s + self._config.status_interval_s
-        self.telemetry.stands_at(waiting=self._waiting, dose_e=self.envelope.ledger.total_e)
+        self.telemetry.stands_at(waiting=len(self._waiting), dose_e=self.envelope.ledger.total_e)
         self._publisher.publish(self.status())
 
     def status(self) -> Status:
         """Say where the session stands."""
-        tally = self.telemetry.tally
+        progress, tally = self.progress, self.progress.tally
         frames = {name: tally[name] for name in ("received", "published", "rejected", "dropped", "missed")}
+        best = progress.best
         return Status(
             session=self.session,
             at_s=time.time(),
-            state=self._state,  # type: ignore[arg-type]
-            frames=frames | {"waiting": self._waiting},
+            state="held" if self.holds and self._state == "running" else self._state,  # type: ignore[arg-type]
+            held=tuple(self.holds),
+            frames=frames | {"waiting": len(self._waiting)},
             stage_ms={name: self.telemetry.quantiles_ms(f"stage {name}") for name in self.telemetry.stages()},
             frame_to_latents_ms=self.telemetry.quantiles_ms("frame to latents"),
             frame_to_suggestion_ms=self.telemetry.quantiles_ms("frame to suggestion"),
@@ -540,11 +1051,30 @@ class Hub:
             dose_e=self.envelope.ledger.total_e,
             max_dose_e=self.envelope.config.max_dose_e,
             drift_nm=self.envelope.registration.drift_nm,
-            best=float("nan") if self.best is None else self.best.value,
-            best_position_nm=None if self.best is None else self._positions.get(self.best.id),
+            best=float("nan") if best is None else best.value,
+            best_position_nm=None if best is None else progress.positions.get(best.id),
             suggestions=tuple(self._said),
         )
 
 
-def _name(peer: Peer | None) -> str:
-    return "a peer that said no Hello" if peer is None else f"{peer.hello.role} {peer.hello.name}"
+_ROW_KINDS = frozenset(
+    {
+        "hello",
+        "request",
+        "command",
+        "latents",
+        "outcome",
+        "suggestion",
+        "model_revision",
+        "checkpoint",
+    }
+)
+
+
+def _size(parts: Parts) -> int:
+    return sum(len(part) for part in parts)
+
+
+def _is_of(message: AnyMessage, known: Peer) -> bool:
+    """A checkpoint is of whoever sends it: nobody speaks for the streamer or for another agent."""
+    return not isinstance(message, Checkpoint) or message.of == known.hello.name

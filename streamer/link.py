@@ -205,9 +205,8 @@ class Link:
             parts = self._dealer.receive(min(max(left_s, 0.0), TURN_S))
             if parts is not None:
                 self._take(parts)
-            elif left_s <= TURN_S:
-                if time.monotonic() >= deadline_s:
-                    return None
+            elif time.monotonic() >= deadline_s:
+                return None
 
     def _keep_up(self, now_s: float) -> None:
         """Do what is due: greet a streamer that forgot us, send again and ask again what was lost."""

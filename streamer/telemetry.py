@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter as Tally
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from threading import Lock
 
 import msgspec
@@ -57,6 +58,13 @@ class Telemetry:
         self._messages_refused = counter(
             "messages_refused_total", "Messages other than frames refused", "reason"
         )
+        self._delivery = counter(
+            "deliveries_total", "Messages that came twice, out of order or were asked for again", "what"
+        )
+        self._unreadable = counter(
+            "messages_unreadable_total", "Messages that must not be believed", "reason"
+        )
+        self._holds = counter("holds_total", "Times that the beam was parked, by cause", "cause")
         self._suggestions = counter("suggestions_total", "Suggestions, by the envelope's verdict", "verdict")
         self._outcomes = counter("outcomes_total", "Outcomes, by their status", "status")
         self._stage = seconds("stage_seconds", "Time of one stage on one frame", "stage")
@@ -153,6 +161,27 @@ class Telemetry:
         """Count a message, not a frame, that was not acted on."""
         self._messages_refused.labels(reason).inc()
         self._count("messages refused", f"message refused: {reason}")
+
+    def delivery(self, what: str) -> None:
+        """Count a ``duplicate``, a message ``reordered`` or ``too early``, or one ``asked again``."""
+        self._delivery.labels(what).inc()
+        self._count(f"delivery: {what}")
+
+    def unreadable(self, reason: str) -> None:
+        """Count a message that could not be read; what it was nobody knows."""
+        self._unreadable.labels(reason).inc()
+        self._count(f"unreadable: {reason}")
+
+    def held(self, cause: str) -> None:
+        """Count a hold of the loop."""
+        self._holds.labels(cause).inc()
+        self._count(f"held: {cause}")
+
+    def recovered(self, tally: Mapping[str, int]) -> None:
+        """Take over the counts of an earlier process of this session."""
+        with self._lock:
+            for name, count in tally.items():
+                self.tally[name] += count
 
     def journal_grew(self, size_bytes: int) -> None:
         """Count bytes appended."""

@@ -37,7 +37,8 @@ from streamer.messages import (
 )
 from streamer.pipeline import Processed
 from streamer.telemetry import Telemetry, TelemetryConfig
-from streamer.wire import Link, Publisher, Router, Subscriber
+from streamer.link import Link
+from streamer.wire import Publisher, Router, Subscriber
 
 WAIT_S = 5.0
 

@@ -16,7 +16,8 @@ from streamer.journal import Journal, JournalConfig, read_messages
 from streamer.messages import Frame, Latents, Outcome
 from streamer.pipeline import Processed
 from streamer.telemetry import Telemetry
-from streamer.wire import Link, Publisher, Router
+from streamer.link import Link
+from streamer.wire import Publisher, Router
 
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 

@@ -1,0 +1,325 @@
+"""What a session has come to: a fold over its journal.
+
+Whatever the hub does it writes to the journal first and then applies here; a restarted hub applies
+the same records and stands where the first one stood. So the state after a crash needs no code of its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+
+from streamer.codec import Numbered
+from streamer.envelope import Envelope, EnvelopeState
+from streamer.messages import (
+    AnyMessage,
+    Checkpoint,
+    Command,
+    Control,
+    Event,
+    Frame,
+    Hello,
+    Latents,
+    ModelRevision,
+    Outcome,
+    PairNm,
+    Request,
+    Score,
+    Suggestion,
+)
+
+INSTRUMENT = "instrument"
+# What an agent must be told of what an earlier process of its name did.
+_DECISIONS = (Suggestion, ModelRevision)
+
+
+class Row(msgspec.Struct):
+    """The messages for one peer, which are records of the journal.
+
+    Attributes
+    ----------
+    instance
+        The process that receives it now.
+    start
+        Record with which the row of this process begins.
+    joined
+        Record of its Hello, which is in the row as the streamer's Welcome. Those before it are
+        history: there the decisions of earlier processes are in the row too.
+    last
+        The last record of the row.
+    checkpoint, told
+        Record of the newest Checkpoint of this agent, and the last record that is in it; 0 before the
+        first.
+    first
+        Record at which the first process of this name joined.
+    """
+
+    instance: str
+    start: int
+    joined: int
+    last: int
+    checkpoint: int
+    told: int
+    first: int
+
+
+class ProgressState(msgspec.Struct, frozen=True):
+    """Everything in a Progress; see ``Progress.state``."""
+
+    next_number: int
+    measured: int
+    best: Score | None
+    positions: dict[str, PairNm]
+    owners: dict[str, str]
+    unscored: list[str]
+    received: dict[str, int]
+    instances: dict[str, str]
+    rows: dict[str, Row]
+    operator_hold: str
+    ended: str
+    tally: dict[str, int]
+    envelope: EnvelopeState
+
+
+class Progress:
+    """Where a session stands.
+
+    Parameters
+    ----------
+    envelope
+        Holds the doses, the requests under way and the registration.
+
+    Attributes
+    ----------
+    next_number
+        Of the frame to come.
+    measured
+        Outcomes that count against the budget.
+    best
+        The best Score; None before the first.
+    positions
+        Specimen position ``(x, y)`` of each request by id.
+    owners
+        Who suggested each id: the name of a row.
+    unscored
+        Ids whose Score is still to come.
+    received
+        Sequence through which the messages of each instance are in the journal.
+    instances
+        Whose process each instance is: the name of a row.
+    rows
+        The messages for each peer, by its name.
+    operator_hold
+        Why a person has the loop paused; empty while it is not.
+    ended
+        Why the session ended; empty while it has not.
+    tally
+        Counts that a restart must not lose.
+    """
+
+    def __init__(self, envelope: Envelope) -> None:
+        self.envelope = envelope
+        self.next_number = 0
+        self.measured = 0
+        self.best: Score | None = None
+        self.positions: dict[str, PairNm] = {}
+        self.owners: dict[str, str] = {}
+        self.unscored: set[str] = set()
+        self.received: dict[str, int] = {}
+        self.instances: dict[str, str] = {}
+        self.rows: dict[str, Row] = {}
+        self.operator_hold = ""
+        self.ended = ""
+        self.tally: Counter[str] = Counter()
+
+    def state(self) -> ProgressState:
+        """Give all of it, to go on from."""
+        return ProgressState(
+            next_number=self.next_number,
+            measured=self.measured,
+            best=self.best,
+            positions=dict(self.positions),
+            owners=dict(self.owners),
+            unscored=sorted(self.unscored),
+            received=dict(self.received),
+            instances=dict(self.instances),
+            rows={name: msgspec.structs.replace(row) for name, row in self.rows.items()},
+            operator_hold=self.operator_hold,
+            ended=self.ended,
+            tally=dict(self.tally),
+            envelope=self.envelope.state(),
+        )
+
+    def restore(self, state: ProgressState) -> None:
+        """Go on from what another Progress had come to."""
+        self.next_number = state.next_number
+        self.measured = state.measured
+        self.best = state.best
+        self.positions = dict(state.positions)
+        self.owners = dict(state.owners)
+        self.unscored = set(state.unscored)
+        self.received = dict(state.received)
+        self.instances = dict(state.instances)
+        self.rows = {name: msgspec.structs.replace(row) for name, row in state.rows.items()}
+        self.operator_hold = state.operator_hold
+        self.ended = state.ended
+        self.tally = Counter(state.tally)
+        self.envelope.restore(state.envelope)
+
+    # -- learn ---------------------------------------------------------------------------------
+
+    def apply(self, record: int, numbered: Numbered, owner: str = "", now_s: float | None = None) -> None:
+        """Take in one record of the journal.
+
+        Parameters
+        ----------
+        record
+            Its number.
+        numbered
+            The message and whose it is.
+        owner
+            Name of the row of whoever sent it, where no instance tells.
+        now_s
+            Monotonic clock, for the rate of requests; None for a record of an earlier process.
+        """
+        sender = numbered.sender
+        if sender and numbered.sequence:
+            self.received[sender] = max(self.received.get(sender, 0), numbered.sequence)
+        owner = self.instances.get(sender, owner)
+        match numbered.message:
+            case Frame() as frame:
+                self.tally["missed"] += max(0, frame.number - self.next_number)
+                self.next_number = max(self.next_number, frame.number + 1)
+                self.envelope.observe_frame(frame)
+                self.tally["received"] += 1
+            case Latents() as latents:
+                if latents.request_id is None:
+                    self.envelope.observe_registration(latents.registration)
+                self.tally["published"] += 1
+            case Hello() as hello:
+                self._join(record, hello)
+            case Suggestion() as suggestion:
+                self.envelope.note(suggestion.id)
+                self.owners[suggestion.id] = owner
+            case Request() as request:
+                self.envelope.grant(request, now_s)
+                self.positions[request.id] = request.position_nm
+                self.tally["suggestions granted"] += 1
+            case Outcome() as outcome:
+                self._settle(outcome)
+            case Score() as score:
+                self._score(score)
+            case Control() as control:
+                self._control(control)
+            case Checkpoint() as checkpoint if owner in self.rows:
+                if checkpoint.of != "streamer":
+                    self.rows[owner].checkpoint, self.rows[owner].told = record, checkpoint.told
+            case Event() as event:
+                self._note_event(event)
+            case _:
+                pass
+        for name in self.recipients(numbered.message, owner):
+            self.rows[name].last = record
+
+    def _join(self, record: int, hello: Hello) -> None:
+        """Begin the row of a process; an agent that comes back under its name is given its history."""
+        name = row_name(hello)
+        before = self.rows.get(name)
+        if before is not None and before.instance == hello.instance and hello.instance:
+            return
+        if hello.instance:
+            self.instances[hello.instance] = name
+        row = Row(hello.instance, record, record, record, 0, 0, record)
+        if hello.role == "agent" and hello.instance and before is not None:
+            start = before.told + 1 if before.checkpoint else before.first
+            row = msgspec.structs.replace(
+                before, instance=hello.instance, start=start, joined=record, last=record
+            )
+        self.rows[name] = row
+
+    def _settle(self, outcome: Outcome) -> None:
+        if outcome.id not in self.envelope.pending:
+            self.tally["suggestions refused"] += 1
+            return
+        self.envelope.release(outcome)
+        self.tally[f"outcomes {outcome.status}"] += 1
+        if outcome.status in ("ok", "failed", "aborted"):
+            self.measured += 1
+        if outcome.status == "ok":
+            self.unscored.add(outcome.id)
+
+    def _score(self, score: Score) -> None:
+        self.unscored.discard(score.id)
+        sign = 1.0 if score.goal == "maximise" else -1.0
+        if self.best is None or sign * score.value > sign * self.best.value:
+            self.best = score
+
+    def _control(self, control: Control) -> None:
+        match control.action:
+            case "pause":
+                self.operator_hold = "paused by the operator"
+            case "abort":
+                self.operator_hold = "aborted by the operator"
+            case "resume":
+                self.operator_hold = ""
+            case "veto":
+                place = control.position_nm or self.positions.get(control.id)
+                if place is not None:
+                    self.envelope.veto(place, control.radius_nm)
+            case _:
+                pass
+
+    def _note_event(self, event: Event) -> None:
+        """Count the frames that are in the journal only as an event; note the end."""
+        if event.what.startswith("session_"):
+            self.ended = event.detail if event.what == "session_ended" else ""
+        if event.what == "frame refused":
+            self.tally["received"] += 1
+            self.tally["rejected"] += 1
+        elif event.what == "frame rejected":
+            self.tally["rejected"] += 1
+        elif event.what == "frame dropped":
+            self.tally["dropped"] += 1
+
+    # -- answer --------------------------------------------------------------------------------
+
+    def recipients(self, message: AnyMessage, owner: str = "") -> list[str]:
+        """Name the rows that a record belongs to, history apart.
+
+        Parameters
+        ----------
+        message
+            Of the record.
+        owner
+            Name of the row of whoever sent it.
+        """
+        match message:
+            case Request() | Command():
+                names = [INSTRUMENT]
+            case Latents():
+                names = [name for name in self.rows if name.startswith("agent ")]
+            case Outcome():
+                names = [self.owners.get(message.id, "")]
+            case _:
+                names = []
+        return [name for name in names if name in self.rows]
+
+    def is_for(self, name: str, record: int, numbered: Numbered) -> bool:
+        """Say whether a record of the journal is in the row of this name."""
+        row = self.rows[name]
+        message = numbered.message
+        if record < row.start:
+            return False
+        if record == row.joined or name in self.recipients(message):
+            return True
+        if record > row.joined:
+            return False
+        if isinstance(message, Checkpoint):
+            return record == row.checkpoint
+        return isinstance(message, _DECISIONS) and self.instances.get(numbered.sender) == name
+
+
+def row_name(hello: Hello) -> str:
+    """Name the row of a peer: there is one instrument, and one agent of a name."""
+    return INSTRUMENT if hello.role == "instrument" else f"{hello.role} {hello.name}"

@@ -1,0 +1,137 @@
+"""The pipeline's thread: frames in, results out, and a watch on how long each one takes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from streamer.messages import Frame
+from streamer.pipeline import PipelineState, Processed
+from streamer.stage import Meter
+
+
+class FrameProcessor(Protocol):
+    """What the hub asks of the pipeline."""
+
+    def process(self, frame: Frame, meter: Meter) -> Processed | None:
+        """Turn a frame into latents; None when a stage rejected it."""
+        ...
+
+    def state(self) -> PipelineState | None:
+        """Give what was learnt from the frames so far; None where there is nothing to keep."""
+        ...
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What came of one frame.
+
+    Attributes
+    ----------
+    frame
+        As it went in.
+    processed
+        None where a stage rejected it.
+    rejected_by, reason
+        The stage and its fixed word; empty for a good frame.
+    state
+        The pipeline's after this frame, where it was asked for.
+    """
+
+    frame: Frame
+    processed: Processed | None
+    rejected_by: str = ""
+    reason: str = ""
+    state: PipelineState | None = None
+
+
+class _FrameMeter:
+    """Passes times on at once, and keeps a rejection for the hub, which alone counts frames."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self.rejection = ("", "")
+
+    def stage_took(self, stage: str, seconds: float) -> None:
+        self._meter.stage_took(stage, seconds)
+
+    def stage_rejected(self, stage: str, reason: str) -> None:
+        self.rejection = (stage, reason)
+
+
+class Worker:
+    """Runs the pipeline beside the hub; a fault is handed over, not swallowed.
+
+    Parameters
+    ----------
+    processor
+        The pipeline.
+    meter
+        Where the stages' times go.
+    keep_every
+        Frames between two states of the pipeline.
+    """
+
+    def __init__(self, processor: FrameProcessor, meter: Meter, keep_every: int) -> None:
+        self._processor = processor
+        self._meter = meter
+        self._keep_every = keep_every
+        self._inbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Result | BaseException] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._busy_since_s: float | None = None
+        self._done = 0
+
+    def start(self, wake: Callable[[], Callable[[], None]]) -> None:
+        """Start; ``wake`` is called in the thread and makes what tells the hub of a result."""
+        self._thread = threading.Thread(target=self._run, args=(wake,), name="pipeline", daemon=True)
+        self._thread.start()
+
+    def put(self, frame: Frame) -> None:
+        """Hand in a frame."""
+        self._inbox.put(frame)
+
+    def get(self) -> Result | None:
+        """Take a result; None when none is ready. A fault of the pipeline rises here."""
+        try:
+            result = self._outbox.get_nowait()
+        except queue.Empty:
+            return None
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def busy_s(self, now_s: float) -> float:
+        """Seconds that the frame under way has taken by now; 0 where there is none."""
+        since_s = self._busy_since_s
+        return 0.0 if since_s is None else max(0.0, now_s - since_s)
+
+    def stop(self, patience_s: float) -> None:
+        """Let it finish what it has, for a while."""
+        self._inbox.put(None)
+        if self._thread is not None:
+            self._thread.join(timeout=patience_s)
+
+    def _run(self, wake: Callable[[], Callable[[], None]]) -> None:
+        tell = wake()
+        try:
+            while (frame := self._inbox.get()) is not None:
+                self._outbox.put(self._process(frame))
+                tell()
+        except BaseException as fault:  # raised again in the hub's thread, which ends the process
+            self._outbox.put(fault)
+            tell()
+
+    def _process(self, frame: Frame) -> Result:
+        meter = _FrameMeter(self._meter)
+        self._busy_since_s = time.monotonic()
+        processed = self._processor.process(frame, meter)
+        self._busy_since_s = None
+        self._done += 1
+        state = self._processor.state() if self._done % self._keep_every == 0 else None
+        stage, reason = meter.rejection
+        return Result(frame=frame, processed=processed, rejected_by=stage, reason=reason, state=state)
