@@ -162,3 +162,36 @@ def test_a_session_without_frames_gives_no_files(tmp_path: Path) -> None:
 def test_a_folder_without_a_journal_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no journal"):
         finalise(tmp_path)
+
+
+# Other programs open the files as they are.
+
+
+def test_hyperspy_opens_frames_and_spectra_unchanged(tmp_path: Path) -> None:
+    hs = pytest.importorskip("hyperspy.api", reason="pip install probeloop[readers]")
+    frames = [frame(n, channels=("HAADF", "ABF")) for n in range(3)]
+    finalise(session(tmp_path, *frames, outcome("a", [1, 2, 3]), outcome("b", [4, 5, 6])))
+    haadf, abf = hs.load(str(tmp_path / "frames.hspy"))
+    spectra = hs.load(str(tmp_path / "spectra.hspy"))
+    np.testing.assert_array_equal(haadf.data, np.stack([f.image[0] for f in frames]))
+    np.testing.assert_array_equal(abf.data, np.stack([f.image[1] for f in frames]))
+    assert haadf.metadata.General.title == "HAADF"
+    assert [axis.units for axis in haadf.axes_manager.signal_axes] == ["nm", "nm"]
+    assert [axis.scale for axis in haadf.axes_manager.signal_axes] == pytest.approx([0.1, 0.1])
+    assert haadf.axes_manager.navigation_shape == (3,)
+    np.testing.assert_array_equal(spectra.data, [[1, 2, 3], [4, 5, 6]])
+    energy = spectra.axes_manager.signal_axes[0]
+    assert (energy.offset, energy.scale, energy.units) == (90.0, 0.5, "eV")
+
+
+def test_libertem_opens_frames_unchanged(tmp_path: Path) -> None:
+    lt = pytest.importorskip("libertem.api", reason="pip install probeloop[readers]")
+    frames = [frame(n) for n in range(4)]
+    (path,) = finalise(session(tmp_path, *frames))
+    images = np.stack([f.image[0] for f in frames])
+    with lt.Context.make_with("inline") as context:
+        for how in ("auto", "hdf5"):
+            dataset = context.load(how, path=str(path), ds_path="/Experiments/HAADF/data")
+            assert tuple(dataset.shape) == (4, 4, 6)
+            total = context.run(context.create_sum_analysis(dataset=dataset))
+            np.testing.assert_allclose(total["intensity"].raw_data, images.sum(axis=0))
