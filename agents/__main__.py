@@ -53,7 +53,7 @@ def _run(
     from agents.config import load_agent_config, overridden
     from agents.policies import make_agent
     from agents.serve import load_models_in_background, serve
-    from streamer.wire import Link
+    from streamer.link import Link
 
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     log = structlog.get_logger()
@@ -64,14 +64,14 @@ def _run(
         return 2
     log.info("configuration", **msgspec.to_builtins(settings))
     agent = make_agent(settings)
+    prepare = load_models_in_background if agent.policy == "explorer" else lambda: None
+    every = settings.checkpoint_every
     try:
-        link = Link(connect, role="agent", name=f"agent {agent.policy}", timeout_s=timeout_s)
+        with Link(connect, role="agent", name=f"agent {agent.policy}", timeout_s=timeout_s) as link:
+            reason = serve(agent, link, lambda: bool(stopped), prepare, checkpoint_every=every)
     except ConnectionError as error:
         print(str(error), file=sys.stderr)
         return 1
-    prepare = load_models_in_background if agent.policy == "explorer" else lambda: None
-    with link:
-        reason = serve(agent, link, lambda: bool(stopped), prepare)
     log.info("ended", reason=reason, **agent.statistics())
     return 0
 

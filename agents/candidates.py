@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from streamer.messages import Latents
+from streamer.messages import Latents, PairNm
 
 Float64 = NDArray[np.float64]
 
@@ -37,14 +37,52 @@ class Site:
     model_revision: str
 
 
+@dataclass(frozen=True, slots=True)
+class FrameFacts:
+    """What must be known of the frame that candidates were seen in.
+
+    Attributes
+    ----------
+    session, number, acquired_at_s
+        Those of the frame.
+    registration_revision
+        Which registration its specimen positions speak of.
+    model_revision
+        Which encoder its latents speak of.
+    center_nm, field_of_view_nm
+        Of its geometry, ``(x, y)`` and ``(width, height)``.
+    """
+
+    session: str
+    number: int
+    acquired_at_s: float
+    registration_revision: int
+    model_revision: str
+    center_nm: PairNm
+    field_of_view_nm: PairNm
+
+    @classmethod
+    def of(cls, latents: Latents) -> FrameFacts:
+        """Take them from the message, without its arrays."""
+        return cls(
+            latents.session,
+            latents.number,
+            latents.acquired_at_s,
+            latents.registration.revision,
+            latents.model_revision,
+            latents.geometry.center_nm,
+            latents.geometry.field_of_view_nm,
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
     """The atoms of one frame that may be measured.
 
     Attributes
     ----------
-    latents
-        The message that they came in.
+    frame
+        The frame that they were seen in.
     mean, sd
         Content latents and their standard deviations, shape ``(n, d)``.
     position_nm
@@ -55,12 +93,18 @@ class Candidates:
         Ids of the atoms through the session, shape ``(n,)``.
     """
 
-    latents: Latents
+    frame: FrameFacts
     mean: Float64
     sd: Float64
     position_nm: Float64
     position_px: Float64
     track: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        n = self.track.size
+        shapes = [array.shape for array in (self.mean, self.sd, self.position_nm, self.position_px)]
+        if shapes != [(n, *self.mean.shape[1:]), self.mean.shape, (n, 2), (n, 2)] or self.mean.ndim != 2:
+            raise ValueError(f"candidates have the shapes {shapes} for {n} tracks")
 
     @classmethod
     def of(cls, latents: Latents, min_confidence: float) -> Candidates:
@@ -70,8 +114,11 @@ class Candidates:
         )
         kept = np.flatnonzero((latents.confidence >= min_confidence) & np.isfinite(numbers).all(axis=1))
         d = latents.mean.shape[1]
-        mean, sd, position_nm, position_px = np.split(numbers[kept], [d, 2 * d, 2 * d + 2], axis=1)
-        return cls(latents, mean, sd, position_nm, position_px, latents.track[kept])
+        # Each an array of its own, so that a restored one is laid out in the same way.
+        mean, sd, position_nm, position_px = (
+            np.ascontiguousarray(part) for part in np.split(numbers[kept], [d, 2 * d, 2 * d + 2], axis=1)
+        )
+        return cls(FrameFacts.of(latents), mean, sd, position_nm, position_px, latents.track[kept])
 
     def __len__(self) -> int:
         return int(self.mean.shape[0])
@@ -82,8 +129,8 @@ class Candidates:
             self.mean[index].copy(),
             self.position_nm[index].copy(),
             int(self.track[index]),
-            self.latents.registration.revision,
-            self.latents.model_revision,
+            self.frame.registration_revision,
+            self.frame.model_revision,
         )
 
     def nearest(self, position_nm: Float64) -> tuple[int, float]:
@@ -92,13 +139,23 @@ class Candidates:
         index = int(distance_nm.argmin())
         return index, float(distance_nm[index])
 
+    def recognise(self, position_nm: PairNm, track: int) -> int:
+        """Find the atom that a suggestion meant: the one exactly there, else the nearest.
+
+        Of several at one place it is the one of this track; there must be at least one candidate.
+        """
+        distance_nm = np.hypot(*(self.position_nm - np.array(position_nm)).T)
+        nearest = np.flatnonzero(distance_nm == distance_nm.min())
+        same = nearest[self.track[nearest] == track]
+        return int((same if same.size else nearest)[0])
+
     def find(self, site: Site, min_distance_nm: float) -> int | None:
         """Find the atom that a site of an earlier frame is: by track, else by place; None if not in view."""
         if site.track >= 0:
             same = np.flatnonzero(self.track == site.track)
             if same.size:
                 return int(same[0])
-        if not len(self) or site.registration_revision != self.latents.registration.revision:
+        if not len(self) or site.registration_revision != self.frame.registration_revision:
             return None
         index, distance_nm = self.nearest(site.position_nm)
         return index if distance_nm < min_distance_nm else None

@@ -53,6 +53,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         that is more.
     raster_step
         The raster measures one atom in so many, in reading order, then those between.
+    checkpoint_every
+        Messages between two checkpoints of what the agent knows, for a restart; as many as there are
+        measurements, once that is more.
     """
 
     policy: PolicyName = "explorer"
@@ -71,6 +74,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     initial_points: int = 8
     refit_every: int = 4
     raster_step: int = 25
+    checkpoint_every: int = 64
 
     def __post_init__(self) -> None:
         _check_range("seed", self.seed, 0, 2**63 - 1)
@@ -85,6 +89,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         _check_range("initial_points", self.initial_points, 1, 1000)
         _check_range("refit_every", self.refit_every, 1, 1000)
         _check_range("raster_step", self.raster_step, 1, 10**6)
+        _check_range("checkpoint_every", self.checkpoint_every, 1, 10**6)
         if not (math.isfinite(self.dwell_time_us) and self.dwell_time_us > 0):
             raise ValueError(f"agent.dwell_time_us is {self.dwell_time_us}; it takes a number above 0")
 

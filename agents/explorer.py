@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,10 +15,11 @@ from agents.acquisition import log_expected_improvement
 from agents.candidates import Candidates, Float64, Site
 from agents.config import AgentConfig
 from agents.first_look import unseen_kind
-from agents.objective import ObjectiveConfig
-from agents.site_agent import Choice, Observation, SiteAgent
-from agents.surrogate import Surrogate
-from streamer.messages import Latents, Outcome, Score
+from agents.objective import ObjectiveConfig, Reading
+from agents.site_agent import NOT_FINITE, Choice, Observation, SiteAgent, SiteAgentState
+from agents.snapshot import Arrays, pack, unpack
+from agents.surrogate import Hyperparameters, Surrogate
+from streamer.messages import Latents, ModelRevision, Outcome, Score
 
 # Positions of two registrations cannot be compared: so many fields apart, they share no covariance.
 REVISION_APART = 100.0
@@ -55,13 +59,13 @@ class FeatureScale:
         spread, counts for nothing instead of being blown up to order 1.
         """
         variance = candidates.mean.var(axis=0) + (candidates.sd**2).mean(axis=0)
-        geometry = candidates.latents.geometry
+        frame = candidates.frame
         return cls(
-            model_revision=candidates.latents.model_revision,
+            model_revision=candidates.frame.model_revision,
             center=np.median(candidates.mean, axis=0),
             unit=np.sqrt(np.maximum(variance, 1e-12)),
-            center_nm=np.array(geometry.center_nm),
-            half_field_nm=max(geometry.field_of_view_nm) / 2,
+            center_nm=np.array(frame.center_nm),
+            half_field_nm=max(frame.field_of_view_nm) / 2,
         )
 
     def latents(self, mean: Float64) -> Float64:
@@ -73,6 +77,34 @@ class FeatureScale:
         place = (position_nm - self.center_nm) / self.half_field_nm
         place[:, 0] += REVISION_APART * np.asarray(revision)
         return np.concatenate([self.latents(mean), place], axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class DueFit:
+    """A fit that is to be made.
+
+    Attributes
+    ----------
+    number
+        Counts the fits that became due, from 1: the revision that it makes.
+    size
+        Of the observations that the surrogate knew, how many there were then.
+    """
+
+    number: int
+    size: int
+
+
+class ExplorerState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, eq=False):
+    """What the explorer knows beyond every agent; see ``Explorer``."""
+
+    site: SiteAgentState
+    scale: FeatureScale | None
+    hyperparameters: Hyperparameters | None
+    revision: int
+    due: list[DueFit]
+    fits_asked: int
+    size_at_due: int
 
 
 class Explorer(SiteAgent):
@@ -90,14 +122,16 @@ class Explorer(SiteAgent):
         super().__init__(config, seed)
         self._scale: FeatureScale | None = None
         self._surrogate: Surrogate | None = None
-        self._size_at_refit = 0
-        self._refits = 0
         self._sign = 1.0 if self.config.goal == "maximise" else -1.0
+        self._revision = 0
+        self._due: deque[DueFit] = deque()
+        self._fits_asked = 0
+        self._size_at_due = 0
 
     @property
     def model_revision(self) -> int:
-        """Count the fits of the surrogate."""
-        return self._refits
+        """Number of the last fit of the surrogate; 0 before the first."""
+        return self._revision
 
     def tell(self, message: Latents | Outcome) -> Score | None:
         """Take in a frame's candidates or an outcome; see ``Agent``."""
@@ -106,30 +140,65 @@ class Explorer(SiteAgent):
             self._keep_scale()
         elif score is not None:
             self._tell_surrogate()
+        self._note_due_fit()
         return score
 
     def change_objective(self, config: ObjectiveConfig) -> tuple[Score, ...]:
         """Look for something else from now on; see ``SiteAgent``."""
         scores = super().change_objective(config)
-        self._size_at_refit = 0
+        self._forget_fits()
         self._tell_surrogate()
+        self._note_due_fit()
         return scores
 
-    def refit(self) -> bool:
-        """Fit the surrogate's hyperparameters, when enough is new; a fraction of a second."""
-        surrogate = self._surrogate
-        if surrogate is None or surrogate.size < self._size_at_refit + self._news_for_a_refit():
-            return False
-        if self._is_looking_around():
-            return False
-        surrogate.refit()
-        self._refits += 1
-        self._size_at_refit = surrogate.size
-        return True
+    # -- think ---------------------------------------------------------------------------------
 
-    def _news_for_a_refit(self) -> int:
+    def _note_due_fit(self) -> None:
+        """Put down that a fit is due, when enough is new; what is under way does not count."""
+        size = 0 if self._surrogate is None else self._surrogate.size
+        if size < self._size_at_due + self._news_for_a_fit() or self._is_looking_around(pending=0):
+            return
+        self._fits_asked += 1
+        self._size_at_due = size
+        self._due.append(DueFit(self._fits_asked, size))
+
+    def _news_for_a_fit(self) -> int:
         """Measurements that pay for a fit: its cost grows with the square of them, what it finds does not."""
-        return max(self.config.refit_every, self._size_at_refit // 4)
+        return max(self.config.refit_every, self._size_at_due // 4)
+
+    def _forget_fits(self) -> None:
+        """What was due is of no use any more; the next fit has the next number all the same."""
+        self._due.clear()
+        self._size_at_due = 0
+
+    def refit(self) -> ModelRevision | None:
+        """Fit the surrogate's hyperparameters, where that is due; a fraction of a second. See ``Agent``."""
+        if not self._due or self._surrogate is None or self._candidates is None:
+            return None
+        fit = self._due.popleft()
+        self._counts["fits not finite"] += not self._surrogate.refit(fit.size)
+        self._revision = fit.number
+        return ModelRevision(
+            session=self._candidates.frame.session,
+            policy=self.policy,
+            revision=fit.number,
+            told=0,
+            observations=fit.size,
+            parameters=self._surrogate.hyperparameters.parameters(),
+        )
+
+    def _recall_fit(self, fit: ModelRevision) -> None:
+        found = Hyperparameters.of_parameters(fit.parameters)
+        if self._surrogate is None or self._surrogate.latent_dim != found.latent_lengths.size:
+            super()._recall_fit(fit)
+            return
+        self._surrogate.hyperparameters = found
+        self._revision = fit.revision
+        while self._due and self._due[0].number <= fit.revision:
+            self._due.popleft()
+        if fit.revision > self._fits_asked:  # what made it due is not known here
+            self._fits_asked = fit.revision
+            self._size_at_due = max(self._size_at_due, fit.observations)
 
     # -- learn ---------------------------------------------------------------------------------
 
@@ -138,11 +207,11 @@ class Explorer(SiteAgent):
         candidates = self._candidates
         if candidates is None or not len(candidates):
             return
-        if self._scale is not None and self._scale.model_revision == candidates.latents.model_revision:
+        if self._scale is not None and self._scale.model_revision == candidates.frame.model_revision:
             return
         self._scale = FeatureScale.of(candidates)
         self._surrogate = Surrogate(candidates.mean.shape[1])
-        self._size_at_refit = 0
+        self._forget_fits()
         self.observations = [self._seen_anew(observation, candidates) for observation in self.observations]
         self._tell_surrogate()
 
@@ -187,20 +256,23 @@ class Explorer(SiteAgent):
     def _choose(self, candidates: Candidates, free: NDArray[np.int64]) -> Choice:
         assert self._scale is not None
         assert self._surrogate is not None
-        if self._is_looking_around():
+        if self._is_looking_around(len(self._ledger.pending)):
             return self._first_look(candidates, free, self._scale)
         return self._improve(candidates, free, self._scale, self._surrogate)
 
-    def _is_looking_around(self) -> bool:
+    def _is_looking_around(self, pending: int) -> bool:
         """Is there nothing yet to learn from? Improvement on pure noise would be chased in vain."""
-        readings = [o.reading for o in self.observations if o.reading is not None and o.site is not None]
+        readings = list(self._readings())
         if len(readings) < MIN_OBSERVATIONS:
             return True
-        if len(readings) + len(self._ledger.pending) < self.config.initial_points:
+        if len(readings) + pending < self.config.initial_points:
             return True
         value = np.array([reading.value for reading in readings])
         sd = np.sqrt([reading.variance for reading in readings])
         return float((np.abs(value - np.median(value)) / sd).max()) < STANDS_OUT
+
+    def _readings(self) -> Iterator[Reading]:
+        return (o.reading for o in self.observations if o.reading is not None and o.site is not None)
 
     def _first_look(self, candidates: Candidates, free: NDArray[np.int64], scale: FeatureScale) -> Choice:
         """Take an atom of a kind that was not looked at."""
@@ -216,12 +288,15 @@ class Explorer(SiteAgent):
         self, candidates: Candidates, free: NDArray[np.int64], scale: FeatureScale, surrogate: Surrogate
     ) -> Choice:
         """Take the atom of the largest expected improvement over the best known."""
-        revision = candidates.latents.registration.revision
+        revision = candidates.frame.registration_revision
         x = scale.features(candidates.mean[free], candidates.position_nm[free], revision)
         pending = [s for s in self._ledger.pending if s.model_revision == scale.model_revision]
         mean, sd = surrogate.posterior(x, self._features_of(pending))
         best = surrogate.best_known()
         log_ei = log_expected_improvement(mean, sd, best)
+        if not np.isfinite(np.concatenate([[best], mean, sd, log_ei])).all():
+            looked = self._first_look(candidates, free, scale)
+            return replace(looked, reason=f"{NOT_FINITE}; {looked.reason}")
         top = int(log_ei.argmax())  # the first of equals
         gain = math.exp(log_ei[top])
         reason = f"expected to improve on {self._sign * best:.3g} by {gain:.1g}"
@@ -234,3 +309,40 @@ class Explorer(SiteAgent):
             predicted_sd=float(sd[top]),
             acquisition=float(log_ei[top]),
         )
+
+    # -- live on -------------------------------------------------------------------------------
+
+    def checkpoint(self) -> tuple[bytes, Arrays]:
+        """Say everything that it knows; see ``Agent``."""
+        state = ExplorerState(
+            site=self._state(),
+            scale=self._scale,
+            hyperparameters=None if self._surrogate is None else self._surrogate.hyperparameters,
+            revision=self._revision,
+            due=list(self._due),
+            fits_asked=self._fits_asked,
+            size_at_due=self._size_at_due,
+        )
+        return pack(state, self.policy)
+
+    def restore(self, facts: bytes, arrays: Arrays) -> None:
+        """Be as the agent was that made this checkpoint; see ``SiteAgent``."""
+        state = unpack(facts, arrays, ExplorerState, self.policy)
+        self._take(state.site)
+        self._scale = state.scale
+        self._surrogate = _surrogate_of(state)
+        self._revision = state.revision
+        self._due = deque(state.due)
+        self._fits_asked = state.fits_asked
+        self._size_at_due = state.size_at_due
+        self._tell_surrogate()
+        self._follow_configuration(state.site)
+
+
+def _surrogate_of(state: ExplorerState) -> Surrogate | None:
+    if state.hyperparameters is None:
+        return None
+    surrogate = Surrogate(state.hyperparameters.latent_lengths.size)
+    surrogate.hyperparameters = state.hyperparameters
+    surrogate.revision = state.revision
+    return surrogate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
@@ -21,11 +22,24 @@ class Aim:
     candidates: Candidates
 
 
-@dataclass(slots=True, eq=False)
-class _Avoided:
+@dataclass(frozen=True, slots=True, eq=False)
+class Avoided:
+    """A site that was refused ``times`` times and is left alone until so many suggestions were issued."""
+
     site: Site
     times: int
     until: int
+
+
+class LedgerState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, eq=False):
+    """Everything that a ledger knows; see ``Ledger``."""
+
+    open: dict[str, Aim]
+    measured: list[Site]
+    avoided: list[Avoided]
+    refusals_in_a_row: int
+    on_this_frame: int
+    issued: int
 
 
 class Ledger:
@@ -38,10 +52,30 @@ class Ledger:
         self._config = config
         self._open: dict[str, Aim] = {}
         self._measured: list[Site] = []
-        self._avoided: list[_Avoided] = []
+        self._avoided: list[Avoided] = []
         self._refusals_in_a_row = 0
         self._on_this_frame = 0
         self.issued = 0
+
+    def state(self) -> LedgerState:
+        """Say everything that it knows, as it is now."""
+        return LedgerState(
+            open=dict(self._open),
+            measured=list(self._measured),
+            avoided=list(self._avoided),
+            refusals_in_a_row=self._refusals_in_a_row,
+            on_this_frame=self._on_this_frame,
+            issued=self.issued,
+        )
+
+    def restore(self, state: LedgerState) -> None:
+        """Be as the ledger was that said this state."""
+        self._open = dict(state.open)
+        self._measured = list(state.measured)
+        self._avoided = list(state.avoided)
+        self._refusals_in_a_row = state.refusals_in_a_row
+        self._on_this_frame = state.on_this_frame
+        self.issued = state.issued
 
     @property
     def pending(self) -> tuple[Site, ...]:
@@ -69,6 +103,10 @@ class Ledger:
         self._on_this_frame += 1
         self.issued += 1
 
+    def pass_over(self) -> None:
+        """Count a suggestion of an earlier process whose site is not known: its outcome teaches nothing."""
+        self.issued += 1
+
     def close(self, identifier: str) -> Aim:
         """Take back what an outcome answers.
 
@@ -92,19 +130,22 @@ class Ledger:
     def refused(self, site: Site) -> None:
         """Leave this site alone for a while, longer each time."""
         self._refusals_in_a_row += 1
-        known = next((a for a in self._avoided if _is_same(a.site, site, self._config.min_distance_nm)), None)
-        if known is None:
-            known = _Avoided(site, 0, 0)
-            self._avoided.append(known)
-        known.times += 1
-        known.until = self.issued + known.times * self._config.retry_after_suggestions
+        index = self._find_avoided(site)
+        known = Avoided(site, 0, 0) if index == len(self._avoided) else self._avoided[index]
+        times = known.times + 1
+        until = self.issued + times * self._config.retry_after_suggestions
+        self._avoided[index : index + 1] = [Avoided(known.site, times, until)]
+
+    def _find_avoided(self, site: Site) -> int:
+        is_same = (_is_same(known.site, site, self._config.min_distance_nm) for known in self._avoided)
+        return next((index for index, same in enumerate(is_same) if same), len(self._avoided))
 
     def free(self, candidates: Candidates) -> NDArray[np.int64]:
         """Find the candidates that may be chosen, as indices in rising order."""
         avoided = (a.site for a in self._avoided if a.until > self.issued)
         blocked = [*self.pending, *self._measured, *avoided]
         taken = np.isin(candidates.track, [site.track for site in blocked if site.track >= 0])
-        revision = candidates.latents.registration.revision
+        revision = candidates.frame.registration_revision
         # Positions of two registrations must not be compared; there the track alone tells.
         near = [site.position_nm for site in blocked if site.registration_revision == revision]
         if near:

@@ -134,8 +134,8 @@ class Objective:
         Raises
         ------
         UnreadableSpectrum
-            If a count is not finite, a window is not on the energy axis, or there is nothing to divide by
-            or no peak to find.
+            If a count is not finite or too large, a window is not on the energy axis, or there is nothing
+            to divide by or no peak to find.
         """
         counts = np.asarray(spectrum, dtype=np.float64)
         if counts.ndim != 1 or not np.isfinite(counts).all():
@@ -147,7 +147,12 @@ class Objective:
             estimate = _peak_position(counts, axis_ev, self.config)
         else:
             estimate = _band_integral(counts, axis_ev, self.config)
-        return Reading(estimate.value, _variance(estimate.gradient, counts, self.config.counts_per_electron))
+        variance = _variance(estimate.gradient, counts, self.config.counts_per_electron)
+        if not (math.isfinite(estimate.value) and math.isfinite(variance)):
+            raise UnreadableSpectrum(
+                "the counts are too large to compute with; see the gain of the spectrometer"
+            )
+        return Reading(estimate.value, variance)
 
 
 def _variance(gradient: Float64, counts: Float64, counts_per_electron: float) -> float:

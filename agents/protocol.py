@@ -1,10 +1,18 @@
-"""What an agent is: one verb that learns, one that answers, one that thinks when nobody waits."""
+"""What an agent is: one verb that learns, one that answers, one that thinks when nobody waits.
+
+Three more let its process die: what it decided can be recalled, and what it knows kept and restored.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
-from streamer.messages import Latents, Outcome, Score, Suggestion
+from numpy.typing import NDArray
+
+from streamer.messages import Latents, ModelRevision, Outcome, Score, Suggestion
+
+Input = Latents | Outcome
+Decision = Suggestion | ModelRevision
 
 
 class UnknownOutcome(ValueError):
@@ -14,7 +22,8 @@ class UnknownOutcome(ValueError):
 class Agent(Protocol):
     """Decides where to measure next. Knows no sockets, clocks or logs.
 
-    The same messages in the same order, with the same seed, give the same suggestions, bit for bit.
+    The same messages in the same order, with the same seed, give the same suggestions, bit for bit. What
+    it suggests follows from what it was told, what it decided before, and how many fits its model has had.
     """
 
     @property
@@ -41,8 +50,33 @@ class Agent(Protocol):
         """Answer where to measure next; None when there is nothing to suggest now. Never learns."""
         ...
 
-    def refit(self) -> bool:
-        """Think at length, where that is due; call it after answering. False: nothing was due."""
+    def refit(self) -> ModelRevision | None:
+        """Do the oldest fit of the model that is due; call it after answering. None: nothing is due.
+
+        Whether a fit is due, and on which observations, was decided when the last of them was told; so
+        the messages told and the revision fix the state, whenever this is called.
+        """
+        ...
+
+    def recall(self, decision: Suggestion | ModelRevision, /) -> None:
+        """Take in a decision of an earlier process, from the journal, as if it had just been made here.
+
+        The agent must have been told what the earlier one had been told when it decided.
+        """
+        ...
+
+    def checkpoint(self) -> tuple[bytes, dict[str, NDArray[Any]]]:
+        """Say everything that it knows: MessagePack facts, and a few arrays of the wire's dtypes."""
+        ...
+
+    def restore(self, facts: bytes, arrays: dict[str, NDArray[Any]], /) -> None:
+        """Be as the agent was that said this: what follows is bit-equal.
+
+        Raises
+        ------
+        ValueError
+            If it cannot be used, with the reason; the agent is as it was before.
+        """
         ...
 
     def statistics(self) -> dict[str, int]:

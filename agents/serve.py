@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from agents import lazy_botorch
+from agents.history import History
 from agents.protocol import Agent, UnknownOutcome
-from streamer.messages import AnyMessage, Bye, Latents, Outcome
-from streamer.wire import Link
+from streamer.link import Link
+from streamer.messages import Ack, AnyMessage, Bye, Checkpoint, Latents, Outcome
 
 # Asked this often whether to stop; a message ends the wait at once.
 TURN_S = 0.2
@@ -18,13 +20,19 @@ MAX_TOLD_AT_ONCE = 256
 
 
 def serve(
-    agent: Agent, link: Link, stop: Callable[[], bool], prepare: Callable[[], object] = lambda: None
+    agent: Agent,
+    link: Link,
+    stop: Callable[[], bool],
+    prepare: Callable[[], object] = lambda: None,
+    *,
+    checkpoint_every: int = 64,
 ) -> str:
     """Serve the session until the streamer says Bye or ``stop`` says so.
 
     In each turn the agent is told everything that waits, in order; then it is asked, on the newest frame
-    alone; then, with its answers on their way, it thinks. So what it does follows from the order of the
-    messages and from no clock.
+    alone; then, with its answers on their way, it does every fit that is due. So what it does follows
+    from the order of the messages and from no clock. An agent that comes back is first told what an
+    earlier process of its name was told and decided, and goes on where that one was.
 
     Parameters
     ----------
@@ -34,59 +42,158 @@ def serve(
         Asked a few times a second.
     prepare
         Called once, when the first suggestion is on its way.
+    checkpoint_every
+        Messages told between two checkpoints; as many as there are measurements, once that is more, so
+        that what a checkpoint costs for each message does not grow.
 
     Returns
     -------
     reason
         Why it ended, in the streamer's words.
+
+    Raises
+    ------
+    ConnectionError
+        If there is no streamer of this session any more.
     """
-    log = structlog.get_logger()
-    is_prepared = False
-    while not stop():
-        for message in _waiting(link):
+    conversation = _Conversation(agent, link, prepare, checkpoint_every)
+    return conversation.take_up(stop) or conversation.go_on(stop)
+
+
+class _Conversation:
+    def __init__(
+        self, agent: Agent, link: Link, prepare: Callable[[], object], checkpoint_every: int
+    ) -> None:
+        self._agent = agent
+        self._link = link
+        self._prepare = prepare
+        self._is_prepared = False
+        self._checkpoint_every = checkpoint_every
+        self._told = 0  # number of the last record that the agent was told
+        self._told_since = 0  # the last checkpoint, so many messages
+        self._ahead: AnyMessage | None = None  # came when the history was looked for
+        self._log = structlog.get_logger()
+
+    # -- history -------------------------------------------------------------------------------
+
+    def take_up(self, stop: Callable[[], bool]) -> str:
+        """Come to where an earlier process was; return why it ended, if it did before."""
+        last = self._link.welcome.history_record
+        if not last:
+            return ""
+        history = History(self._agent)
+        while self._link.last_record < last:
+            if stop():
+                return "stopped"
+            before = self._link.last_record
+            message = self._link.receive(TURN_S)
             if isinstance(message, Bye):
-                return message.reason
-            if isinstance(message, Latents | Outcome):
-                _tell(agent, link, message, log)
-        while (suggestion := agent.ask()) is not None:
-            link.send(suggestion)
-            log.info(
+                return message.reason or "the session ended"
+            if message is None or self._link.last_record == before:  # nothing, or no record
+                continue
+            if self._link.last_record > last:
+                self._ahead = message
+            else:
+                history.take(self._link.last_record, message)
+        history.finish()
+        self._go_on_from(history)
+        return ""
+
+    def _go_on_from(self, history: History) -> None:
+        """Do what the earlier process still owed: scores, suggestions and fits."""
+        self._told, self._told_since = history.told, history.count
+        if history.problem:
+            self._log.warning("checkpoint not used", reason=history.problem)
+        self._log.info(
+            "history taken in",
+            told=history.told,
+            messages=history.count,
+            passed_over=history.passed_over,
+            **self._agent.statistics(),
+        )
+        for score in history.unsaid:
+            self._link.send(score)
+        self._decide()
+
+    # -- turns ---------------------------------------------------------------------------------
+
+    def go_on(self, stop: Callable[[], bool]) -> str:
+        """Take turns until the end; return why it ended."""
+        while not stop():
+            ended = self._hear()
+            if ended is not None:
+                return ended.reason
+            self._decide()
+            self._keep()
+        return "stopped"
+
+    def _hear(self) -> Bye | None:
+        """Wait for a message and tell the agent all that wait with it, in order; stop at a Bye."""
+        timeout_s = TURN_S
+        for _ in range(MAX_TOLD_AT_ONCE):
+            message = self._ahead or self._link.receive(timeout_s)
+            self._ahead, timeout_s = None, 0.0
+            if message is None or isinstance(message, Bye):
+                return message
+            self._take(message)
+        return None
+
+    def _take(self, message: AnyMessage) -> None:
+        match message:
+            case Latents() | Outcome():
+                self._told = self._link.last_record
+                self._told_since += 1
+                self._tell(message)
+            case Ack(status="refused"):
+                self._log.warning("message refused", reason=message.reason)
+            case _:
+                pass
+
+    def _tell(self, message: Latents | Outcome) -> None:
+        """Tell the agent; report the score, or say why there is none."""
+        try:
+            score = self._agent.tell(message)
+        except UnknownOutcome as error:
+            self._log.warning("outcome not taken", reason=str(error))
+            return
+        if score is not None:
+            self._link.send(score)
+            self._log.info(
+                "scored", id=score.id, value=score.value, sd=score.variance**0.5, objective=score.objective
+            )
+        elif isinstance(message, Outcome):
+            self._log.warning("no score", id=message.id, status=message.status, reason=_why_no_score(message))
+
+    def _decide(self) -> None:
+        """Ask until there is no more to suggest; then do the fits that are due."""
+        while (suggestion := self._agent.ask()) is not None:
+            self._link.send(msgspec.structs.replace(suggestion, told=self._told))
+            self._log.info(
                 "suggested", id=suggestion.id, position_nm=suggestion.position_nm, reason=suggestion.reason
             )
-            if not is_prepared:
-                prepare()
-                is_prepared = True
-        if agent.refit():
-            log.info("model refitted")
-    return "stopped"
+            if not self._is_prepared:
+                self._prepare()
+                self._is_prepared = True
+        while (fit := self._agent.refit()) is not None:
+            self._link.send(msgspec.structs.replace(fit, told=self._told))
+            self._log.info("model refitted", revision=fit.revision, observations=fit.observations)
 
-
-def _waiting(link: Link) -> list[AnyMessage]:
-    """Wait for a message and take all that wait with it, in order."""
-    messages: list[AnyMessage] = []
-    message = link.receive(TURN_S)
-    while message is not None:
-        messages.append(message)
-        if len(messages) >= MAX_TOLD_AT_ONCE:
-            break
-        message = link.receive(0)
-    return messages
-
-
-def _tell(
-    agent: Agent, link: Link, message: Latents | Outcome, log: structlog.typing.FilteringBoundLogger
-) -> None:
-    """Tell the agent; report the score, or say why there is none."""
-    try:
-        score = agent.tell(message)
-    except UnknownOutcome as error:
-        log.warning("outcome not taken", reason=str(error))
-        return
-    if score is not None:
-        link.send(score)
-        log.info("scored", id=score.id, value=score.value, sd=score.variance**0.5, objective=score.objective)
-    elif isinstance(message, Outcome):
-        log.warning("no score", id=message.id, status=message.status, reason=_why_no_score(message))
+    def _keep(self) -> None:
+        """Send a checkpoint, when enough was told since the last."""
+        measured = self._agent.statistics().get("ok", 0)
+        if self._told_since < max(self._checkpoint_every, measured):
+            return
+        facts, arrays = self._agent.checkpoint()
+        self._link.send(
+            Checkpoint(
+                session=self._link.welcome.session,
+                of=self._link.name,
+                told=self._told,
+                facts=facts,
+                arrays=arrays,
+            )
+        )
+        self._told_since = 0
 
 
 def _why_no_score(outcome: Outcome) -> str:

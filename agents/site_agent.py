@@ -8,14 +8,19 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from agents.candidates import Candidates, Site
 from agents.config import AgentConfig
-from agents.ledger import Aim, Ledger
+from agents.ledger import Aim, Ledger, LedgerState
 from agents.objective import Objective, ObjectiveConfig, Reading, UnreadableSpectrum
-from streamer.messages import Float32, Latents, Outcome, Score, Suggestion
+from agents.snapshot import Arrays, pack, unpack
+from streamer.messages import Float32, Latents, ModelRevision, Outcome, Score, Suggestion
+
+# How the reason of a suggestion begins that a broken model did not take part in.
+NOT_FINITE = "the model is not finite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +71,25 @@ class Observation:
     reading: Reading | None = None
 
 
+class SiteAgentState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, eq=False):
+    """Everything that decides what comes next, and that was not configured.
+
+    Attributes
+    ----------
+    configured, objective
+        What the configuration said to look for, and what was looked for in the end.
+    observations, ledger, candidates, counts
+        As in ``SiteAgent``.
+    """
+
+    configured: ObjectiveConfig
+    objective: ObjectiveConfig
+    observations: list[Observation]
+    ledger: LedgerState
+    candidates: Candidates | None
+    counts: dict[str, int]
+
+
 class SiteAgent(ABC):
     """An agent that chooses among the atoms of the current frame; a policy says which.
 
@@ -92,9 +116,9 @@ class SiteAgent(ABC):
     def _choose(self, candidates: Candidates, free: NDArray[np.int64]) -> Choice:
         """Take one of the free candidates; there is at least one."""
 
-    def refit(self) -> bool:
+    def refit(self) -> ModelRevision | None:
         """Think at length where that is due; a baseline never does."""
-        return False
+        return None
 
     @property
     def model_revision(self) -> int:
@@ -202,20 +226,24 @@ class SiteAgent(ABC):
             return None
         choice = self._choose(candidates, free)
         suggestion = self._suggestion(candidates, choice)
-        self._ledger.open(suggestion.id, Aim(candidates.site(choice.index), candidates))
+        self._issue(suggestion, Aim(candidates.site(choice.index), candidates))
         return suggestion
 
+    def _issue(self, suggestion: Suggestion, aim: Aim) -> None:
+        self._ledger.open(suggestion.id, aim)
+        self._counts["model not finite"] += suggestion.reason.startswith(NOT_FINITE)
+
     def _suggestion(self, candidates: Candidates, choice: Choice) -> Suggestion:
-        latents = candidates.latents
+        frame = candidates.frame
         x_nm, y_nm = candidates.position_nm[choice.index].tolist()
         return Suggestion(
-            session=latents.session,
-            number=latents.number,
-            acquired_at_s=latents.acquired_at_s,
+            session=frame.session,
+            number=frame.number,
+            acquired_at_s=frame.acquired_at_s,
             # The frame's number keeps ids unique when an agent is restarted within a session.
-            id=f"{self.policy}-{self.seed}-{latents.number}-{self._ledger.issued}",
+            id=f"{self.policy}-{self.seed}-{frame.number}-{self._ledger.issued}",
             position_nm=(x_nm, y_nm),
-            registration_revision=latents.registration.revision,
+            registration_revision=frame.registration_revision,
             dwell_time_us=self.config.dwell_time_us,
             track=int(candidates.track[choice.index]),
             predicted_mean=choice.predicted_mean,
@@ -225,3 +253,59 @@ class SiteAgent(ABC):
             policy=self.policy,
             model_revision=self.model_revision,
         )
+
+    # -- live on -------------------------------------------------------------------------------
+
+    def recall(self, decision: Suggestion | ModelRevision) -> None:
+        """Take in a decision of an earlier process as if it had just been made here; see ``Agent``.
+
+        One that cannot be placed, because what went before it is not known, is counted as ``forgotten``.
+        """
+        if isinstance(decision, ModelRevision):
+            self._recall_fit(decision)
+            return
+        candidates = self._candidates
+        if candidates is None or not len(candidates):
+            self._counts["forgotten"] += 1
+            self._ledger.pass_over()
+            return
+        index = candidates.recognise(decision.position_nm, decision.track)
+        self._issue(decision, Aim(candidates.site(index), candidates))
+
+    def _recall_fit(self, _: ModelRevision) -> None:
+        """Take the model of a fit; a policy without one has none to take."""
+        self._counts["forgotten"] += 1
+
+    def checkpoint(self) -> tuple[bytes, Arrays]:
+        """Say everything that it knows; see ``Agent``."""
+        return pack(self._state(), self.policy)
+
+    def restore(self, facts: bytes, arrays: Arrays) -> None:
+        """Be as the agent was that made this checkpoint; see ``Agent``.
+
+        Where the configuration asks for another objective than it did then, every spectrum is read anew.
+        """
+        state = unpack(facts, arrays, SiteAgentState, self.policy)
+        self._take(state)
+        self._follow_configuration(state)
+
+    def _state(self) -> SiteAgentState:
+        return SiteAgentState(
+            configured=self.config.objective,
+            objective=self.objective.config,
+            observations=list(self.observations),
+            ledger=self._ledger.state(),
+            candidates=self._candidates,
+            counts=dict(self._counts),
+        )
+
+    def _take(self, state: SiteAgentState) -> None:
+        self.objective = Objective(state.objective)
+        self.observations = list(state.observations)
+        self._ledger.restore(state.ledger)
+        self._candidates = state.candidates
+        self._counts = Counter(state.counts)
+
+    def _follow_configuration(self, state: SiteAgentState) -> None:
+        if state.configured != self.config.objective:
+            self.change_objective(self.config.objective)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
 from agents import lazy_botorch
 
@@ -54,6 +54,43 @@ class Hyperparameters:
     def before_any_fit(cls, latent_dim: int) -> Hyperparameters:
         """Start from the modes of the priors: what is alike in its latents has a like objective."""
         return cls(0.0, 1.0, np.full(latent_dim, math.sqrt(latent_dim)), 0.1, 0.5)
+
+    @property
+    def is_finite(self) -> bool:
+        """Is every one of them a number?"""
+        return all(math.isfinite(value) for values in self.parameters().values() for value in values)
+
+    def parameters(self) -> dict[str, list[float]]:
+        """Name them all, bit for bit."""
+        return {
+            "mean": [self.mean],
+            "latent_variance": [self.latent_variance],
+            "latent_lengths": self.latent_lengths.tolist(),
+            "position_variance": [self.position_variance],
+            "position_length": [self.position_length],
+        }
+
+    @classmethod
+    def of_parameters(cls, parameters: dict[str, list[float]]) -> Hyperparameters:
+        """Make them again from ``parameters()``.
+
+        Raises
+        ------
+        ValueError
+            If a name is missing, too many, or has not one value.
+        """
+        numbers = dict(parameters)
+        lengths = numbers.pop("latent_lengths", None)
+        names = {"mean", "latent_variance", "position_variance", "position_length"}
+        if lengths is None or set(numbers) != names or any(len(value) != 1 for value in numbers.values()):
+            raise ValueError(
+                f"a model revision has the parameters {sorted(parameters)}; "
+                f"it takes one each of {', '.join(sorted(names))}, and latent_lengths"
+            )
+        return cls(
+            latent_lengths=np.array(lengths, dtype=np.float64),
+            **{name: value for name, (value,) in numbers.items()},
+        )
 
     def covariance(self, x: Float64, other: Float64) -> Float64:
         """Covariance between places ``(n, d + 2)`` and ``(m, d + 2)``, shape ``(n, m)``."""
@@ -121,6 +158,7 @@ class Surrogate:
             Objective and its measured variance, shape ``(n,)``, in its unit and unit squared.
         """
         self._x = x
+        self._told_y, self._told_variance = y, variance
         self._offset = float(y.mean()) if y.size else 0.0
         spread = float(y.std(ddof=1)) if y.size > 1 else 0.0
         self._unit = spread or float(np.sqrt(variance.mean() if y.size else 0.0)) or 1.0
@@ -141,7 +179,8 @@ class Surrogate:
         Returns
         -------
         mean, sd
-            Of the objective without counting noise, shape ``(m,)``, in its unit.
+            Of the objective without counting noise, shape ``(m,)``, in its unit; NaN where the
+            hyperparameters make no covariance.
         """
         n = self.size
         known, noise = self._x, self._noise
@@ -153,9 +192,16 @@ class Surrogate:
         prior_variance = theta.latent_variance + theta.position_variance
         if not len(known):
             return self._in_unit(np.full(len(x), theta.mean), np.full(len(x), prior_variance))
-        factor = cholesky(theta.covariance(known, known) + np.diag(noise), lower=True, check_finite=False)
+        try:
+            factor = cholesky(theta.covariance(known, known) + np.diag(noise), lower=True, check_finite=False)
+        except LinAlgError:
+            return np.full(len(x), np.nan), np.full(len(x), np.nan)
         # The pending places come last, so the first n rows are those of the observations alone.
-        residual = solve_triangular(factor[:n, :n], self._y - theta.mean, lower=True) if n else self._y
+        residual = (
+            solve_triangular(factor[:n, :n], self._y - theta.mean, lower=True, check_finite=False)
+            if n
+            else self._y
+        )
         mean, variance = np.full(len(x), theta.mean), np.full(len(x), prior_variance)
         for first in range(0, len(x), AT_ONCE):
             part = slice(first, first + AT_ONCE)
@@ -175,14 +221,35 @@ class Surrogate:
         mean, _ = self.posterior(self._x)
         return float(mean.max())
 
-    def refit(self) -> None:
+    def refit(self, size: int | None = None) -> bool:
         """Find the hyperparameters that the observations and the priors make most probable.
 
         By BoTorch's L-BFGS from where the last fit ended; deterministic, for nothing is drawn.
+
+        Parameters
+        ----------
+        size
+            Fit to the first so many observations; None takes all.
+
+        Returns
+        -------
+        is_better
+            False where the fit found no finite numbers: those of the last fit stay.
         """
         lazy_botorch.load()
-        self.hyperparameters = _fit(self.botorch_model())
+        found = _fit(self._of_the_first(self.size if size is None else size).botorch_model())
         self.revision += 1
+        if not found.is_finite:
+            return False
+        self.hyperparameters = found
+        return True
+
+    def _of_the_first(self, size: int) -> Surrogate:
+        """Make what it was when it had been told no more."""
+        earlier = Surrogate(self.latent_dim)
+        earlier.hyperparameters = self.hyperparameters
+        earlier.tell(self._x[:size], self._told_y[:size], self._told_variance[:size])
+        return earlier
 
     def botorch_model(self) -> Any:
         """Make the same process as a BoTorch ``SingleTaskGP`` on the standardised objective, float64."""
