@@ -39,7 +39,7 @@ _SEGMENT_NAME = re.compile(r"journal-(\d{6})\.plj")
 _AHEAD_BYTES = 16 << 20
 _COPY_BYTES = 1 << 20
 
-Parts = Sequence[bytes | memoryview]
+Parts = Sequence[bytes | bytearray | memoryview]
 
 
 class JournalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,11 +55,15 @@ class JournalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     keep_gb
         When a new file is begun, the oldest are deleted as long as this much is left; 0 keeps
         everything. The last two files, and what a restart needs, always stay.
+    on_full
+        What happens when the disk is full: ``pause`` acks nothing, parks the beam and goes on once there
+        is room; ``unrecorded`` goes on and keeps nothing, and every ack says so.
     """
 
     durability: Literal["written", "fsynced"] = "written"
     segment_mb: int = 1024
     keep_gb: float = 0.0
+    on_full: Literal["pause", "unrecorded"] = "pause"
 
     def __post_init__(self) -> None:
         if not 1 <= self.segment_mb <= 1_000_000:
@@ -240,7 +244,7 @@ class Journal:
     # -- appending -----------------------------------------------------------------------------
 
     def reserve(self, size_bytes: int) -> None:
-        """Make sure that the disk takes what is appended next.
+        """Make sure that the disk takes what is appended next; it replaces an earlier reservation.
 
         Parameters
         ----------
@@ -252,8 +256,9 @@ class Journal:
         OSError
             If the disk has no room for it; the journal is as it was before.
         """
+        self._promised_end = 0
         self._make_room(size_bytes)
-        self._promised_end = max(self._promised_end, self._end + size_bytes)
+        self._promised_end = self._end + size_bytes
 
     def append(
         self, parts: Parts, received_at_s: float, *, kind: str = KINDS[0], monotonic_s: float = 0.0
@@ -397,7 +402,7 @@ class Journal:
     def records_from(self, record: int, kinds: Collection[str] | None = None) -> Iterator[Record]:
         """Read the records from a number on, also those that were appended just now.
 
-        Damaged bytes are passed over and told to the log; a record may still not decode.
+        What is damaged is passed over and told to the log.
 
         Parameters
         ----------
@@ -408,8 +413,13 @@ class Journal:
         """
         codes = None if kinds is None else kind_codes(kinds)
         for found, file in self._prefixes_from(record):
-            if codes is None or found.code in codes:
-                yield file.record(found)
+            if codes is not None and found.code not in codes:
+                continue
+            content = file.record(found)
+            if content.is_whole():
+                yield content
+            else:
+                self._log.warning("journal record damaged", segment=str(file.path), record=found.number)
 
     def last_checkpoint(self, of: str) -> Record | None:
         """Find the newest checkpoint of an owner that is whole; None if there is none.
@@ -556,7 +566,7 @@ def _newest_checkpoint(file: SegmentFile, index: Index, of: str) -> Record | Non
                 continue
             record = file.record(prefix)
             message = record.message()
-        except (ValueError, RecursionError):  # damaged; also what decode raises is a ValueError
+        except (ValueError, RecursionError, OverflowError):  # damaged; also a WireError is a ValueError
             continue
         if isinstance(message, Checkpoint) and message.of == of:
             return record
