@@ -134,11 +134,39 @@ def replay(
     speed: Speed = "1",
     pixel_size_nm: PixelSize = None,
     live: Live = True,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Play nothing: decide the session anew from its journal, and compare bit for bit. "
+            "Exit code 1 if anything comes out differently.",
+        ),
+    ] = False,
+    counterfactual: Annotated[
+        Path | None,
+        typer.Option(
+            help="Play nothing: let the agent of these settings decide on what was recorded, "
+            "and compare how soon it finds the best.",
+            show_default=False,
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the picture of --counterfactual.", show_default="the session's"),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Of --verify and --counterfactual: print one JSON object.")
+    ] = False,
 ) -> None:
     """Play a [bold]recording[/bold] through the loop as if its microscope were connected.
 
     What the agent asks for and was not recorded is refused, never invented. Ends with the recording.
     """
+    flags = ["--json"] if as_json else []
+    if verify:
+        _become("deploy.verify", str(path), *_options(config=config), *flags)
+    if counterfactual is not None:
+        _become("deploy.counterfactual", str(path), str(counterfactual), *_options(to=to), *flags)
     changes = {
         "agent.policy": policy,
         "agent.seed": seed,
