@@ -176,8 +176,9 @@ class Explorer(SiteAgent):
         if not self._due or self._surrogate is None or self._candidates is None:
             return None
         fit = self._due.popleft()
-        self._counts["fits not finite"] += not self._surrogate.refit(fit.size)
-        self._revision = fit.number
+        before = self._surrogate.hyperparameters
+        self._surrogate.refit(fit.size)
+        self._note_fit(fit.number, before, self._surrogate.hyperparameters)
         return ModelRevision(
             session=self._candidates.frame.session,
             policy=self.policy,
@@ -187,13 +188,18 @@ class Explorer(SiteAgent):
             parameters=self._surrogate.hyperparameters.parameters(),
         )
 
+    def _note_fit(self, number: int, before: Hyperparameters, after: Hyperparameters) -> None:
+        """Count it; a fit that found no finite numbers left everything as it was."""
+        self._revision = number
+        self._counts["fits without result"] += before.parameters() == after.parameters()
+
     def _recall_fit(self, fit: ModelRevision) -> None:
         found = Hyperparameters.of_parameters(fit.parameters)
         if self._surrogate is None or self._surrogate.latent_dim != found.latent_lengths.size:
             super()._recall_fit(fit)
             return
+        self._note_fit(fit.revision, self._surrogate.hyperparameters, found)
         self._surrogate.hyperparameters = found
-        self._revision = fit.revision
         while self._due and self._due[0].number <= fit.revision:
             self._due.popleft()
         if fit.revision > self._fits_asked:  # what made it due is not known here

@@ -221,28 +221,22 @@ class Surrogate:
         mean, _ = self.posterior(self._x)
         return float(mean.max())
 
-    def refit(self, size: int | None = None) -> bool:
+    def refit(self, size: int | None = None) -> None:
         """Find the hyperparameters that the observations and the priors make most probable.
 
-        By BoTorch's L-BFGS from where the last fit ended; deterministic, for nothing is drawn.
+        By BoTorch's L-BFGS from where the last fit ended; deterministic, for nothing is drawn. Where it
+        finds no finite numbers, those of the last fit stay.
 
         Parameters
         ----------
         size
             Fit to the first so many observations; None takes all.
-
-        Returns
-        -------
-        is_better
-            False where the fit found no finite numbers: those of the last fit stay.
         """
         lazy_botorch.load()
         found = _fit(self._of_the_first(self.size if size is None else size).botorch_model())
         self.revision += 1
-        if not found.is_finite:
-            return False
-        self.hyperparameters = found
-        return True
+        if found.is_finite:
+            self.hyperparameters = found
 
     def _of_the_first(self, size: int) -> Surrogate:
         """Make what it was when it had been told no more."""

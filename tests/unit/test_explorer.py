@@ -1,5 +1,6 @@
 """The explorer in a world of 1,500 atoms, of which fifteen carry silicon and five carry most."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -231,3 +232,58 @@ def test_a_frame_with_hardly_an_atom_is_answered(positions):
 def per_atom_fields(latents: Latents) -> list[str]:
     arrays = {f: getattr(latents, f) for f in latents.__struct_fields__}
     return [name for name, value in arrays.items() if isinstance(value, np.ndarray)]
+
+
+@pytest.mark.parametrize("broken", [{"position_length": np.nan}, {"latent_variance": -1.0}, {"mean": np.inf}])
+def test_a_model_that_is_not_finite_decides_nothing_and_says_so(broken):
+    agent, world = Explorer(unlimited()), World(0)
+    explore(agent, world, 24)
+    before = agent.statistics()["model not finite"]
+    agent._surrogate.hyperparameters = replace(agent._surrogate.hyperparameters, **broken)
+    suggestion = agent.ask()
+    assert suggestion.reason.startswith("the model is not finite; first look: ")
+    assert np.isnan([suggestion.predicted_mean, suggestion.predicted_sd, suggestion.acquisition]).all()
+    assert agent.statistics()["model not finite"] == before + 1 == 1
+
+
+def test_a_fit_that_finds_no_number_leaves_the_last_one_and_is_counted(monkeypatch):
+    agent, world = Explorer(unlimited()), World(0)
+    explore(agent, world, 24)
+    revision = agent.model_revision
+    before = agent._surrogate.hyperparameters
+    monkeypatch.setattr("agents.surrogate._fit", lambda model: replace(before, mean=np.nan))
+    explore(agent, world, 6)
+    assert agent.model_revision > revision
+    assert agent._surrogate.hyperparameters is before
+    assert agent.statistics()["fits without result"] == agent.model_revision - revision
+    assert agent.ask().reason.startswith(("expected", "hardly"))
+
+
+def test_a_fit_says_what_it_found_and_on_how_much():
+    agent, world = Explorer(unlimited()), World(0)
+    explore(agent, world, 7)
+    agent.tell(world.frame(9))
+    for _ in range(2):
+        agent.tell(world.outcome(agent.ask()))
+    fit = agent.refit()
+    assert (fit.policy, fit.session, fit.revision) == ("explorer", "s", 1)
+    assert fit.observations == 8  # though a ninth is known: it became due at the eighth
+    assert len(fit.parameters["latent_lengths"]) == 4
+    assert agent.refit() is None
+
+
+def test_another_objective_in_the_configuration_wins_over_the_checkpoint():
+    one, world = Explorer(unlimited()), World(0)
+    explore(one, world, 12)
+    tail = ObjectiveConfig(kind="peak_position", label="tail", window_ev=(0.0, 12.0), peak_half_width_ev=4.0)
+    other = Explorer(unlimited(objective=tail))
+    other.restore(*one.checkpoint())
+    assert other.objective.name == "tail peak position (eV)"
+    assert all(0.0 < o.reading.value < 12.0 for o in other.observations)
+    one.change_objective(tail)
+    again = Explorer(unlimited())
+    again.restore(*one.checkpoint())
+    assert again.objective.name == "tail peak position (eV)"
+    frame = world.frame(9)
+    suggestions = [msgspec.msgpack.encode(each.tell(frame) or each.ask()) for each in (one, again)]
+    assert suggestions[0] == suggestions[1]
