@@ -267,7 +267,7 @@ class Hub:
         self._event("session_resumed" if self.progress.rows else "session_started", self.session)
         if self.progress.operator_hold:
             self._hold(self.progress.operator_hold)
-        self._worker.start(lambda: self._router.waker().wake)
+        self._worker.start(self._router.waker)
         started_s = time.monotonic()
         try:
             while not self._is_over(stop, started_s):
@@ -520,9 +520,7 @@ class Hub:
         if known is None:
             return
         if not known.is_numbered:
-            self._event(
-                "frame refused" if known.name == INSTRUMENT else "refused", f"message from {known}: {error}"
-            )
+            self._event("refused", f"message from {known}: {error}")
             refusal = Ack(session=self.session, number=-1, status="refused", reason=str(error))
             self._router.send(peer, refusal)
         elif error.sequence:

@@ -304,6 +304,12 @@ class Link:
         self._dealer.close(1.0)
         return leftover
 
+    def abandon(self) -> None:
+        """Close without a word, as a process does that is killed: what has no ack may be lost."""
+        if self._pulse is not None:
+            self._pulse.stop()
+        self._dealer.close(0)
+
     def _drain(self, drain_s: float) -> list[AnyMessage]:
         leftover: list[AnyMessage] = []
         deadline_s = time.monotonic() + drain_s
@@ -325,7 +331,10 @@ class Link:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close(reason="" if error is None else type(error).__name__)
+        if error is None:
+            self.close()
+        else:  # a program that fails does not end the session: it is started again
+            self.abandon()
 
 
 class _Pulse:

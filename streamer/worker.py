@@ -27,6 +27,18 @@ class FrameProcessor(Protocol):
         ...
 
 
+class Waker(Protocol):
+    """Ends the hub's wait from the pipeline's thread."""
+
+    def wake(self) -> None:
+        """End the wait; never blocks."""
+        ...
+
+    def close(self) -> None:
+        """Close; called in the thread that wakes."""
+        ...
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What came of one frame.
 
@@ -86,9 +98,9 @@ class Worker:
         self._busy_since_s: float | None = None
         self._done = 0
 
-    def start(self, wake: Callable[[], Callable[[], None]]) -> None:
-        """Start; ``wake`` is called in the thread and makes what tells the hub of a result."""
-        self._thread = threading.Thread(target=self._run, args=(wake,), name="pipeline", daemon=True)
+    def start(self, make_waker: Callable[[], Waker]) -> None:
+        """Start; ``make_waker`` is called in the thread and makes what tells the hub of a result."""
+        self._thread = threading.Thread(target=self._run, args=(make_waker,), name="pipeline", daemon=True)
         self._thread.start()
 
     def put(self, frame: Frame) -> None:
@@ -116,15 +128,17 @@ class Worker:
         if self._thread is not None:
             self._thread.join(timeout=patience_s)
 
-    def _run(self, wake: Callable[[], Callable[[], None]]) -> None:
-        tell = wake()
+    def _run(self, make_waker: Callable[[], Waker]) -> None:
+        waker = make_waker()
         try:
             while (frame := self._inbox.get()) is not None:
                 self._outbox.put(self._process(frame))
-                tell()
+                waker.wake()
         except BaseException as fault:  # raised again in the hub's thread, which ends the process
             self._outbox.put(fault)
-            tell()
+            waker.wake()
+        finally:
+            waker.close()
 
     def _process(self, frame: Frame) -> Result:
         meter = _FrameMeter(self._meter)

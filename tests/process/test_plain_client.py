@@ -39,6 +39,9 @@ def test_client_of_the_documentation_sends_a_frame_and_obeys_a_request(
         def process(self, frame, meter):
             return Processed(corrected=frame, atoms=make_atoms(frame), latents=make_latents(number=0))
 
+        def state(self):
+            return None
+
     router, publisher = Router("tcp://127.0.0.1:0"), Publisher("tcp://127.0.0.1:0")
     journal = Journal(tmp_path, JournalConfig())
     hub = Hub(
