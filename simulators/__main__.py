@@ -15,9 +15,9 @@ import typer
 from numpy.typing import NDArray
 
 from simulators.formats import RecordingError
-from simulators.instrument import Instrument, Served, serve
+from simulators.instrument import GIVE_UP_S, Instrument, Served, serve
 from streamer.config_file import read_config
-from streamer.wire import Link
+from streamer.link import Link
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,6 +37,10 @@ Speed = Annotated[
 MaxFrames = Annotated[
     int | None, typer.Option(min=1, help="Stop after so many frames; without it, go on until ended.")
 ]
+GiveUp = Annotated[
+    float,
+    typer.Option(min=0, help="Seconds to wait for a streamer that went silent, with the beam parked."),
+]
 
 
 @app.command()
@@ -53,6 +57,7 @@ def stem(
     ] = None,
     max_frames: MaxFrames = None,
     speed: Speed = "1",
+    give_up_s: GiveUp = GIVE_UP_S,
 ) -> None:
     """Scan a simulated sheet of graphene with silicon atoms, vacancies and a grain boundary.
 
@@ -67,7 +72,7 @@ def stem(
         instrument = StemInstrument(read_config(config, "simulate.stem", StemConfig, said))
     except ValueError as error:
         raise _refusal(str(error)) from None
-    _play(instrument, connect, rate, max_frames, truth)
+    _play(instrument, connect, rate, max_frames, truth, give_up_s)
 
 
 @app.command()
@@ -79,6 +84,7 @@ def replay(
     pixel_size_nm: Annotated[
         float | None, typer.Option(help="Edge of a pixel, for files that do not carry a scale.")
     ] = None,
+    give_up_s: GiveUp = GIVE_UP_S,
 ) -> None:
     """Play a recording as if its microscope were connected; what was not recorded is refused."""
     from simulators.replay import open_recording
@@ -88,11 +94,16 @@ def replay(
         instrument = open_recording(path, pixel_size_nm=pixel_size_nm)
     except (ValueError, OSError) as error:
         raise _refusal(str(error)) from None
-    _play(instrument, connect, rate, max_frames, None)
+    _play(instrument, connect, rate, max_frames, None, give_up_s)
 
 
 def _play(
-    instrument: Instrument, address: str, speed: float, max_frames: int | None, truth: Path | None
+    instrument: Instrument,
+    address: str,
+    speed: float,
+    max_frames: int | None,
+    truth: Path | None,
+    give_up_s: float,
 ) -> None:
     try:
         link = Link(address, role="instrument", name=instrument.name, timeout_s=CONNECT_S)
@@ -102,21 +113,34 @@ def _play(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     first_number = link.welcome.next_number
-    typer.echo(f"{instrument.name}: connected to {address}, session {link.welcome.session}", err=True)
+
+    def say(text: str) -> None:
+        typer.echo(f"{instrument.name}: {text}", err=True)
+
+    say(f"connected to {address}, session {link.welcome.session}")
     try:
-        served = serve(instrument, link, speed=speed, max_frames=max_frames, stop=stopped.is_set)
+        served = serve(
+            instrument,
+            link,
+            speed=speed,
+            max_frames=max_frames,
+            stop=stopped.is_set,
+            say=say,
+            give_up_s=give_up_s,
+        )
     except (ConnectionError, RecordingError) as error:
         raise _failure(str(error)) from None
     finally:
         if truth is not None:
             write_truth(truth, instrument.truth(), first_number)
-    typer.echo(f"{instrument.name}: {_account(served)}", err=True)
+    say(_account(served))
 
 
 def _account(served: Served) -> str:
     return (
         f"{served.ended}; {served.frames} frames and {served.sub_scans} sub-scans sent, "
-        f"{served.refused} refused, {served.outcomes} requests answered"
+        f"{served.refused} refused, {served.broken_off} broken off, {served.outcomes} requests answered, "
+        f"parked {served.parked} times"
     )
 
 

@@ -1,7 +1,9 @@
 """What an instrument is, and how it speaks with the streamer: exactly as a real one does.
 
-Between two frames an instrument does all that it has been asked to; a frame under way is never broken
-off. It sends no more frames than the ack window has places for.
+Between two frames an instrument does all that it has been asked to; it sends no more frames than the
+ack window has places for. It parks its beam at once when it is told to, and by itself when the streamer
+falls silent: a beam that nobody watches over only harms the specimen. What was under way then is broken
+off and never delivered in part.
 """
 
 from __future__ import annotations
@@ -17,11 +19,15 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from streamer.messages import Bye, Frame, Outcome, OutcomeStatus, Request
-from streamer.wire import Link
+from streamer.link import Link
+from streamer.messages import Bye, Command, Frame, Outcome, OutcomeStatus, Request
 
 LISTEN_S = 0.05  # how long one wait may last before ``stop`` is asked again
+FINE_S = 0.002  # a socket waits in whole milliseconds: the last two are slept
 CATCH_UP_S = 0.5  # an instrument that fell further behind than this does not hurry to make it up
+SILENT_S = 2.0  # a streamer that says nothing for so long watches over nothing
+GIVE_UP_S = 600.0
+REMEMBERED = 4096  # requests; one that comes again is younger than that many others
 
 
 class Instrument(Protocol):
@@ -36,11 +42,33 @@ class Instrument(Protocol):
         """Give the next full frame; None when there are no more.
 
         ``session`` is empty and ``number`` 0: ``serve`` gives them.
+
+        Raises
+        ------
+        RuntimeError
+            While the beam is parked.
         """
         ...
 
     def execute(self, request: Request) -> tuple[Outcome, Frame | None]:
-        """Do what is asked, or say why not; a sub-scan comes with its frame. Data is never invented."""
+        """Do what is asked, or say why not; a sub-scan comes with its frame. Data is never invented.
+
+        While the beam is parked it is ``aborted``.
+        """
+        ...
+
+    def park(self) -> None:
+        """Blank or park the beam at once: the specimen gets no dose until ``go``."""
+        ...
+
+    def go(self, parked_s: float) -> None:
+        """Take the beam back to work.
+
+        Parameters
+        ----------
+        parked_s
+            Time that passed meanwhile, for an instrument whose time is simulated.
+        """
         ...
 
     def truth(self) -> dict[str, NDArray[np.generic]] | None:
@@ -58,10 +86,15 @@ class Served:
         Number of its first frame.
     frames, sub_scans
         Frames sent.
+    broken_off
+        Frames that were begun and not sent: the beam was parked, they were cancelled, or the session
+        ended. Their numbers stay empty.
     outcomes
         Requests answered, done or not.
     refused
         Frames that the streamer did not keep.
+    parked
+        How often the beam was parked.
     ended
         Why it stopped, for a person.
     """
@@ -69,8 +102,10 @@ class Served:
     first_number: int
     frames: int = 0
     sub_scans: int = 0
+    broken_off: int = 0
     outcomes: int = 0
     refused: int = 0
+    parked: int = 0
     ended: str = ""
 
 
@@ -81,11 +116,15 @@ def serve(
     speed: float = 1.0,
     max_frames: int | None = None,
     stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
     linger_s: float = 1.0,
-    silence_s: float = 60.0,
+    give_up_s: float = GIVE_UP_S,
 ) -> Served:
     """Play an instrument on the wire until it, the streamer or the operator ends it; close the link.
+
+    The beam is parked in the end, however it comes.
 
     Parameters
     ----------
@@ -99,24 +138,26 @@ def serve(
         Full frames to send; None is without limit.
     stop
         Asked often; True ends it.
-    clock
-        Seconds that pass, for the pacing.
+    say
+        Told in a few words when the beam is parked and when it goes on.
+    clock, sleep
+        Seconds that pass, and how they are passed, for the pacing.
     linger_s
         After the last frame, how long requests are still answered.
-    silence_s
-        How long a full window may wait for an ack.
+    give_up_s
+        How long a silent streamer is waited for, with the beam parked.
 
     Raises
     ------
     ConnectionError
-        If no ack comes for ``silence_s`` though frames wait for one.
+        If the streamer says nothing for ``give_up_s``.
     ValueError
         If the speed is not above 0.
     """
     if not speed > 0:
         raise ValueError(f"speed is {speed}; it takes a number above 0, or max")
-    pace = _Pace(speed, clock)
-    service = _Service(instrument, link, pace, max_frames, stop, clock, silence_s)
+    service = _Service(instrument, link, _Pace(speed, clock), max_frames, stop, say, clock, sleep, give_up_s)
+    instrument.go(0.0)
     try:
         service.play()
         service.linger(linger_s)
@@ -124,6 +165,8 @@ def serve(
     except BaseException as error:
         link.close(reason=type(error).__name__, drain_s=0.0)
         raise
+    finally:
+        instrument.park()
 
 
 class _Pace:
@@ -135,10 +178,15 @@ class _Pace:
         self._at_s: float | None = None
         self._due_s: float | None = None
 
-    def due_after_frame(self, acquired_at_s: float) -> float:
+    def due_after_frame(self, frame: Frame) -> float:
         """Say when a frame is due; the first one is at once."""
-        step_s = 0.0 if self._at_s is None else max(0.0, acquired_at_s - self._at_s)
-        self._at_s = acquired_at_s
+        if self._at_s is not None:
+            step_s = max(0.0, frame.acquired_at_s - self._at_s)
+        elif self._due_s is not None:  # the first one after the beam was parked
+            step_s = math.prod(frame.geometry.shape) * frame.dwell_time_us * 1e-6
+        else:
+            step_s = 0.0
+        self._at_s = frame.acquired_at_s
         return self._due_in(step_s)
 
     def due_after_outcome(self, outcome: Outcome) -> float:
@@ -148,6 +196,15 @@ class _Pace:
             took_s = min(took_s, max(0.0, outcome.ended_at_s - self._at_s))
             self._at_s += took_s
         return self._due_in(took_s)
+
+    def resume(self) -> float:
+        """Begin anew after a break; say by how much the instrument's clock is behind, in its seconds."""
+        self._at_s = None
+        if self._due_s is None or math.isinf(self._speed):
+            return 0.0
+        behind_s = max(0.0, self._clock() - self._due_s)
+        self._due_s += behind_s
+        return behind_s * self._speed
 
     def _due_in(self, step_s: float) -> float:
         if math.isinf(self._speed):
@@ -168,25 +225,40 @@ class _Service:
         pace: _Pace,
         max_frames: int | None,
         stop: Callable[[], bool],
+        say: Callable[[str], None],
         clock: Callable[[], float],
-        silence_s: float,
+        sleep: Callable[[float], None],
+        give_up_s: float,
     ) -> None:
         self._instrument = instrument
         self._link = link
         self._pace = pace
         self._max_frames = math.inf if max_frames is None else max_frames
         self._stop = stop
+        self._say = say
         self._clock = clock
-        self._silence_s = silence_s
+        self._sleep = sleep
+        self._give_up_s = give_up_s
         self._requests: deque[Request] = deque()
+        self._known: dict[str, None] = {}
+        self._under_way: str | None = None
+        self._is_cancelled = False
+        self._command: str | None = None  # why we were told to park; None if we were not
+        self._is_unheard = False
+        self._is_parked = False
         self._bye: Bye | None = None
         self._next_number = link.welcome.next_number
         self._served = Served(first_number=link.welcome.next_number)
+
+    # -- the course of a session ---------------------------------------------------------------
 
     def play(self) -> None:
         """Send frames, and between them do what is asked, until something ends it."""
         while not self.is_over():
             self._answer_all()
+            if self._is_parked:
+                self._listen(LISTEN_S)
+                continue
             if self._served.frames >= self._max_frames:
                 self._served.ended = "all frames sent"
                 return
@@ -195,18 +267,19 @@ class _Service:
                 self._served.ended = "end of recording"
                 return
             frame = self._numbered(frame)
-            self._wait_until(self._pace.due_after_frame(frame.acquired_at_s))
-            if self._send(frame):
+            if self._wait_until(self._pace.due_after_frame(frame)) and self._send(frame):
                 self._served.frames += 1
+            else:
+                self._served.broken_off += 1
 
     def linger(self, linger_s: float) -> None:
-        """Answer what the last frames still lead to; the time counts from the last ack."""
+        """Answer what the last frames still lead to; the time counts from the last ack, or the last park."""
         quiet_since_s = self._clock()
         while not self.is_over() and self._clock() - quiet_since_s < linger_s:
             waiting = self._link.unacked
             self._listen(LISTEN_S)
             self._answer_all()
-            if self._link.unacked < waiting:
+            if self._link.unacked < waiting or self._is_parked:
                 quiet_since_s = self._clock()
 
     def leave(self) -> Served:
@@ -214,6 +287,7 @@ class _Service:
         if self.is_over():
             self._served.ended = "operator" if self._bye is None else self._bye.reason or "streamer left"
         self._answer_all()
+        self._give_back_all("the session ended while the beam was parked")
         self._link.close(reason=self._served.ended, drain_s=2.0)
         self._served.refused = len(self._link.refused)
         return self._served
@@ -222,19 +296,80 @@ class _Service:
         """Whether the streamer or the operator ended it."""
         return self._bye is not None or self._stop()
 
+    # -- what comes in -------------------------------------------------------------------------
+
     def _listen(self, timeout_s: float) -> bool:
         """Take one message; False when none came. The link itself counts the acks."""
         message = self._link.receive(timeout_s)
         if isinstance(message, Request):
-            self._requests.append(message)
+            self._take(message)
+        elif isinstance(message, Command):
+            self._obey(message)
         elif isinstance(message, Bye):
             self._bye = message
+        if message is None:  # all that came is read: what is silent now is silent
+            self._mind_silence(self._link.silent_s)
         return message is not None
+
+    def _take(self, request: Request) -> None:
+        """Put a request in the row, once."""
+        if request.id in self._known:
+            return
+        self._known[request.id] = None
+        if len(self._known) > REMEMBERED:
+            del self._known[next(iter(self._known))]
+        self._requests.append(request)
+
+    def _obey(self, command: Command) -> None:
+        if command.action == "cancel":
+            self._cancel(command.id, command.reason)
+        else:
+            self._command = (command.reason or "as told") if command.action == "park" else None
+            self._park_or_go()
+
+    def _cancel(self, identifier: str, reason: str) -> None:
+        """Give back a request, or every one; what is under way breaks itself off."""
+        if self._under_way is not None and identifier in ("", self._under_way):
+            self._is_cancelled = True
+        self._give_back_all(f"cancelled: {reason}" if reason else "cancelled", identifier)
+
+    def _give_back_all(self, reason: str, identifier: str = "") -> None:
+        waiting, self._requests = self._requests, deque()
+        for request in waiting:
+            if identifier in ("", request.id):
+                self._tell(_undone(request, "aborted", reason))
+            else:
+                self._requests.append(request)
+
+    def _mind_silence(self, silent_s: float) -> None:
+        if silent_s > self._give_up_s:
+            raise ConnectionError(
+                f"the streamer has said nothing for {silent_s:.0f} s, and the beam is parked; see whether "
+                "it still runs, then start the instrument again"
+            )
+        self._is_unheard = silent_s > SILENT_S
+        self._park_or_go()
+
+    def _park_or_go(self) -> None:
+        """Have the beam where it must be: parked by command or for want of a streamer, else at work."""
+        is_to_park = self._is_unheard or self._command is not None
+        if is_to_park == self._is_parked:
+            return
+        self._is_parked = is_to_park
+        if is_to_park:
+            self._instrument.park()
+            self._served.parked += 1
+            self._say(f"beam parked: {self._command or f'the streamer is silent for {SILENT_S:g} s'}")
+        else:
+            self._instrument.go(self._pace.resume())
+            self._say("beam at work again")
+
+    # -- what is done --------------------------------------------------------------------------
 
     def _answer_all(self) -> None:
         while self._listen(0.0):
             pass
-        while self._requests:
+        while self._requests and not self._is_parked:
             self._answer(self._requests.popleft())
 
     def _answer(self, request: Request) -> None:
@@ -244,17 +379,26 @@ class _Service:
         elif request.action == "scan" and self.is_over():
             self._tell(_undone(request, "aborted", "the session ended"))
         else:
-            outcome, frame = self._instrument.execute(request)
-            if frame is not None:
-                frame = self._numbered(frame)
-                self._wait_until(self._pace.due_after_outcome(outcome))
-                if not self._send(frame):
-                    self._tell(_undone(request, "aborted", "the session ended"))
-                    return
-                self._served.sub_scans += 1
-                outcome = replace(outcome, frame_number=frame.number)
-            else:
-                self._wait_until(self._pace.due_after_outcome(outcome))
+            self._execute(request)
+
+    def _execute(self, request: Request) -> None:
+        outcome, frame = self._instrument.execute(request)
+        if frame is not None:
+            frame = self._numbered(frame)
+            outcome = replace(outcome, frame_number=frame.number)
+        began_s, due_s = self._clock(), self._pace.due_after_outcome(outcome)
+        self._under_way, self._is_cancelled = request.id, False
+        is_whole = self._wait_until(due_s)
+        self._under_way = None
+        if not is_whole:
+            self._served.broken_off += frame is not None
+            why = "the beam was parked" if self._is_parked else "cancelled"
+            self._tell(_broken_off(outcome, (self._clock() - began_s) / (due_s - began_s), why))
+        elif frame is not None and not self._send(frame):
+            self._served.broken_off += 1
+            self._tell(_undone(request, "aborted", "the session ended"))
+        else:
+            self._served.sub_scans += frame is not None
             self._tell(outcome)
 
     def _tell(self, outcome: Outcome) -> None:
@@ -267,24 +411,24 @@ class _Service:
         self._next_number += 1
         return replace(frame, session=self._link.welcome.session, number=number)
 
-    def _wait_until(self, due_s: float) -> None:
-        """Let the time pass, listening; an end comes through at once."""
-        while not self.is_over() and (left_s := due_s - self._clock()) > 0:
-            self._listen(min(left_s, LISTEN_S))
+    def _wait_until(self, due_s: float) -> bool:
+        """Let the time pass, listening; False if what is under way was broken off.
+
+        An end comes through at once, and breaks nothing off.
+        """
+        while (left_s := due_s - self._clock()) > 0 and not self.is_over():
+            if left_s > FINE_S:
+                self._listen(min(left_s - FINE_S, LISTEN_S))
+            else:
+                self._sleep(left_s)
+            if self._is_parked or (self._under_way is not None and self._is_cancelled):
+                return False
+        return True
 
     def _send(self, frame: Frame) -> bool:
         """Send a frame when the window has a place; False if the session ended first."""
-        waiting_since_s = self._clock()
         while self._link.credit <= 0 and not self.is_over():
-            waiting = self._link.unacked
             self._listen(LISTEN_S)
-            if self._link.unacked < waiting:
-                waiting_since_s = self._clock()
-            elif self._clock() - waiting_since_s > self._silence_s:
-                raise ConnectionError(
-                    f"the streamer acked none of {waiting} frames for {self._silence_s:g} s; see whether "
-                    "it still runs, then start the instrument again"
-                )
         if self.is_over():
             return False
         self._link.send(frame)
@@ -298,4 +442,18 @@ def _undone(request: Request, status: OutcomeStatus, reason: str) -> Outcome:
         status=status,
         action=request.action,
         reason=reason,
+    )
+
+
+def _broken_off(outcome: Outcome, share: float, reason: str) -> Outcome:
+    """Keep of an outcome where the beam was and the share of the dose that it gave; no data is whole."""
+    took_s = (outcome.ended_at_s - outcome.started_at_s) * share
+    return replace(
+        outcome,
+        status="aborted",
+        reason=reason,
+        dose_e=outcome.dose_e * min(1.0, share),
+        ended_at_s=outcome.started_at_s + took_s,
+        spectrum=None,
+        frame_number=None,
     )

@@ -71,6 +71,7 @@ class Replay:
         self._frames: Iterator[Frame] = iter(recording)
         self._clock = _Clock()
         self._current: Frame | None = None
+        self._is_parked = False
 
     def acquire(self) -> Frame | None:
         """Give the next frame at its recorded time; None after the last one.
@@ -79,7 +80,14 @@ class Replay:
         -------
         frame
             ``session`` is empty and ``number`` 0: the session that it is played into gives them.
+
+        Raises
+        ------
+        RuntimeError
+            While the beam is parked.
         """
+        if self._is_parked:
+            raise RuntimeError("the beam is parked; let it go first")
         frame = next(self._frames, None)
         if frame is None and self._loop and self._current is not None:
             self._frames = iter(self.recording)
@@ -98,9 +106,19 @@ class Replay:
         A spectrum is answered by the recorded one nearest to the specimen position, or by the pixel of
         a spectrum image; a sub-scan by the recorded one, or by the part of the current frame under it.
         """
+        if self._is_parked:
+            return _answer(request, "aborted", "the beam is parked"), None
         if request.action == "spectrum":
             return self._spectrum(request), None
         return self._subscan(request)
+
+    def park(self) -> None:
+        """Hold the recording: no frames and no answers until ``go``."""
+        self._is_parked = True
+
+    def go(self, parked_s: float) -> None:
+        """Go on with the frame after the last; its recorded time stands, however long it was held."""
+        self._is_parked = False
 
     def truth(self) -> dict[str, NDArray[np.generic]] | None:
         """Give nothing: nobody knows the truth of a recording."""

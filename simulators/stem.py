@@ -22,7 +22,7 @@ from simulators.counting import poisson
 from simulators.eels import EelsConfig, clean_spectra, spectrum
 from simulators.scan_distortion import BeamPath, ScanDistortion, ScanDistortionConfig
 from simulators.specimen import CARBON, SITE_NAMES, Specimen, SpecimenConfig, grow
-from streamer.messages import Frame, Outcome, PairNm, Request, ScanGeometry
+from streamer.messages import Frame, Outcome, OutcomeStatus, PairNm, Request, ScanGeometry
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -237,6 +237,7 @@ class StemInstrument:
         self._distortion = ScanDistortion(self.config.distortion, distortion_rng)
         self._heights = column_heights(self.config, self.specimen.numbers)
         self._diary = _Diary()
+        self._is_parked = False
 
     @property
     def clock_s(self) -> float:
@@ -244,14 +245,24 @@ class StemInstrument:
         return self._started_at_s + self._distortion.elapsed_s
 
     def acquire(self) -> Frame:
-        """Scan the next full frame."""
+        """Scan the next full frame.
+
+        Raises
+        ------
+        RuntimeError
+            While the beam is parked.
+        """
+        if self._is_parked:
+            raise RuntimeError("the beam is parked; let it go first")
         return self._scan(self.config.geometry, self.config.dwell_time_us, None)
 
     def execute(self, request: Request) -> tuple[Outcome, Frame | None]:
         """Take a spectrum or a sub-scan; what cannot be done is answered by ``failed`` and a reason."""
+        if self._is_parked:
+            return _undone(request, "aborted", "the beam is parked"), None
         reason = _why_not(request)
         if reason is not None:
-            return Outcome(session=request.session, id=request.id, status="failed", reason=reason), None
+            return _undone(request, "failed", reason), None
         started_at_s = self.clock_s
         counts: Float32 | None = None
         frame: Frame | None = None
@@ -282,6 +293,16 @@ class StemInstrument:
             energy_step_ev=self.config.eels.energy_step_ev,
         )
         return outcome, frame
+
+    def park(self) -> None:
+        """Park the beam: no dose, no frames and no spectra until ``go``."""
+        self._is_parked = True
+
+    def go(self, parked_s: float) -> None:
+        """Take the beam back to work; the specimen has drifted for ``parked_s``."""
+        self._is_parked = False
+        if parked_s > 0:
+            self._distortion.wait(parked_s)
 
     def truth(self) -> dict[str, NDArray[np.generic]]:
         """Everything that an analysis can be judged by.
@@ -364,6 +385,12 @@ def _sheet(config: StemConfig) -> tuple[PairNm, PairNm]:
     rim_nm = 0.6 + 30 * config.distortion.drift_wander_nm_per_sqrt_s
     lower, upper = looks_at.min(axis=0) - rim_nm, looks_at.max(axis=0) + rim_nm
     return (float(lower[0]), float(lower[1])), (float(upper[0]), float(upper[1]))
+
+
+def _undone(request: Request, status: OutcomeStatus, reason: str) -> Outcome:
+    return Outcome(
+        session=request.session, id=request.id, status=status, action=request.action, reason=reason
+    )
 
 
 def _why_not(request: Request) -> str | None:

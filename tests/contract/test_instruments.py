@@ -180,6 +180,45 @@ def test_made_anew_it_gives_the_same_frames(make):
     assert [frame.image.tobytes() for frame in once] == [frame.image.tobytes() for frame in again]
 
 
+def test_a_parked_beam_gives_no_frames_and_no_spectra(make):
+    instrument = make()
+    instrument.acquire()
+    instrument.park()
+
+    with pytest.raises(RuntimeError, match="the beam is parked"):
+        instrument.acquire()
+    for request in (ask(), SUB_SCAN):
+        outcome, frame = instrument.execute(request)
+        assert (outcome.status, outcome.reason) == ("aborted", "the beam is parked")
+        assert (outcome.dose_e, outcome.spectrum, frame) == (0.0, None, None)
+
+
+def test_after_go_it_works_as_before(make):
+    instrument, parked = make(), make()
+    want = [*frames(instrument, 2), instrument.execute(ask())]
+    have: list[Any] = frames(parked, 1)
+    parked.park()
+    parked.park()
+    parked.go(0.0)
+    have += [*frames(parked, 1), parked.execute(ask())]
+
+    assert [one.image.tobytes() for one in have[:2]] == [one.image.tobytes() for one in want[:2]]
+    assert have[2][0].status == want[2][0].status
+
+
+def test_time_goes_on_while_the_beam_is_parked(make):
+    instrument = make()
+    before = instrument.acquire().acquired_at_s
+    instrument.park()
+    instrument.go(5.0)
+    after = instrument.acquire().acquired_at_s
+
+    if isinstance(instrument, StemInstrument):
+        assert after >= before + 5.0
+    else:  # a recording's frames keep the times that they were taken at
+        assert before <= after < before + 5.0
+
+
 def test_its_truth_is_plain_arrays_or_nothing(make):
     instrument = make()
     frames(instrument, 3)

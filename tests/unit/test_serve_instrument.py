@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 from simulators.__main__ import app, write_truth
 from simulators.instrument import Served, serve
 from simulators.stem import StemConfig, StemInstrument
-from streamer.codec import decode
-from streamer.messages import Ack, AnyMessage, Bye, Frame, Hello, Message, Outcome, Request, Welcome
-from streamer.wire import Link, Router
+from streamer.codec import decode_numbered
+from streamer.link import Link
+from streamer.messages import Ack, AnyMessage, Bye, Command, Frame, Hello, Message, Outcome, Request, Welcome
+from streamer.wire import Router
 
 TINY = StemConfig(rows=16, cols=16, field_of_view_nm=1.0, dwell_time_us=1000.0, seed=1)
 FRAME_S = 16 * 16 * 1e-3
@@ -37,6 +38,7 @@ class FakeLink:
         self.sent: list[Message] = []
         self.refused: list[Ack] = []
         self.most_unacked = 0
+        self.silent_s = 0.0
         self.closed: str | None = None
         self.inbox: deque[Message] = deque()
         self._on_send = on_send
@@ -89,8 +91,8 @@ class Clock:
         return self.now_s
 
 
-def ack(frame: Frame, status: Any = "written") -> Ack:
-    return Ack(session="s", number=frame.number, status=status)
+def ack(message: Message, status: Any = "written", sequence: int = 0) -> Ack:
+    return Ack(session="s", number=getattr(message, "number", -1), status=status, sequence=sequence)
 
 
 def ask(identifier: str, **fields: Any) -> Request:
@@ -115,6 +117,88 @@ def ack_all(message: Message) -> list[Message]:
 def play(link: FakeLink, **options: Any) -> Served:
     settings: dict[str, Any] = {"speed": math.inf, "clock": Clock(), "linger_s": 0.05} | options
     return serve(StemInstrument(TINY, started_at_s=0.0), link, **settings)  # type: ignore[arg-type]
+
+
+class Bench:
+    """A link and a clock that share one time: only waiting passes it, and nobody sleeps.
+
+    The socket waits in whole milliseconds and comes back up to 0.9 ms late. The streamer is heard
+    whenever it says something, and for as long as ``hears_until_s``.
+    """
+
+    def __init__(self, *script: tuple[float, Message], hears_until_s: float = math.inf) -> None:
+        self.now_s = 0.0
+        self.sent_at_s: list[float] = []
+        self.said: list[tuple[float, str]] = []
+        self.link = FakeLink(on_send=self._note)
+        self.link.receive = self._receive  # type: ignore[method-assign]
+        self._script = deque(sorted(script, key=lambda line: line[0]))
+        self._hears_until_s = hears_until_s
+        self._heard_s = 0.0
+        self._late = np.random.default_rng(7)
+
+    def _note(self, message: Message) -> list[Message]:
+        self.sent_at_s.append(self.now_s)
+        return ack_all(message)
+
+    def _receive(self, timeout_s: float) -> Message | None:
+        message = FakeLink.receive(self.link, 0.0)
+        if message is None:
+            message = self._from_script(timeout_s)
+        self.link.silent_s = self.now_s - max(self._heard_s, min(self.now_s, self._hears_until_s))
+        return message
+
+    def _from_script(self, timeout_s: float) -> Message | None:
+        until_s = self.now_s + math.ceil(timeout_s * 1000) / 1000
+        if self._script and self._script[0][0] <= until_s:
+            at_s, message = self._script.popleft()
+            self.now_s = self._heard_s = max(self.now_s, at_s)
+            return message
+        if timeout_s > 0:
+            self.now_s = until_s + self._late.uniform(0, 0.9e-3)
+        return None
+
+    def _sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def play(self, instrument: Any = None, **options: Any) -> Served:
+        settings: dict[str, Any] = {"speed": 1.0, "linger_s": 0.05} | options
+        return serve(
+            instrument or StemInstrument(TINY, started_at_s=0.0),
+            self.link,  # type: ignore[arg-type]
+            clock=lambda: self.now_s,
+            sleep=self._sleep,
+            say=lambda text: self.said.append((self.now_s, text)),
+            **settings,
+        )
+
+    def frames(self) -> dict[int, float]:
+        """Give the numbers of the frames that were sent, and when they were."""
+        pairs = zip(self.link.sent, self.sent_at_s, strict=True)
+        return {message.number: at_s for message, at_s in pairs if isinstance(message, Frame)}
+
+
+class Beam(StemInstrument):
+    """A simulated STEM that notes when its beam was parked."""
+
+    def __init__(self) -> None:
+        super().__init__(TINY, started_at_s=0.0)
+        self.did: list[str] = []
+
+    def park(self) -> None:
+        self.did.append("park")
+        super().park()
+
+    def go(self, parked_s: float) -> None:
+        self.did.append(f"go after {parked_s:.1f} s")
+        super().go(parked_s)
+
+
+PARK, GO = Command(session="s", action="park", reason="paused"), Command(session="s", action="go")
+
+
+def cancel(identifier: str = "") -> Command:
+    return Command(session="s", action="cancel", id=identifier, reason="veto")
 
 
 def test_frames_carry_the_session_and_rising_numbers_from_the_next_one():
@@ -273,12 +357,149 @@ def test_a_spectrum_takes_its_exposure_on_the_wall_clock():
     np.testing.assert_allclose(np.diff(sent_at_s), [2.0, FRAME_S], atol=0.01)
 
 
-def test_a_streamer_that_never_acks_is_given_up_with_the_cure():
-    link = FakeLink(window=1, on_send=lambda _: [])
+# -- parking -------------------------------------------------------------------------------------------
 
-    with pytest.raises(ConnectionError, match="acked none of 1 frames for 5 s; see whether it still runs"):
-        play(link, silence_s=5.0)
-    assert link.closed == "ConnectionError"
+
+def test_park_comes_through_at_once_and_breaks_off_the_frame_under_way():
+    bench, beam = Bench((2.5 * FRAME_S, PARK), (10.0, GO)), Beam()
+    served = bench.play(beam, max_frames=5)
+
+    # Frames are due at 0, 1 and 2 times their length; the one due at 3 was broken off and is never sent.
+    assert list(bench.frames()) == [0, 1, 2, 4, 5]
+    assert beam.did == ["go after 0.0 s", "park", f"go after {10 - 3 * FRAME_S:.1f} s", "park"]
+    assert bench.said == [(2.5 * FRAME_S, "beam parked: paused"), (10.0, "beam at work again")]
+    assert (served.frames, served.broken_off, served.parked) == (5, 1, 1)
+
+
+def test_a_parked_beam_costs_a_frame_time_when_it_goes_on_and_the_specimen_has_drifted():
+    bench, parked = Bench((0.1, PARK), (10.0, GO)), StemInstrument(TINY, started_at_s=0.0)
+    bench.play(parked, max_frames=3)
+    acquired_at_s = [frame.acquired_at_s for frame in bench.link.frames()]
+    sent_at_s = list(bench.frames().values())
+
+    np.testing.assert_allclose(sent_at_s, [0.0, 10 + FRAME_S, 10 + 2 * FRAME_S], atol=1e-9)
+    # The frame under way when the beam was parked ends in the instrument's own time, before it is parked.
+    np.testing.assert_allclose(np.subtract(acquired_at_s, sent_at_s), FRAME_S, atol=1e-9)
+    assert parked.clock_s == pytest.approx(10 + 3 * FRAME_S)
+
+
+def test_a_spectrum_under_way_is_aborted_with_the_share_of_its_dose():
+    bench = Bench((0.0, ask("long", dwell_time_us=4e6)), (1.0, PARK), (5.0, GO))
+    bench.play(max_frames=1)
+    (outcome,) = bench.link.outcomes()
+
+    assert (outcome.status, outcome.reason, outcome.spectrum) == ("aborted", "the beam was parked", None)
+    assert outcome.dose_e == pytest.approx(TINY.electrons(1e6), rel=0.01)
+    assert outcome.ended_at_s - outcome.started_at_s == pytest.approx(1.0, rel=0.01)
+
+
+def test_what_is_asked_of_a_parked_beam_waits_for_it():
+    bench = Bench((0.05, PARK), (0.1, ask("a")), (0.1, ask("b")), (3.0, cancel("a")), (4.0, GO))
+    bench.play(max_frames=2)
+    when = {
+        message.id: (at_s, message.status)
+        for message, at_s in zip(bench.link.sent, bench.sent_at_s, strict=True)
+        if isinstance(message, Outcome)
+    }
+
+    assert when["a"] == (3.0, "aborted")
+    assert when["b"] == (pytest.approx(4.001), "ok")
+
+
+@pytest.mark.parametrize("identifier", ["long", ""])
+def test_cancel_breaks_off_the_request_under_way_and_the_next_one_is_done(identifier):
+    bench = Bench((0.0, ask("long", dwell_time_us=4e6)), (1.0, cancel(identifier)), (1.0, ask("next")))
+    bench.play(max_frames=1)
+
+    assert [(o.id, o.status, o.reason) for o in bench.link.outcomes()] == [
+        ("long", "aborted", "cancelled"),
+        ("next", "ok", ""),
+    ]
+
+
+def test_cancel_of_another_request_breaks_nothing_off():
+    bench = Bench((0.0, ask("long", dwell_time_us=1e6)), (0.5, cancel("other")))
+    bench.play(max_frames=1)
+
+    assert [(o.id, o.status) for o in bench.link.outcomes()] == [("long", "ok")]
+
+
+def test_a_sub_scan_that_is_broken_off_is_neither_sent_nor_ok():
+    part = ask("z", action="scan", field_of_view_nm=(0.5, 0.5), shape=(32, 32), dwell_time_us=4000.0)
+    bench = Bench((0.0, part), (1.0, cancel()))
+    served = bench.play(max_frames=2)
+
+    assert [(o.status, o.frame_number) for o in bench.link.outcomes()] == [("aborted", None)]
+    assert list(bench.frames()) == [1, 2]
+    assert (served.sub_scans, served.broken_off) == (0, 1)
+
+
+def test_a_request_that_comes_twice_is_executed_once():
+    bench = Bench((0.0, ask("x")), (0.0, ask("x")), (0.7, ask("x")))
+    served = bench.play(max_frames=5)
+
+    assert [o.id for o in bench.link.outcomes()] == ["x"]
+    assert served.outcomes == 1
+
+
+def test_a_silent_streamer_parks_the_beam_after_two_seconds_and_its_return_frees_it():
+    bench, beam = Bench((9.0, ask("x")), hears_until_s=1.0), Beam()
+    stop = lambda: bench.now_s > 9.5  # noqa: E731
+    bench.play(beam, stop=stop)
+
+    (parked_s, why), (free_s, _) = bench.said[:2]
+    assert 3.0 <= parked_s <= 3.0 + 0.06
+    assert why == "beam parked: the streamer is silent for 2 s"
+    assert free_s >= 9.0
+    assert not [at_s for at_s in bench.frames().values() if parked_s < at_s < free_s]
+    assert [o.status for o in bench.link.outcomes()] == ["ok"]
+
+
+def test_a_beam_that_was_parked_by_command_stays_so_when_the_streamer_comes_back():
+    bench, beam = Bench((0.5, PARK), (9.0, cancel()), hears_until_s=1.0), Beam()
+    bench.play(beam, stop=lambda: bench.now_s > 10.0)
+
+    assert beam.did == ["go after 0.0 s", "park", "park"]
+    assert max(bench.frames().values()) < 0.5
+
+
+def test_a_streamer_that_never_comes_back_is_given_up_with_the_cure_and_the_beam_parked():
+    bench, beam = Bench(hears_until_s=0.0), Beam()
+
+    with pytest.raises(ConnectionError, match="nothing for 5 s, and the beam is parked; see whether it"):
+        bench.play(beam, give_up_s=5.0)
+    assert bench.link.closed == "ConnectionError"
+    assert beam.did[-1] == "park"
+
+
+def test_the_session_can_end_while_the_beam_is_parked():
+    bench = Bench((0.1, PARK), (0.2, ask("x")), (1.0, Bye(reason="operator abort")))
+    served = bench.play()
+
+    assert [(o.status, o.reason) for o in bench.link.outcomes()] == [
+        ("aborted", "the session ended while the beam was parked")
+    ]
+    assert served.ended == bench.link.closed == "operator abort"
+
+
+def test_the_beam_is_parked_when_the_session_has_ended():
+    beam = Beam()
+    Bench().play(beam, max_frames=1)
+
+    assert beam.did == ["go after 0.0 s", "park"]
+    with pytest.raises(RuntimeError, match="the beam is parked"):
+        beam.acquire()
+
+
+def test_frames_leave_when_they_are_due_though_sockets_wait_in_whole_milliseconds():
+    bench = Bench(*[(0.1234567 * n, ask(f"r{n}", dwell_time_us=1.0)) for n in range(20)])
+    bench.play(max_frames=40)
+    taken = [frame.acquired_at_s for frame in bench.link.frames()]
+    sent = list(bench.frames().values())
+    late_ms = 1000 * (np.subtract(sent, sent[0]) - np.subtract(taken, taken[0]))
+
+    assert len(sent) == 40
+    assert np.abs(late_ms).max() < 0.01
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, math.nan])
@@ -288,40 +509,51 @@ def test_a_speed_that_goes_nowhere_is_refused(speed):
 
 
 class Streamer(threading.Thread):
-    """A real socket that welcomes one instrument, acks its frames, asks once and says Bye."""
+    """A real socket that welcomes one instrument, acks what it sends, asks once and says Bye."""
 
     def __init__(self, *, say_bye_after: int | None) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.router = Router("tcp://127.0.0.1:0")
         self.address = self.router.address
         self.received: list[AnyMessage] = []
         self.enough = threading.Event()
+        self.stopped = threading.Event()
         self._say_bye_after = say_bye_after
 
     def run(self) -> None:
-        while not any(isinstance(message, Bye) for message in self.received):
-            for peer, parts in self.router.receive(10.0):
-                message = decode(parts)
+        through = 0
+        while not self.stopped.is_set():
+            for peer, _, parts in self.router.receive(0.05):
+                numbered = decode_numbered(parts)
+                message = numbered.message
+                if isinstance(message, Hello):
+                    welcome = Welcome(session="s", window=2, next_number=2, durability="written")
+                    self.router.send(peer, welcome)
+                if numbered.sequence != through + 1:  # a heartbeat, or something sent again
+                    continue
+                through += 1
                 self.received.append(message)
-                for answer in self._answers(message):
+                for answer in [ack(message, sequence=through), *self._answers(message)]:
                     self.router.send(peer, answer)
         self.router.close()
 
     def _answers(self, message: AnyMessage) -> list[Message]:
-        if isinstance(message, Hello):
-            return [Welcome(session="s", window=2, next_number=2, durability="written")]
         if not isinstance(message, Frame):
             return []
         count = len(self.frames())
         if count == 3:
             self.enough.set()
-        answers: list[Message] = [ack(message)]
-        answers += [ask("one"), sub_scan("two")] if count == 1 else []
+        answers: list[Message] = [ask("one"), sub_scan("two")] if count == 1 else []
         answers += [Bye(reason="budget reached")] if count == self._say_bye_after else []
         return answers
 
     def frames(self) -> list[Frame]:
         return [message for message in self.received if isinstance(message, Frame)]
+
+    def stop(self) -> None:
+        self.stopped.set()
+        self.join(20)
+        assert not self.is_alive()
 
 
 def test_over_a_real_socket_everything_arrives_in_order():
@@ -329,9 +561,8 @@ def test_over_a_real_socket_everything_arrives_in_order():
     streamer.start()
     link = Link(streamer.address, role="instrument", name="test")
     served = serve(StemInstrument(TINY), link, speed=math.inf)
-    streamer.join(20)
+    streamer.stop()
 
-    assert not streamer.is_alive()
     assert served.ended == "budget reached"
     assert served.refused == 0
     numbers = [frame.number for frame in streamer.frames()]
@@ -341,7 +572,6 @@ def test_over_a_real_socket_everything_arrives_in_order():
     assert {name: outcome.status for name, outcome in outcomes.items()} == {"one": "ok", "two": "ok"}
     part = streamer.frames()[numbers.index(outcomes["two"].frame_number or -1)]
     assert part.request_id == "two"
-    assert isinstance(streamer.received[-1], Bye)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -360,7 +590,7 @@ def test_the_process_ends_cleanly_on_a_signal_and_writes_its_truth(tmp_path, num
         _, errors = process.communicate(timeout=30)
     finally:
         process.kill()
-    streamer.join(20)
+    streamer.stop()
 
     assert process.returncode == 0
     assert "operator; " in errors
