@@ -127,6 +127,7 @@ def test_short_write_of_a_full_disk_leaves_nothing_behind(tmp_path, make_frame, 
     with pytest.raises(OSError, match="No space left"):
         journal.append(encode(make_frame(number=1)), received_at_s=0.0)
     monkeypatch.setattr(os, "pwritev", real)
+    assert [isinstance(found, Record) for found in read_records(tmp_path)] == [True]
     journal.append(encode(make_frame(number=2)), received_at_s=0.0)
     journal.close()
     assert numbers(tmp_path) == [0, 2]
@@ -481,13 +482,24 @@ def test_index_that_lies_changes_nothing(tmp_path, make_frame):
         assert answers(tmp_path) == right
 
 
-def test_index_with_wrong_offsets_and_right_checksums_changes_nothing(tmp_path, make_frame):
+LIES = {
+    "offsets between records": lambda entries: [(n, at + 1, code) for n, at, code in entries],
+    "offsets of other records": lambda entries: [
+        (n, other, code)
+        for (n, _, code), (_, other, _) in zip(entries, entries[1:] + entries[:1], strict=True)
+    ],
+    "too low numbers": lambda entries: [(max(n - 3, 0), at, code) for n, at, code in entries],
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_index_with_wrong_entries_and_right_checksums_changes_nothing(tmp_path, make_frame, lie):
     long_session(tmp_path, make_frame)
     right = answers(tmp_path)
     for path in sorted(tmp_path.glob("*.idx")):
         with SegmentFile(path.with_suffix(".plj")) as file:
             index = Index.load(path, file)
-        index._entries = [(number, offset + 1, code) for number, offset, code in index._entries]
+        index._entries = LIES[lie](index._entries)
         index.save(path)
     assert answers(tmp_path) == right
 
