@@ -44,6 +44,7 @@ from streamer.pipeline import Pipeline, PipelineState
 from streamer.progress import Progress, ProgressState, row_name
 from streamer.segment import Damage, Record
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 PARTS = ("frames", "latents", "suggestions", "fits", "scores", "requests", "outcomes")
 # Refusals that follow from the state of the session, not from a limit of the envelope.
 _OUT_OF_SEASON = ("session ends", "held", "no instrument", "budget", "wrong session")
@@ -553,6 +554,7 @@ def as_table(findings: Findings) -> Table:
     return table
 
 
+@app.command()
 def main(
     session: Annotated[Path, typer.Argument(help="Folder of a recorded session.")],
     config: Annotated[Path | None, typer.Option(help="In place of the session's config.toml.")] = None,
@@ -591,4 +593,4 @@ def _print(findings: Findings) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()
