@@ -15,7 +15,6 @@ from hypothesis.extra import numpy as hnp
 
 from streamer.codec import WireError, decode, encode
 from streamer.messages import Atoms, Frame, Hello, Latents, Outcome, ScanGeometry
-from streamer.wire import Router
 
 
 def parts_of(message: dict, *buffers: bytes, version: int = 1, checksum: str = "crc32") -> list[bytes]:
@@ -179,20 +178,6 @@ def test_what_has_no_place_on_the_wire_is_a_bug_that_rises():
 
     with pytest.raises(NotImplementedError, match="complex has no place on the wire"):
         encode(Odd(thing=1 + 1j))  # type: ignore[arg-type]
-
-
-def test_port_in_use_is_named_with_a_cure():
-    first = Router("tcp://127.0.0.1:0")
-    try:
-        with pytest.raises(OSError, match="choose another port"):
-            Router(first.address)
-    finally:
-        first.close(0)
-
-
-def test_socket_off_this_machine_does_not_bind_without_keys():
-    with pytest.raises(OSError, match="without CURVE keys"):
-        Router("tcp://0.0.0.0:0")
 
 
 def test_hello_is_smaller_than_a_packet():
