@@ -19,6 +19,7 @@ from streamer.envelope import Envelope
 from streamer.finalise import finalise
 from streamer.hub import Hub
 from streamer.journal import Journal
+from streamer.keys import ServerKeys
 from streamer.pipeline import Pipeline
 from streamer.telemetry import Telemetry
 from streamer.wire import Publisher, Router
@@ -33,18 +34,22 @@ def main(
     config: Annotated[Path | None, typer.Option(help="TOML file; the table [streamer] is read.")] = None,
     bind: Annotated[str | None, typer.Option(help="Address for instruments and agents.")] = None,
     view_bind: Annotated[str | None, typer.Option(help="Address for viewers.")] = None,
+    keys: Annotated[
+        str | None, typer.Option(help="Folder of keys; only who is allowed there comes in.")
+    ] = None,
     max_measurements: Annotated[int | None, typer.Option(help="Budget; 0 is without limit.")] = None,
 ) -> None:
     """Take frames, keep them, find the atoms, and pass requests on within the envelope."""
     _log_to_stderr()
     try:
-        settings = _settings(config, {"bind": bind, "view_bind": view_bind}, max_measurements)
+        settings = _settings(config, {"bind": bind, "view_bind": view_bind, "keys": keys}, max_measurements)
+        server_keys = ServerKeys(settings.hub.keys) if settings.hub.keys else None
         pipeline = Pipeline.build(settings.pipeline)
         pipeline.warm_up()
     except (ConfigError, ValueError, OSError) as error:
         sys.exit(_complain(f"configuration: {error}"))
     try:
-        reason = serve(settings, pipeline, session_folder)
+        reason = serve(settings, pipeline, session_folder, server_keys)
     except LostDisk as error:
         _complain(str(error))
         sys.exit(1)
@@ -53,7 +58,7 @@ def main(
     structlog.get_logger().info("ended", reason=reason, folder=str(session_folder))
 
 
-def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path) -> str:
+def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path, keys: ServerKeys | None = None) -> str:
     """Serve one session in a folder; return why it ended.
 
     Raises
@@ -65,8 +70,8 @@ def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path) -> str:
     """
     telemetry = Telemetry()
     metrics_url = telemetry.serve(settings.telemetry)
-    router = Router(settings.hub.bind)
-    publisher = Publisher(settings.hub.view_bind)
+    router = Router(settings.hub.bind, keys, max_part_bytes=settings.hub.max_message_mb << 20)
+    publisher = Publisher(settings.hub.view_bind, keys)
     journal = Journal(folder, settings.journal)
     hub = Hub(
         session=folder.resolve().name,
@@ -78,6 +83,7 @@ def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path) -> str:
         processor=pipeline,
         hub_config=settings.hub,
         experiment=settings.experiment,
+        keys=keys,
     )
     state = hub.recover()
     if state is not None:

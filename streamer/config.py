@@ -19,6 +19,11 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         For instruments and agents; port 0 takes a free one.
     view_bind
         For viewers (lossy).
+    keys
+        Folder with the streamer's key pair and its allow-list (``probeloop keys``); empty for none, and then
+        nothing binds off this machine.
+    max_message_mb
+        Whoever sends a larger array is cut off before it is allocated, in MiB.
     window
         Frames that an instrument may send ahead of their acks.
     max_waiting
@@ -43,6 +48,8 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     bind: str = "tcp://127.0.0.1:0"
     view_bind: str = "tcp://127.0.0.1:0"
+    keys: str = ""
+    max_message_mb: int = 256
     window: int = 4
     max_waiting: int = 2
     status_interval_s: float = 0.2
@@ -60,6 +67,8 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         for name in ("window", "max_waiting", "checkpoint_frames"):
             if not 1 <= getattr(self, name) <= 1024:
                 raise ValueError(f"hub.{name} is {getattr(self, name)}; it takes 1 to 1024")
+        if not 1 <= self.max_message_mb <= 256:
+            raise ValueError(f"hub.max_message_mb is {self.max_message_mb}; it takes 1 to 256")
         if not 0.01 <= self.status_interval_s <= 60:
             raise ValueError(f"hub.status_interval_s is {self.status_interval_s}; it takes 0.01 to 60")
         if not 0 <= self.last_words_s <= 60:
