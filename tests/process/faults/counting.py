@@ -1,0 +1,119 @@
+"""A pipeline that costs nothing and forgets nothing, and the frames that it is given.
+
+Its latents depend on every frame before: one that is missing, taken twice or out of order shows in all
+that follow. Its state is small, so that a restart can be tried hundreds of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+import numpy as np
+
+from streamer.messages import Atoms, Frame, Latents, Registration, ScanGeometry
+from streamer.pipeline import PipelineState, Processed
+from streamer.stage import Meter
+
+SESSION = "session"
+SIDE = 6  # atoms along each edge of the field
+PIXEL_NM = 0.1
+
+
+def make_frame(number: int, *, shape: tuple[int, int] = (16, 24), seed: int = 7) -> Frame:
+    """Make frame ``number`` of the session: always the same counts, from a seed."""
+    rows, cols = shape
+    rng = np.random.default_rng([seed, number])
+    counts = rng.integers(0, 50, (1, min(rows, 64), cols)).astype(np.float32)
+    image = np.resize(counts, (1, rows, cols))  # of a large frame only the first rows are drawn
+    return Frame(
+        session=SESSION,
+        number=number,
+        acquired_at_s=1000.0 + number,
+        image=image,
+        channels=("HAADF",),
+        geometry=ScanGeometry(shape=shape, field_of_view_nm=(cols * PIXEL_NM, rows * PIXEL_NM)),
+        dwell_time_us=0.01,
+    )
+
+
+class Counting:
+    """Stands in the place of the pipeline: same verbs, no science."""
+
+    def __init__(self) -> None:
+        self.number = -1
+        self.count = 0
+        self.memory = np.zeros((SIDE * SIDE, 2), np.float32)
+
+    def warm_up(self) -> None:
+        """Nothing is cold."""
+
+    def state(self) -> PipelineState:
+        """Give all that the next latents depend on."""
+        facts = msgspec.msgpack.encode(self.count)
+        return PipelineState(number=self.number, facts=facts, arrays={"memory": self.memory.copy()})
+
+    def restore(self, state: PipelineState) -> None:
+        """Go on from a state."""
+        self.number = state.number
+        self.count = msgspec.msgpack.decode(state.facts, type=int)
+        self.memory = np.array(state.arrays["memory"])
+
+    def process(self, frame: Frame, meter: Meter) -> Processed | None:
+        """Fold the frame into the memory, and give the memory as latents."""
+        self.number = frame.number
+        self.count += 1
+        seen = np.resize(frame.image[0, :8], self.memory.shape)
+        self.memory = (np.float32(0.75) * self.memory + seen).astype(np.float32)
+        latents = self._latents(frame)
+        atoms = Atoms(
+            frame=frame,
+            positions_px=latents.positions_px,
+            confidence=latents.confidence,
+            amplitude=np.ones(SIDE * SIDE, np.float32),
+            background=0.0,
+            contrast=1.0,
+        )
+        return Processed(corrected=frame, atoms=atoms, latents=latents)
+
+    def _latents(self, frame: Frame) -> Latents:
+        n = SIDE * SIDE
+        rows, cols = frame.geometry.shape
+        grid = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE), indexing="ij"), -1).reshape(-1, 2)
+        positions_px = ((grid + 0.5) * np.array([rows, cols]) / SIDE).astype(np.float32)
+        zeros, ones = np.zeros(n, np.float32), np.ones(n, np.float32)
+        return Latents(
+            session=frame.session,
+            number=frame.number,
+            acquired_at_s=frame.acquired_at_s,
+            mean=self.memory.copy(),
+            sd=np.full((n, 2), 0.1, np.float32),
+            angle_rad=zeros,
+            angle_sd_rad=ones,
+            offset_nm=np.zeros((n, 2), np.float32),
+            offset_sd_nm=np.zeros((n, 2), np.float32),
+            class_probability=np.zeros((n, 0), np.float32),
+            novelty=np.full(n, self.count, np.float32),
+            confidence=ones,
+            track=np.arange(n),
+            positions_px=positions_px,
+            positions_nm=frame.geometry.to_nm(positions_px).astype(np.float32),
+            model_revision="counting",
+            geometry=frame.geometry,
+            registration=Registration(),
+        )
+
+
+class _NoMeter:
+    def stage_took(self, stage: str, seconds: float) -> None:
+        pass
+
+    def stage_rejected(self, stage: str, reason: str) -> None:
+        pass
+
+
+def latents_without_faults(frames: Iterable[Frame]) -> list[Latents]:
+    """Give the latents of a session to which nothing happened."""
+    pipeline = Counting()
+    made = [pipeline.process(frame, _NoMeter()) for frame in frames]
+    return [one.latents for one in made if one is not None]

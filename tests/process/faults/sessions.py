@@ -1,0 +1,195 @@
+"""Sessions to which things happen, and what is left of them: shared by the tests and the benchmark."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamer.codec import encode
+from streamer.journal import read_records
+from streamer.link import Link
+from streamer.messages import Ack, Frame, Latents
+from streamer.segment import Damage
+from tests.process.faults.counting import latents_without_faults, make_frame
+from tests.process.faults.lives import Life, Nursery
+
+WAIT_S = 20.0
+
+
+class Feeder:
+    """An instrument that sends frames as fast as its window lets it, and remembers what was acked.
+
+    Attributes
+    ----------
+    sent, acked
+        Frames sent, and how many of them, from the first on, an ack spoke of.
+    """
+
+    def __init__(self, link: Link, make: Callable[[int], Frame] = make_frame) -> None:
+        self.link = link
+        self.sent = 0
+        self.acked = 0
+        self._make = make
+
+    def turn(self) -> None:
+        """Send a frame if there is a place for it, and take what came."""
+        if self.link.credit > 0:
+            self.link.send(self._make(self.sent))
+            self.sent += 1
+        self.hear(0.0 if self.link.credit > 0 else 0.01)
+
+    def hear(self, timeout_s: float) -> None:
+        """Take all that came."""
+        message = self.link.receive(timeout_s)
+        while message is not None:
+            if isinstance(message, Ack) and message.status != "refused":
+                self.acked = max(self.acked, message.sequence)  # it sends nothing but frames
+            message = self.link.receive(0.0)
+        self.acked = max(self.acked, self.link.welcome.received)
+
+    def feed(self, until: Callable[[], bool]) -> None:
+        """Go on until something is true; fails if it takes too long."""
+        deadline_s = time.monotonic() + WAIT_S
+        while not until():
+            assert time.monotonic() < deadline_s, f"{self.acked} acked of {self.sent}; it did not get further"
+            self.turn()
+
+    def finish(self) -> None:
+        """Wait for the outstanding acks and leave."""
+        deadline_s = time.monotonic() + WAIT_S
+        while self.link.unacked:
+            assert time.monotonic() < deadline_s, f"{self.link.unacked} frames were never acked"
+            self.hear(0.05)
+        self.link.close(reason="end of the test")
+
+
+@dataclass
+class Verdict:
+    """What is left of a session, against what was sent and acked.
+
+    Attributes
+    ----------
+    sent, acked
+        Frames.
+    acked_lost
+        Frames that were acked and are not in the journal.
+    sent_lost
+        Frames that were sent and are not there at the end.
+    duplicates
+        Frames, senders' messages and latents that are in the journal more than once, and counts of the
+        streamer that say more than was sent.
+    differing
+        Latents that are not what they would be without any fault.
+    damages
+        Places of the journal that are no record.
+    """
+
+    sent: int
+    acked: int
+    acked_lost: int = 0
+    sent_lost: int = 0
+    duplicates: int = 0
+    differing: int = 0
+    damages: int = 0
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_clean(self) -> bool:
+        """Say whether nothing is missing, double, different or damaged."""
+        return not any((self.acked_lost, self.sent_lost, self.duplicates, self.differing, self.damages))
+
+
+def judge(folder: Path, feeder: Feeder, make: Callable[[int], Frame] = make_frame) -> Verdict:
+    """Read what a session left and hold it against what its instrument sent.
+
+    Parameters
+    ----------
+    folder
+        Of the session, which has ended.
+    feeder
+        Its instrument.
+    make
+        Makes the frame of a number, as the feeder did.
+    """
+    frames: Counter[int] = Counter()
+    places: Counter[tuple[str, int]] = Counter()
+    latents: list[Latents] = []
+    verdict = Verdict(feeder.sent, feeder.acked)
+    number = 0
+    for record in read_records(folder):
+        if isinstance(record, Damage):
+            verdict.damages += 1
+            continue
+        verdict.damages += record.number != number + 1
+        number = record.number
+        numbered = record.numbered()
+        if numbered.sender and numbered.sequence:
+            places[numbered.sender, numbered.sequence] += 1
+        if isinstance(numbered.message, Frame):
+            frames[numbered.message.number] += 1
+        elif isinstance(numbered.message, Latents):
+            latents.append(numbered.message)
+    verdict.acked_lost = len(set(range(feeder.acked)) - set(frames))
+    verdict.sent_lost = len(set(range(feeder.sent)) - set(frames))
+    verdict.duplicates = sum(n - 1 for counter in (frames, places) for n in counter.values())
+    verdict.duplicates += len(latents) - len({one.number for one in latents})
+    expected = latents_without_faults(make(number) for number in range(feeder.sent))
+    verdict.differing = _differing(latents, expected)
+    summary = json.loads((folder / "summary.json").read_text())
+    verdict.counts = summary["frames"]
+    for name in ("received", "published"):
+        verdict.duplicates += max(0, summary["frames"][name] - feeder.sent)
+        verdict.sent_lost += max(0, feeder.sent - summary["frames"][name])
+    return verdict
+
+
+def _differing(latents: list[Latents], expected: list[Latents]) -> int:
+    pairs = zip(latents, expected, strict=False)
+    wrong = sum(_raw(one) != _raw(other) for one, other in pairs)
+    return wrong + abs(len(latents) - len(expected))
+
+
+def _raw(latents: Latents) -> bytes:
+    return b"".join(bytes(part) for part in encode(latents))
+
+
+# -- the streamer killed -------------------------------------------------------------------------
+
+
+def kill_at_random(nursery: Nursery, folder: Path, *, trials: int, seed: int, window: int = 16) -> Verdict:
+    """Kill the streamer again and again while frames come; start it again at its address.
+
+    Three of four times the moment is drawn from the 150 ms after the first new ack, else from the 300 ms
+    after the start: so it is also killed while it comes back.
+    """
+    rng = np.random.default_rng(seed)
+    settings: dict[str, Any] = {"hub": {"window": window, "max_waiting": window, "last_words_s": 0.1}}
+    life = nursery.start("streamer", folder, **settings)
+    settings["hub"]["bind"] = life.address()
+    feeder = Feeder(Link(life.address(), role="instrument", name="feeder"))
+    for _ in range(trials):
+        _feed_until_killed(feeder, life, rng)
+        life = nursery.start("streamer", folder, **settings)
+    acked = feeder.acked
+    feeder.feed(lambda: feeder.acked > acked)
+    feeder.finish()
+    assert life.wait() == 0, life.log()
+    return judge(folder, feeder)
+
+
+def _feed_until_killed(feeder: Feeder, life: Life, rng: np.random.Generator) -> None:
+    if rng.random() < 0.75:
+        acked = feeder.acked
+        feeder.feed(lambda: feeder.acked > acked)
+        moment_s = time.monotonic() + rng.uniform(0, 0.15)
+    else:
+        moment_s = time.monotonic() + rng.uniform(0, 0.3)
+    feeder.feed(lambda: time.monotonic() >= moment_s)
+    life.kill()
