@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -17,8 +18,33 @@ WIDTH = 80
 SUGGESTIONS_SHOWN = 4
 # The stages in the order of the data path; any other comes after them by name.
 STAGE_ORDER = ("check", "correct", "find", "windows", "encode", "link")
-STATE_STYLES = {"waiting": "yellow", "running": "green", "draining": "cyan", "ended": "dim"}
+STATE_STYLES = {
+    "waiting": "yellow",
+    "running": "green",
+    "held": "bold white on red",
+    "draining": "cyan",
+    "ended": "dim",
+}
 FRAME_COUNTS = ("received", "published", "rejected", "dropped", "waiting")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Around:
+    """What is known of a session beside what the streamer says of it.
+
+    Attributes
+    ----------
+    elapsed_s
+        Since the start.
+    note
+        A few words beside the state, such as ``Ctrl-C ends``.
+    restarts
+        Which processes were started again, such as ``restarted agent (killed by SIGKILL)``, oldest first.
+    """
+
+    elapsed_s: float = 0.0
+    note: str = ""
+    restarts: tuple[str, ...] = ()
 
 
 def clock_text(seconds: float) -> str:
@@ -119,62 +145,82 @@ def _experiment(status: Status) -> Panel:
     return Panel(table, title="experiment", border_style="blue", height=5)
 
 
-def _suggestions(status: Status) -> Panel:
+def _suggestions(status: Status, rows: int) -> Panel:
     lines = [
         Text(words, overflow="ellipsis", no_wrap=True, style="bold" if place == 0 else "")
-        for place, words in enumerate(status.suggestions[:SUGGESTIONS_SHOWN])
+        for place, words in enumerate(status.suggestions[:rows])
     ]
     body = Group(*lines) if lines else Text("none yet", style="dim")
-    return Panel(body, title="last suggestions", border_style="blue", height=2 + SUGGESTIONS_SHOWN)
+    return Panel(body, title="last suggestions", border_style="blue", height=2 + rows)
 
 
-def _headline(status: Status | None, elapsed_s: float, note: str) -> Table:
+def _alarms(status: Status | None, around: Around) -> list[Text]:
+    """Say in a line each why the loop is held, and which processes were started again."""
+    alarms = []
+    if status is not None and status.held:
+        words = f"held, beam parked: {'; '.join(status.held)}"
+        alarms.append(Text(words, style=STATE_STYLES["held"], overflow="ellipsis", no_wrap=True))
+    if around.restarts:
+        *earlier, last = around.restarts
+        words = last + (f", and {len(earlier)} before" if earlier else "")
+        alarms.append(Text(words, style="yellow", overflow="ellipsis", no_wrap=True))
+    return alarms
+
+
+def _headline(status: Status | None, around: Around) -> Table:
     table = Table.grid(expand=True)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     state = "starting" if status is None else status.state
     left = Text.assemble(("probeloop ", "bold"), "" if status is None else status.session)
     right = Text.assemble(
-        note, "  " if note else "", (state, STATE_STYLES.get(state, "yellow")), "  ", clock_text(elapsed_s)
+        around.note,
+        "  " if around.note else "",
+        (state, STATE_STYLES.get(state, "yellow")),
+        "  ",
+        clock_text(around.elapsed_s),
     )
     table.add_row(left, right)
     return table
 
 
-def render(status: Status | None, *, elapsed_s: float = 0.0, note: str = "") -> RenderableType:
+def render(status: Status | None, around: Around | None = None) -> RenderableType:
     """Draw the state of the loop on one screen.
 
     Parameters
     ----------
     status
         The streamer's latest word; None before the first.
-    elapsed_s
-        Since the start.
-    note
-        A few words beside the state, such as ``Ctrl-C ends``.
+    around
+        What is known beside it.
 
     Returns
     -------
     renderable
         For ``rich``; it needs 80 columns and 24 rows.
     """
+    around = around or Around()
+    alarms = _alarms(status, around)
     if status is None:
         waiting = Text("waiting for the streamer, the instrument and the agent to start …", style="dim")
-        return Group(_headline(status, elapsed_s, note), Panel(waiting, border_style="blue"))
+        return Group(_headline(status, around), Panel(waiting, border_style="blue"), *alarms)
     side_by_side = Table.grid(expand=True)
     side_by_side.add_column(ratio=1)
     side_by_side.add_column(ratio=1)
     side_by_side.add_row(_frames(status), _latencies(status))
-    return Group(_headline(status, elapsed_s, note), side_by_side, _experiment(status), _suggestions(status))
+    # Without alarms one row of the screen is free.
+    suggestions = _suggestions(status, SUGGESTIONS_SHOWN - max(0, len(alarms) - 1))
+    return Group(_headline(status, around), *alarms, side_by_side, _experiment(status), suggestions)
 
 
-def line(status: Status, *, elapsed_s: float = 0.0) -> str:
+def line(status: Status, around: Around | None = None) -> str:
     """Say the state of the loop in one line, for logs and where there is no terminal."""
     frames = status.frames
     measured = f"{status.outcomes_ok}" + (f"/{status.max_measurements}" if status.max_measurements else "")
     median, slow = status.frame_to_suggestion_ms
+    held = f"({'; '.join(status.held)}) " if status.held else ""
     return (
-        f"{clock_text(elapsed_s):>6} {status.state:<8} "
+        f"{clock_text((around or Around()).elapsed_s):>6} {status.state:<8} {held}"
         f"frames {frames.get('published', 0)}/{frames.get('received', 0)} "
         f"rejected {frames.get('rejected', 0)} dropped {frames.get('dropped', 0)}  "
         f"atoms {status.atoms}  measured {measured}  refused {status.requests_refused}  "

@@ -17,7 +17,7 @@ import msgspec
 from rich.console import Console
 from rich.live import Live
 
-from deploy.live_view import line, number_text, render
+from deploy.live_view import Around, clock_text, line, number_text, render
 from deploy.supervise import AGENT, STREAMER, Interrupts, Service, free_address, watch
 from deploy.tables import to_toml
 from streamer.messages import Status
@@ -75,10 +75,18 @@ def prepare_folder(folder: Path) -> None:
         )
 
 
-def choose_address(tables: Mapping[str, Any]) -> str:
-    """Take the address that the configuration fixes, else a free port, so that all can start at once."""
-    bind = str(tables.get("streamer", {}).get("hub", {}).get("bind", "tcp://127.0.0.1:0"))
-    return free_address() if bind.endswith(":0") else bind
+def choose_addresses(tables: Mapping[str, Any]) -> tuple[str, str]:
+    """Say where the streamer shall listen to instruments and agents, and where to viewers.
+
+    What the configuration fixes is kept, else it is a free port: so all can start at once, and a streamer
+    that was started again is found where the first one was.
+    """
+    hub = tables.get("streamer", {}).get("hub", {})
+    chosen: list[str] = []
+    for name in ("bind", "view_bind"):
+        fixed = str(hub.get(name, "tcp://127.0.0.1:0"))
+        chosen.append(free_address(chosen) if fixed.endswith(":0") else fixed)
+    return chosen[0], chosen[1]
 
 
 def run_session(plan: Plan, console: Console, *, is_live: bool) -> None:
@@ -106,19 +114,18 @@ def run_session(plan: Plan, console: Console, *, is_live: bool) -> None:
     service = Service(plan.folder)
     try:
         with Interrupts() as interrupts:
-            _start(service, plan, choose_address(plan.tables), config)
+            _start(service, plan, choose_addresses(plan.tables), config)
             with _view(service, console, interrupts, is_live=is_live) as tick:
                 watch(service, interrupts, tick)
     finally:
         _finish(plan.folder, console)
 
 
-def _start(service: Service, plan: Plan, address: str, config: Path) -> None:
+def _start(service: Service, plan: Plan, addresses: tuple[str, str], config: Path) -> None:
     """Start all three at once, so that their imports overlap; each waits for the streamer by itself."""
-    folder = str(plan.folder)
-    service.start_module(
-        STREAMER, "streamer", "--session-folder", folder, "--config", str(config), "--bind", address
-    )
+    address, view_address = addresses
+    own = ("--session-folder", str(plan.folder), "--config", str(config))
+    service.start_module(STREAMER, "streamer", *own, "--bind", address, "--view-bind", view_address)
     service.start_module(INSTRUMENT, "simulators", *plan.instrument, "--connect", address)
     service.start_module(AGENT, "agents", "--connect", address, "--config", str(config), "--timeout-s", "120")
 
@@ -127,7 +134,7 @@ class _Watcher:
     """Listens to the streamer's Status stream and shows the newest; call it as a tick."""
 
     def __init__(
-        self, service: Service, interrupts: Interrupts, show: Callable[[Status | None, float, str], None]
+        self, service: Service, interrupts: Interrupts, show: Callable[[Status | None, Around], None]
     ) -> None:
         self._service = service
         self._interrupts = interrupts
@@ -142,7 +149,9 @@ class _Watcher:
             time.sleep(LISTEN_S / 2)
         else:
             self._listen(self._subscriber)
-        self._show(self._status, time.monotonic() - self._started_s, self._note())
+        elapsed_s = time.monotonic() - self._started_s
+        restarts = tuple(str(restart) for restart in self._service.restarts)
+        self._show(self._status, Around(elapsed_s=elapsed_s, note=self._note(), restarts=restarts))
 
     def _subscribe(self) -> None:
         if self._subscriber is not None:
@@ -161,7 +170,11 @@ class _Watcher:
             message = subscriber.receive(0)
 
     def _note(self) -> str:
-        return "ending; Ctrl-C again stops at once" if self._interrupts.count else "Ctrl-C ends"
+        if self._interrupts.count:
+            return "ending; Ctrl-C again stops at once"
+        if self._status is not None and not self._service.is_streamer_ready():
+            return "the streamer is being started again"
+        return "Ctrl-C ends"
 
     def close(self) -> None:
         if self._subscriber is not None:
@@ -189,26 +202,35 @@ def _view(service: Service, console: Console, interrupts: Interrupts, *, is_live
         return _View(_Watcher(service, interrupts, LinePrinter(console)), nullcontext())
     live = Live(console=console, auto_refresh=False, transient=False)
 
-    def show(status: Status | None, elapsed_s: float, note: str) -> None:
-        live.update(render(status, elapsed_s=elapsed_s, note=note), refresh=True)
+    def show(status: Status | None, around: Around) -> None:
+        live.update(render(status, around), refresh=True)
 
     return _View(_Watcher(service, interrupts, show), live)
 
 
 class LinePrinter:
-    """Prints a line when the state changes, and every few seconds."""
+    """Prints a line when the state changes or a process was started again, and every few seconds."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._state = ""
+        self._state: tuple[str, ...] = ()
         self._due_s = 0.0
+        self._restarts_told = 0
 
-    def __call__(self, status: Status | None, elapsed_s: float, _note: str) -> None:
-        """Take the newest status; time since the start tells whether a line is due."""
-        if status is None or (status.state == self._state and elapsed_s < self._due_s):
+    def __call__(self, status: Status | None, around: Around) -> None:
+        """Take the newest status; the time since the start tells whether a line is due."""
+        for restart in around.restarts[self._restarts_told :]:
+            self._print(f"{clock_text(around.elapsed_s):>6} {restart}")
+        self._restarts_told = len(around.restarts)
+        if status is None:
             return
-        self._state, self._due_s = status.state, elapsed_s + LINE_EVERY_S
-        self._console.print(line(status, elapsed_s=elapsed_s), markup=False, highlight=False, soft_wrap=True)
+        state = (status.state, *status.held)
+        if state != self._state or around.elapsed_s >= self._due_s:
+            self._state, self._due_s = state, around.elapsed_s + LINE_EVERY_S
+            self._print(line(status, around))
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _finish(folder: Path, console: Console) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from deploy import local, supervise
+from deploy import local
 from deploy.bench import find_benchmarks, run_benchmarks
 from deploy.doctor import (
     Finding,
@@ -25,8 +23,7 @@ from deploy.doctor import (
     check_python,
     is_fit,
 )
-from deploy.run_session import choose_address, prepare_folder
-from deploy.supervise import Interrupts, Service, ServiceError, last_lines, read_endpoints, watch
+from deploy.run_session import choose_addresses, prepare_folder
 
 COMMANDS = ("run", "replay", "simulate", "stream", "agent", "report", "doctor", "bench")
 LOADED_BY_NOBODY_WHO_ASKS_FOR_HELP = ("torch", "numpy", "zmq", "matplotlib", "botorch", "numba", "scipy")
@@ -168,11 +165,13 @@ def test_the_processes_know_the_options_that_they_are_given(module: str) -> None
 
 
 def test_a_fixed_address_is_kept_and_port_0_becomes_a_free_one() -> None:
-    fixed = {"streamer": {"hub": {"bind": "tcp://127.0.0.1:5123"}}}
-    assert choose_address(fixed) == "tcp://127.0.0.1:5123"
-    chosen = choose_address({})
-    assert chosen.startswith("tcp://127.0.0.1:")
-    assert not chosen.endswith(":0")
+    fixed = {"bind": "tcp://127.0.0.1:5123", "view_bind": "tcp://127.0.0.1:5124"}
+    assert choose_addresses({"streamer": {"hub": fixed}}) == tuple(fixed.values())
+    address, view_address = choose_addresses({"streamer": {"hub": {"bind": "tcp://127.0.0.1:0"}}})
+    assert address != view_address
+    for chosen in (address, view_address):
+        # Not one of those that the system gives away: the streamer must get it back after a restart.
+        assert 20_000 <= int(chosen.removeprefix("tcp://127.0.0.1:")) < 30_000
 
 
 # -- benchmarks and doctor -----------------------------------------------------------------------
@@ -217,178 +216,3 @@ def test_the_doctor_fails_on_what_is_wrong_and_not_on_what_is_a_note() -> None:
     with console.capture() as capture:
         console.print(as_table([note, wrong]))
     assert "install it" in capture.get()
-
-
-# -- supervision: real processes, small ones ---------------------------------------------------------
-
-ORDERLY = """
-import json, pathlib, signal, sys
-signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
-names = ("address", "view_address", "metrics_url", "session")
-where = {name: "tcp://127.0.0.1:1" for name in names} | {"pid": 1}
-pathlib.Path("endpoints.part").write_text(json.dumps(where))
-pathlib.Path("endpoints.part").replace("endpoints.json")
-signal.pause()
-"""
-STUBBORN = "from signal import *\nfor number in (SIGINT, SIGTERM): signal(number, SIG_IGN)\n"
-WAITS = "import time\ntime.sleep(60)\n"
-
-
-@pytest.fixture
-def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    """Give a service whose processes are all ended afterwards."""
-    monkeypatch.chdir(tmp_path)
-    made = Service(tmp_path)
-    yield made
-    made.kill()
-
-
-def start(service: Service, name: str, program: str) -> supervise.Child:
-    return service.start(name, (sys.executable, "-c", program))
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def run_down(service: Service, interrupts: Interrupts, tick: Callable[[], None] | None = None) -> None:
-    """Watch with a clock that runs a hundred times as fast as the wall's."""
-    watch(service, interrupts, tick or (lambda: time.sleep(0.01)), lambda: 100 * time.monotonic())
-
-
-def test_a_session_that_ends_well_is_no_error(service: Service) -> None:
-    for name in ("streamer", "instrument", "agent"):
-        start(service, name, f"print('{name} was here')")
-    run_down(service, Interrupts())
-    assert last_lines(service.session_folder / "logs" / "agent.log") == "agent was here"
-
-
-def test_a_process_that_dies_ends_the_rest_and_shows_the_end_of_its_log(service: Service) -> None:
-    streamer = start(service, "streamer", ORDERLY)
-    wait_for(service.look_for_endpoints)
-    start(service, "agent", "raise SystemExit('no such thing as a lattice')")
-    with pytest.raises(ServiceError, match="no such thing as a lattice") as failure:
-        run_down(service, Interrupts())
-    assert "the agent ended with exit code 1" in str(failure.value)
-    assert str(service.session_folder / "logs" / "agent.log") in str(failure.value)
-    assert streamer.process.returncode == 0
-
-
-def test_a_refused_file_or_setting_is_told_in_its_own_line(service: Service) -> None:
-    start(service, "streamer", ORDERLY)
-    wait_for(service.look_for_endpoints)
-    refusing = (
-        "print('settings …'); print('movie carries no scale; use --pixel-size-nm'); raise SystemExit(2)"
-    )
-    start(service, "instrument", refusing)
-    with pytest.raises(ServiceError, match=r"^the instrument refused to start: movie carries no scale"):
-        run_down(service, Interrupts())
-
-
-def test_the_streamer_is_blamed_first(service: Service) -> None:
-    start(service, "agent", "raise SystemExit(1)")
-    start(service, "streamer", "raise SystemExit('a bug')")
-    wait_for(lambda: not any(child.running() for child in service.children))
-    with pytest.raises(ServiceError, match="the streamer ended with exit code 1"):
-        run_down(service, Interrupts())
-
-
-def test_the_first_interrupt_ends_in_order_and_is_no_error(service: Service) -> None:
-    start(service, "streamer", ORDERLY)
-    wait_for(service.look_for_endpoints)
-    interrupts = Interrupts()
-    interrupts.count = 1
-    run_down(service, interrupts)
-    assert [child.process.returncode for child in service.children] == [0]
-
-
-def test_the_second_interrupt_kills_whoever_does_not_listen(service: Service) -> None:
-    child = start(service, "streamer", STUBBORN + "print('deaf', flush=True)\n" + WAITS)
-    wait_for(lambda: last_lines(child.log) == "deaf")
-    interrupts = Interrupts()
-    interrupts.count = 2
-    with pytest.raises(ServiceError, match="stopped at once"):
-        run_down(service, interrupts)
-    assert child.process.returncode == -signal.SIGKILL
-
-
-def test_whoever_outstays_the_streamer_is_ended(service: Service) -> None:
-    start(service, "streamer", "print('done')")
-    deaf = start(service, "agent", STUBBORN + "print('deaf', flush=True)\n" + WAITS)
-    wait_for(lambda: last_lines(deaf.log) == "deaf")
-    with pytest.raises(ServiceError, match="the agent was ended by SIGKILL"):
-        run_down(service, Interrupts())
-
-
-def test_stopping_before_the_streamer_is_ready_is_no_error(service: Service) -> None:
-    for name in ("streamer", "agent"):
-        start(service, name, WAITS)
-    interrupts = Interrupts()
-    interrupts.count = 1
-    run_down(service, interrupts)
-    assert all(child.process.returncode for child in service.children)
-
-
-def test_who_gave_up_on_a_slow_streamer_is_started_again(service: Service, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    slow = "import pathlib, time\nwhile not pathlib.Path('gate').exists(): time.sleep(0.01)\n" + ORDERLY
-    start(service, "streamer", slow)
-    impatient = (
-        "import pathlib, sys\n"
-        "first = not pathlib.Path('tried').exists()\n"
-        "pathlib.Path('tried').touch()\n"
-        "if first: print('no streamer answers at x within 10 s'); sys.exit(1)\n"
-        "pathlib.Path('gate').touch()\n"
-    )
-    start(service, "instrument", impatient)
-    interrupts = Interrupts()
-
-    def tick() -> None:
-        interrupts.count = 1 if gate.exists() and service.look_for_endpoints() else 0
-        time.sleep(0.01)
-
-    watch(service, interrupts, tick)
-    assert gate.exists()
-
-
-def test_a_streamer_that_is_never_ready_is_given_up(service: Service) -> None:
-    start(service, "streamer", "print('thinking', flush=True)\n" + WAITS)
-    with pytest.raises(ServiceError, match="the streamer was not ready within"):
-        watch(service, Interrupts(), lambda: time.sleep(0.01), lambda: 1000 * time.monotonic())
-
-
-def test_a_bug_of_ours_leaves_no_process_behind(service: Service) -> None:
-    child = start(service, "streamer", WAITS)
-
-    def tick() -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        run_down(service, Interrupts(), tick)
-    assert child.process.returncode is not None
-
-
-def test_processes_compute_on_one_thread_in_a_group_of_their_own(service: Service) -> None:
-    child = start(
-        service, "agent", "import os; print(os.environ['OMP_NUM_THREADS'], os.getpgid(0) == os.getpid())"
-    )
-    run_down(service, Interrupts())
-    assert last_lines(child.log) == "1 True"
-
-
-def test_interrupts_are_counted_while_they_are_watched_for() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with Interrupts() as interrupts:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
-        wait_for(lambda: interrupts.count == 2)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_endpoints_that_are_half_written_are_not_read(tmp_path: Path) -> None:
-    assert read_endpoints(tmp_path) is None
-    (tmp_path / "endpoints.json").write_text('{"address": "tcp://127')
-    assert read_endpoints(tmp_path) is None

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from deploy.live_view import (
+    Around,
     clock_text,
     in_stage_order,
     line,
@@ -55,7 +56,7 @@ def status(**changes: Any) -> Status:
 def text(shown: Status | None, **options: Any) -> str:
     console = Console(width=80, height=24, force_terminal=False)
     with console.capture() as capture:
-        console.print(render(shown, **options))
+        console.print(render(shown, Around(**options)))
     return capture.get()
 
 
@@ -95,15 +96,16 @@ def test_latencies_stand_in_the_order_of_the_data_path() -> None:
         {"stage_ms": {f"stage {n}": (1.0, 2.0) for n in range(30)}},
         {"session": "a name that goes on and on " * 5},
         {"drift_nm": (-1234.5, 6789.0), "best_position_nm": (-1234.5, 6789.0), "best": -1.23456789e-12},
+        {"state": "held", "held": ("the instrument is silent for 12 s",) * 9},
     ],
-    ids=["usual", "many suggestions", "many stages", "long name", "large numbers"],
+    ids=["usual", "many suggestions", "many stages", "long name", "large numbers", "held"],
 )
-def test_the_screen_fits_in_80_by_24(changes: dict[str, Any]) -> None:
-    rows = (
-        text(status(**changes), elapsed_s=36000, note="ending; Ctrl-C again stops at once")
-        .rstrip("\n")
-        .split("\n")
+@pytest.mark.parametrize("restarts", [(), ("restarted instrument (killed by SIGSEGV)",) * 50])
+def test_the_screen_fits_in_80_by_24(changes: dict[str, Any], restarts: tuple[str, ...]) -> None:
+    screen = text(
+        status(**changes), elapsed_s=36000, note="ending; Ctrl-C again stops at once", restarts=restarts
     )
+    rows = screen.rstrip("\n").split("\n")
     assert len(rows) <= 24
     assert max(len(row) for row in rows) <= 80
 
@@ -147,7 +149,7 @@ def test_the_progress_bars_grow_with_what_is_done() -> None:
 
 
 def test_the_line_holds_what_a_log_needs() -> None:
-    words = line(status(), elapsed_s=5)
+    words = line(status(), Around(elapsed_s=5))
     assert "\n" not in words
     for part in ("0:05", "running", "1210/1212", "rejected 1", "measured 13/60", "refused 3", "best 0.4213"):
         assert part in words, part
@@ -157,15 +159,53 @@ def test_lines_are_printed_when_the_state_changes_and_every_five_seconds() -> No
     console = Console(width=300, force_terminal=False)
     printer = LinePrinter(console)
     with console.capture() as capture:
-        printer(None, 0.0, "")
-        printer(status(state="waiting"), 0.5, "")
-        printer(status(state="waiting"), 1.0, "")
-        printer(status(state="running"), 1.5, "")
-        printer(status(state="running"), 6.4, "")
-        printer(status(state="running"), 6.6, "")
-        printer(status(state="ended"), 6.7, "")
+        for state, elapsed_s in (
+            ("waiting", 0.5),
+            ("waiting", 1.0),
+            ("running", 1.5),
+            ("running", 6.4),
+            ("running", 6.6),
+            ("ended", 6.7),
+        ):
+            printer(status(state=state), Around(elapsed_s=elapsed_s))
     states = [row.split()[1] for row in capture.get().splitlines()]
     assert states == ["waiting", "running", "running", "ended"]
+
+
+def test_a_held_loop_says_why_on_the_screen_and_in_the_line() -> None:
+    held = status(state="held", held=("the instrument is silent for 3 s", "paused by ann"))
+    screen = text(held)
+    assert "held, beam parked: the instrument is silent for 3 s; paused by ann" in screen
+    assert " held     (the instrument is silent for 3 s; paused by ann) frames" in line(held)
+    assert "beam parked" not in text(status())
+
+
+def test_restarts_are_told_on_the_screen_and_once_each_in_lines() -> None:
+    one, two = "restarted streamer (killed by SIGKILL)", "restarted agent (exit code 1)"
+    assert two + ", and 1 before" in text(status(), restarts=(one, two))
+    console = Console(width=300, force_terminal=False)
+    printer = LinePrinter(console)
+    with console.capture() as capture:
+        printer(None, Around(elapsed_s=2.0, restarts=(one,)))
+        printer(status(), Around(elapsed_s=3.0, restarts=(one,)))
+        printer(status(), Around(elapsed_s=4.0, restarts=(one, two)))
+        printer(status(), Around(elapsed_s=4.1, restarts=(one, two)))
+    rows = capture.get().splitlines()
+    assert rows[0] == f"  0:02 {one}"
+    assert rows[1].startswith("  0:03 running")
+    assert rows[2:] == [f"  0:04 {two}"]
+
+
+def test_a_line_is_printed_when_the_reasons_of_a_hold_change() -> None:
+    console = Console(width=300, force_terminal=False)
+    printer = LinePrinter(console)
+    with console.capture() as capture:
+        for elapsed_s, held in ((1.0, ("paused",)), (1.2, ("paused",)), (1.4, ("paused", "disk full"))):
+            printer(status(state="held", held=held), Around(elapsed_s=elapsed_s))
+    assert [row.split("(")[1].split(")")[0] for row in capture.get().splitlines()] == [
+        "paused",
+        "paused; disk full",
+    ]
 
 
 def test_durations_are_written_in_minutes_and_in_hours_from_one_on() -> None:
