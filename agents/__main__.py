@@ -22,6 +22,7 @@ def main(
         str | None, typer.Option(help="explorer (learns where it pays), raster or random (baselines).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of every random choice.")] = None,
+    key: Annotated[Path | None, typer.Option(help="This agent's key file, for a streamer with keys.")] = None,
     timeout_s: Annotated[float, typer.Option(help="How long to wait for the streamer.")] = 30.0,
 ) -> None:
     """Look at the atoms that the streamer finds, and choose where to take the next spectrum."""
@@ -35,7 +36,7 @@ def main(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
-    sys.exit(_run(connect, config, policy, seed, timeout_s, stopped))
+    sys.exit(_run(connect, config, policy, seed, key, timeout_s, stopped))
 
 
 def _run(
@@ -43,6 +44,7 @@ def _run(
     config: Path | None,
     policy: str | None,
     seed: int | None,
+    key: Path | None,
     timeout_s: float,
     stopped: list[int],
 ) -> int:
@@ -53,12 +55,14 @@ def _run(
     from agents.config import load_agent_config, overridden
     from agents.policies import make_agent
     from agents.serve import load_models_in_background, serve
+    from streamer.keys import KeysError, PeerKeys
     from streamer.link import Link
 
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     log = structlog.get_logger()
     try:
         settings = overridden(load_agent_config(config), policy=policy, seed=seed)
+        keys = None if key is None else PeerKeys.read(key, "agent")
     except (OSError, ValueError) as error:
         print(f"configuration: {error}", file=sys.stderr)
         return 2
@@ -66,9 +70,13 @@ def _run(
     agent = make_agent(settings)
     prepare = load_models_in_background if agent.policy == "explorer" else lambda: None
     every = settings.checkpoint_every
+    name = f"agent {agent.policy}"
     try:
-        with Link(connect, role="agent", name=f"agent {agent.policy}", timeout_s=timeout_s) as link:
+        with Link(connect, role="agent", name=name, timeout_s=timeout_s, keys=keys) as link:
             reason = serve(agent, link, lambda: bool(stopped), prepare, checkpoint_every=every)
+    except KeysError as error:
+        print(f"configuration: {error}", file=sys.stderr)
+        return 2
     except ConnectionError as error:
         print(str(error), file=sys.stderr)
         return 1

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from simulators.formats import RecordingError
 from simulators.instrument import GIVE_UP_S, Instrument, Served, serve
 from streamer.config_file import read_config
+from streamer.keys import KeysError, PeerKeys
 from streamer.link import Link
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ CONNECT_S = 30.0
 Address = Annotated[
     str, typer.Option("--connect", help="Address of the streamer, such as tcp://127.0.0.1:5555.")
 ]
+Key = Annotated[Path | None, typer.Option(help="This microscope's key file, for a streamer with keys.")]
 Speed = Annotated[
     str,
     typer.Option(help="1: as fast as the microscope scans; 2: twice as fast; max: without waiting."),
@@ -57,6 +59,7 @@ def stem(
     ] = None,
     max_frames: MaxFrames = None,
     speed: Speed = "1",
+    key: Key = None,
     give_up_s: GiveUp = GIVE_UP_S,
 ) -> None:
     """Scan a simulated sheet of graphene with silicon atoms, vacancies and a grain boundary.
@@ -72,7 +75,7 @@ def stem(
         instrument = StemInstrument(read_config(config, "simulate.stem", StemConfig, said))
     except ValueError as error:
         raise _refusal(str(error)) from None
-    _play(instrument, connect, rate, max_frames, truth, give_up_s)
+    _play(instrument, connect, key, rate, max_frames, truth, give_up_s)
 
 
 @app.command()
@@ -84,6 +87,7 @@ def replay(
     pixel_size_nm: Annotated[
         float | None, typer.Option(help="Edge of a pixel, for files that do not carry a scale.")
     ] = None,
+    key: Key = None,
     give_up_s: GiveUp = GIVE_UP_S,
 ) -> None:
     """Play a recording as if its microscope were connected; what was not recorded is refused."""
@@ -94,19 +98,23 @@ def replay(
         instrument = open_recording(path, pixel_size_nm=pixel_size_nm)
     except (ValueError, OSError) as error:
         raise _refusal(str(error)) from None
-    _play(instrument, connect, rate, max_frames, None, give_up_s)
+    _play(instrument, connect, key, rate, max_frames, None, give_up_s)
 
 
 def _play(
     instrument: Instrument,
     address: str,
+    key: Path | None,
     speed: float,
     max_frames: int | None,
     truth: Path | None,
     give_up_s: float,
 ) -> None:
     try:
-        link = Link(address, role="instrument", name=instrument.name, timeout_s=CONNECT_S)
+        keys = None if key is None else PeerKeys.read(key, "instrument")
+        link = Link(address, role="instrument", name=instrument.name, timeout_s=CONNECT_S, keys=keys)
+    except KeysError as error:
+        raise _refusal(str(error)) from None
     except ConnectionError as error:
         raise _failure(str(error)) from None
     stopped = threading.Event()

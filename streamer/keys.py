@@ -197,13 +197,20 @@ class PeerKeys:
     streamer: str
 
     @classmethod
-    def read(cls, path: Path | str) -> PeerKeys:
+    def read(cls, path: Path | str, role: Role | None = None) -> PeerKeys:
         """Read a client's key file, as ``probeloop keys new`` writes it.
+
+        Parameters
+        ----------
+        path
+            The file.
+        role
+            What the key is needed for; None takes any.
 
         Raises
         ------
         KeysError
-            If it is not there, others may read it, or it is not a client's key file.
+            If it is not there, others may read it, or it is not the key file of such a client.
         """
         path = Path(path)
         pair = _read_pair(path)
@@ -211,6 +218,11 @@ class PeerKeys:
             raise KeysError(
                 f'{path}: it names no streamer; add the line  streamer = "…"  with the key that '
                 "`probeloop keys list` shows on the streamer's machine"
+            )
+        if role is not None and pair.role != role:
+            raise KeysError(
+                f"{path}: a key for the role {pair.role}, and this takes one for {role}: "
+                f"`probeloop keys new NAME --role {role}` makes it"
             )
         return cls(pair.name, pair.role, pair.public, pair.secret, pair.streamer)
 

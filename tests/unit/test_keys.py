@@ -69,6 +69,13 @@ def test_client_reads_from_its_file_all_that_it_needs(tmp_path):
     assert keys == PeerKeys("titan", "instrument", OTHER, SECRET, PUBLIC)
 
 
+def test_key_for_another_role_is_refused_before_anybody_is_asked(tmp_path):
+    path = write_client(tmp_path / "titan.key")
+    assert PeerKeys.read(path, "instrument").role == "instrument"
+    with pytest.raises(KeysError, match="for the role instrument, and this takes one for agent"):
+        PeerKeys.read(path, "agent")
+
+
 def test_secrets_are_in_no_text_that_a_log_may_print(tmp_path, folder):
     keys = PeerKeys.read(write_client(tmp_path / "titan.key"))
     assert SECRET not in repr(keys) + repr(KeyPair(PUBLIC, SECRET)) + repr(ServerKeys(folder))
