@@ -117,10 +117,9 @@ class History:
             return
         self.problem = ""
         self.told, self.count, self._restored_at = checkpoint.told, 0, number
-        self._untold = deque((n, message) for n, message in self._untold if n > checkpoint.told)
 
     def _tell(self, number: int, message: Latents | Outcome) -> None:
-        if number <= self.told:
+        if number <= self.told:  # the checkpoint has it
             return
         self.told = number
         self.count += 1

@@ -359,8 +359,13 @@ def test_a_fit_is_on_what_was_known_when_it_became_due_however_late_it_is_made()
             for decision in turn.decisions:
                 if isinstance(decision, Suggestion):
                     agent.recall(decision)
+    restored = make_agent(config("explorer"))
+    restored.restore(*late.checkpoint())  # with fits still to be made
+    fits[restored] = []
     fit(late)
+    fit(restored)
     assert len(fits[prompt]) >= 2
+    assert [bits(made) for made in fits[restored]] == [bits(made) for made in fits[late]]
     assert [bits(made) for made in fits[prompt]] == [bits(made) for made in fits[late]]
     assert state(prompt) == state(late)
 

@@ -287,3 +287,15 @@ def test_another_objective_in_the_configuration_wins_over_the_checkpoint():
     frame = world.frame(9)
     suggestions = [msgspec.msgpack.encode(each.tell(frame) or each.ask()) for each in (one, again)]
     assert suggestions[0] == suggestions[1]
+
+
+def test_what_is_under_way_makes_no_fit_due():
+    agent, world = Explorer(unlimited(max_pending=4)), World(0)
+    agent.tell(world.frame(0))
+    open_ones = [agent.ask() for _ in range(4)]
+    known = 0
+    while agent.refit() is None:
+        agent.tell(world.outcome(open_ones.pop(0)))
+        open_ones.append(agent.ask())
+        known += 1
+    assert known == agent.config.initial_points
