@@ -281,6 +281,7 @@ class AgentCheck:
         self._history = History(agent, self._decide)
         self._record = 0
         self._scores: list[tuple[int, Score]] = []
+        self._begun_at = 0
         self._unasked = 0
         self._is_lost = False
 
@@ -288,9 +289,12 @@ class AgentCheck:
         """Take the next record that the agent was told or that it sent."""
         self._record = record
         if isinstance(message, Score):
-            self._scores.append((record, message))
-        else:
-            self._history.take(record, message)
+            if record > self._begun_at:  # else the checkpoint has the outcome that it speaks of
+                self._scores.append((record, message))
+            return
+        if isinstance(message, Checkpoint):
+            self._begun_at = record
+        self._history.take(record, message)
 
     def finish(self) -> None:
         """Compare the scores; a restarted agent may have told them later than its suggestions."""
@@ -449,10 +453,13 @@ class Verifier:
         """Find the peer whose decisions the session's [agent] table describes."""
         rows: dict[str, str] = {}
         policy = self._config.agent.policy
-        for _, numbered in self._read(folder, ("hello", "suggestion")):
+        for _, numbered in self._read(folder, ("hello", "suggestion", "checkpoint")):
             message = numbered.message
             if isinstance(message, Hello):
                 rows[message.instance] = row_name(message)
+            elif isinstance(message, Checkpoint) and message.of == "streamer" and not rows:
+                # The journal may begin after the agent's Hello.
+                rows |= msgspec.msgpack.decode(message.facts, type=_StreamerFacts).progress.instances
             elif isinstance(message, Suggestion) and message.policy == policy and numbered.sender in rows:
                 self._row = rows[numbered.sender]
                 return
