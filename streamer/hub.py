@@ -611,7 +611,8 @@ class Hub:
         row = self.progress.rows.get(name)
         is_new = row is None or row.instance != hello.instance or not hello.instance
         known = self._peers.get(peer)
-        if known is None or known.hello.instance != hello.instance:
+        is_met = known is not None and known.hello.instance == hello.instance
+        if known is None or not is_met:
             known = Peer(hello, name, key, time.monotonic())
             known.inbox.skip_to(self.progress.received.get(hello.instance, 0))
             self._replace_others(peer, name)
@@ -634,8 +635,10 @@ class Hub:
         known.acks = deque(ack for ack in known.acks if ack.status == "refused")
         self._router.send(peer, self._welcome(known))
         self._resend(peer, known, hello.last_record)
-        if hello.role == "instrument" and is_new and self.holds:
+        if hello.role == "instrument" and self.holds and (is_new or not is_met):
             self._command("park", next(iter(self.holds)))
+        elif hello.role == "instrument" and not is_new and not is_met:
+            self._command("go", "the streamer is back")  # an earlier process of ours may have had it parked
         if self._state == "draining":
             self._router.send(peer, Bye(reason=self._end_reason))
 
