@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import h5py
+import numpy as np
 import pytest
 
 from tests.process.faults.lives import Nursery
-from tests.process.faults.sessions import kill_at_random
+from tests.process.faults.sessions import kill_at_random, kill_while_it_writes
 
 # PROBELOOP_TRIALS=100 for the long form.
 TRIALS = int(os.environ.get("PROBELOOP_TRIALS", "20"))
@@ -26,3 +28,17 @@ def test_streamer_killed_at_any_moment_loses_and_doubles_nothing(nursery, tmp_pa
     verdict = kill_at_random(nursery, tmp_path / "session", trials=TRIALS, seed=1)
     assert verdict.acked >= TRIALS
     assert verdict.is_clean, verdict
+
+
+@pytest.mark.timeout(60 + 5 * TRIALS)
+def test_streamer_killed_while_it_writes_opens_its_journal_by_itself(nursery, tmp_path):
+    folder = tmp_path / "session"
+    verdict = kill_while_it_writes(nursery, folder, trials=max(1, TRIALS // 2), seed=2)
+    assert verdict.is_clean, verdict
+    assert len(list(folder.glob("journal-*.plj"))) > TRIALS // 2
+    with h5py.File(folder / "frames.hspy") as file:
+        signal = file["Experiments/HAADF"]
+        assert signal["data"].shape == (verdict.sent, 160, 160)
+        assert np.all(signal["done"][...] == 1)
+        assert np.array_equal(signal["number"][...], np.arange(verdict.sent))
+    assert not list(folder.glob("*.part"))

@@ -6,6 +6,7 @@ that follow. Its state is small, so that a restart can be tried hundreds of time
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 import msgspec
@@ -38,11 +39,21 @@ def make_frame(number: int, *, shape: tuple[int, int] = (16, 24), seed: int = 7)
 
 
 class Counting:
-    """Stands in the place of the pipeline: same verbs, no science."""
+    """Stands in the place of the pipeline: same verbs, no science.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    ballast_kb
+        Its state is made larger by so much: that of the real pipeline is about a megabyte.
+    busy_s
+        Time that each frame takes.
+    """
+
+    def __init__(self, *, ballast_kb: int = 0, busy_s: float = 0.0) -> None:
         self.number = -1
         self.count = 0
+        self._ballast = np.zeros(ballast_kb << 10, np.uint8)
+        self._busy_s = busy_s
         self.memory = np.zeros((SIDE * SIDE, 2), np.float32)
 
     def warm_up(self) -> None:
@@ -51,7 +62,8 @@ class Counting:
     def state(self) -> PipelineState:
         """Give all that the next latents depend on."""
         facts = msgspec.msgpack.encode(self.count)
-        return PipelineState(number=self.number, facts=facts, arrays={"memory": self.memory.copy()})
+        arrays = {"memory": self.memory.copy(), "ballast": self._ballast}
+        return PipelineState(number=self.number, facts=facts, arrays=arrays)
 
     def restore(self, state: PipelineState) -> None:
         """Go on from a state."""
@@ -61,6 +73,7 @@ class Counting:
 
     def process(self, frame: Frame, meter: Meter) -> Processed | None:
         """Fold the frame into the memory, and give the memory as latents."""
+        time.sleep(self._busy_s)
         self.number = frame.number
         self.count += 1
         seen = np.resize(frame.image[0, :8], self.memory.shape)

@@ -81,13 +81,13 @@ class Life:
     pid: int
     folder: Path
     ask: Callable[[dict[str, Any]], int]
-    is_over: bool = False
+    code: int | None = None
 
-    def kill(self) -> None:
-        """End it as ``kill -9`` does, and wait until it is gone."""
-        if not self.is_over:
+    def kill(self) -> int:
+        """End it as ``kill -9`` does, and wait until it is gone; return its exit code, 0 if it was quicker."""
+        if self.code is None:
             os.kill(self.pid, signal.SIGKILL)
-            self.wait()
+        return self.wait()
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -95,8 +95,9 @@ class Life:
 
     def wait(self) -> int:
         """Wait for its end; return its exit code, -N for signal N."""
-        self.is_over = True
-        return self.ask({"wait": self.pid})
+        if self.code is None:
+            self.code = self.ask({"wait": self.pid})
+        return self.code
 
     def address(self) -> str:
         """Wait until a streamer serves; say where."""
@@ -137,8 +138,8 @@ def _streamer(folder: Path, options: dict[str, Any]) -> None:
     from streamer.config import StreamerConfig
     from tests.process.faults.counting import Counting
 
-    settings = msgspec.convert(options, StreamerConfig)
-    serve(settings, Counting(), folder)  # type: ignore[arg-type]
+    counting = Counting(**options.pop("counting", {}))
+    serve(msgspec.convert(options, StreamerConfig), counting, folder)  # type: ignore[arg-type]
 
 
 def _agent(folder: Path, options: dict[str, Any]) -> None:

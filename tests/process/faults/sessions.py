@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -193,3 +194,65 @@ def _feed_until_killed(feeder: Feeder, life: Life, rng: np.random.Generator) -> 
         moment_s = time.monotonic() + rng.uniform(0, 0.3)
     feeder.feed(lambda: time.monotonic() >= moment_s)
     life.kill()
+
+
+# -- killed while it writes ----------------------------------------------------------------------
+
+
+def make_100_kb(number: int) -> Frame:
+    """Make a frame of which ten fill a segment of the smallest size."""
+    return make_frame(number, shape=(160, 160))
+
+
+def _files(folder: Path) -> set[str]:
+    return set(os.listdir(folder))
+
+
+def kill_while_it_writes(nursery: Nursery, folder: Path, *, trials: int, seed: int) -> Verdict:
+    """Kill the streamer while it begins a new segment, writes a state, or makes the files at the end.
+
+    With segments of 1 MB, frames of 100 kB and a state of 600 kB behind every second one, half of what
+    it writes are states. The moment is told by the folder: a new file there, and a fraction of a
+    millisecond more.
+    """
+    rng = np.random.default_rng(seed)
+    settings: dict[str, Any] = {
+        "hub": {"window": 16, "max_waiting": 16, "checkpoint_frames": 2, "last_words_s": 0.05},
+        "journal": {"segment_mb": 1},
+        "counting": {"ballast_kb": 600},
+    }
+    life = nursery.start("streamer", folder, **settings)
+    settings["hub"]["bind"] = life.address()
+    feeder = Feeder(Link(life.address(), role="instrument", name="feeder"), make_100_kb)
+    for _ in range(trials):
+        acked = feeder.acked
+        feeder.feed(lambda: feeder.acked > acked)
+        before = _files(folder)
+        feeder.feed(lambda: bool(_files(folder) - before))
+        _spin(rng.uniform(0, 0.0005) if rng.random() < 0.7 else rng.uniform(0, 0.01))
+        life.kill()
+        life = nursery.start("streamer", folder, **settings)
+    feeder.finish()
+    kills = 0
+    while kills < (trials + 1) // 2 and _kill_while_it_finishes(life, rng):
+        kills += 1
+        life = nursery.start("streamer", folder, **settings)
+    code = life.wait()
+    assert code == 0, life.log()
+    return judge(folder, feeder, make_100_kb)
+
+
+def _kill_while_it_finishes(life: Life, rng: np.random.Generator) -> bool:
+    """Kill it when the first of its last files is there, and up to 30 ms later; False if it was quicker."""
+    deadline_s = time.monotonic() + WAIT_S
+    while not {"summary.json", "summary.part", "frames.hspy.part"} & _files(life.folder):
+        assert time.monotonic() < deadline_s, life.log()
+    _spin(rng.uniform(0, 0.03))
+    return life.kill() != 0
+
+
+def _spin(duration_s: float) -> None:
+    """Pass less time than the system can sleep for."""
+    end_s = time.monotonic() + duration_s
+    while time.monotonic() < end_s:
+        pass
