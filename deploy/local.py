@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from deploy.keys_command import app as keys_app
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -30,6 +32,7 @@ simulate_app = typer.Typer(
     no_args_is_help=True, help="A simulated microscope alone, for a streamer that runs already."
 )
 app.add_typer(simulate_app, name="simulate")
+app.add_typer(keys_app, name="keys")
 
 Config = Annotated[
     Path | None,
@@ -73,6 +76,12 @@ PixelSize = Annotated[
     typer.Option(min=0, help="Edge of a pixel in nm, for files that carry no scale.", show_default=False),
 ]
 Connect = Annotated[str, typer.Option(help="Address of the streamer, such as tcp://127.0.0.1:5555.")]
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        help="Key file of this program, for a streamer with keys (probeloop keys).", show_default=False
+    ),
+]
 
 
 def _version(is_asked: bool) -> None:
@@ -219,6 +228,11 @@ def _tables(config: Path | None, changes: dict[str, Any]) -> dict[str, Any]:
         check(tables, f"{config}: ")
     except ConfigError as error:
         _refuse(str(error))
+    if tables.get("streamer", {}).get("hub", {}).get("keys"):
+        _refuse(
+            f"{config}: streamer.hub.keys is for parts on several computers: start each by itself, "
+            "`probeloop stream --keys FOLDER`, `probeloop agent --key FILE`, or leave it out"
+        )
     return override(tables, changes)
 
 
@@ -238,12 +252,14 @@ def simulate_stem(
         int | None, typer.Option(min=1, help="Stop after so many frames.", show_default=False)
     ] = None,
     speed: Speed = "1",
+    key: Key = None,
 ) -> None:
     """Scan a simulated sheet of graphene, and take the spectra that the streamer asks for."""
     _become(
         "simulators",
         "stem",
         *_options(connect=connect, config=config, seed=seed, truth=truth, max_frames=max_frames, speed=speed),
+        *_options(key=key),
     )
 
 
@@ -256,6 +272,12 @@ def stream(
         typer.Option(help="Address for microscope and agent; port 0 takes a free one.", show_default=False),
     ] = "tcp://127.0.0.1:5555",
     measurements: Measurements = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of keys (probeloop keys): only who is allowed there comes in.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Run the [bold]streamer[/bold] alone: it waits for a microscope and an agent to connect.
 
@@ -264,14 +286,16 @@ def stream(
     folder = _folder(session_folder)
     _become(
         "streamer",
-        *_options(session_folder=folder, config=config, bind=bind, max_measurements=measurements),
+        *_options(session_folder=folder, config=config, bind=bind, max_measurements=measurements, keys=keys),
     )
 
 
 @app.command()
-def agent(connect: Connect, config: Config = None, policy: Policy = None, seed: Seed = None) -> None:
+def agent(
+    connect: Connect, config: Config = None, policy: Policy = None, seed: Seed = None, key: Key = None
+) -> None:
     """Run the [bold]agent[/bold] alone: it looks at the atoms and chooses the next measurement."""
-    _become("agents", *_options(connect=connect, config=config, policy=policy, seed=seed))
+    _become("agents", *_options(connect=connect, config=config, policy=policy, seed=seed, key=key))
 
 
 def _options(**values: object) -> list[str]:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner, Result
 
+from deploy.keys_command import app
 from streamer.keys import (
     KeyPair,
     KeysError,
@@ -321,3 +323,78 @@ ROLES: tuple[Role, ...] = ("instrument", "agent", "operator", "viewer")
 )
 def test_role_may_send_this_and_nothing_else(role, allowed, make_frame, make_suggestion):
     assert said(role, make_frame, make_suggestion) == allowed
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def keys(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def said_by(*words: str) -> str:
+    result = keys(*words)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_command_makes_all_that_streamer_and_client_need(tmp_path):
+    folder = str(tmp_path / "keys")
+    said_by("new", "titan", "--role", "instrument", "--folder", folder)
+    client, server = PeerKeys.read(tmp_path / "keys" / "titan.key", "instrument"), ServerKeys(folder)
+    assert client.streamer == server.public
+    assert (server.role_of(client.public), server.name_of(client.public)) == ("instrument", "titan")
+
+
+def test_command_lets_in_a_pair_made_elsewhere_whose_secret_never_travels(tmp_path):
+    here, there = str(tmp_path / "keys"), str(tmp_path / "there")
+    said_by("new", "anna", "--role", "operator", "--folder", here)
+    streamer = ServerKeys(here).public
+    told = said_by("new", "pc", "--role", "agent", "--folder", there, "--alone", "--streamer", streamer)
+    client = PeerKeys.read(tmp_path / "there" / "pc.key", "agent")
+    assert f"-- '{client.public}'" in told
+    assert client.secret not in told
+    said_by("allow", "pc", "--role", "agent", "--folder", here, "--", client.public)
+    assert ServerKeys(here).role_of(client.public) == "agent"
+    assert client.streamer == streamer
+
+
+def test_command_takes_back_and_lists(tmp_path):
+    folder = str(tmp_path / "keys")
+    for name, role in (("titan", "instrument"), ("anna", "viewer")):
+        said_by("new", name, "--role", role, "--folder", folder)
+    assert "titan.key is of no more use" in said_by("revoke", "titan", "--folder", folder)
+    listed = said_by("list", "--folder", folder)
+    assert ServerKeys(folder).public in listed
+    assert "anna" in listed
+    assert "titan" not in listed
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("new", "a b", "--role", "agent"), "name is 'a b'"),
+        (("new", "titan", "--role", "agent"), "titan is allowed already"),
+        (("new", "pc", "--role", "agent", "--streamer", PUBLIC), "goes with --alone"),
+        (("new", "pc", "--role", "agent", "--alone", "--streamer", "x"), "--streamer is not a key"),
+        (("allow", "pc", "short", "--role", "agent"), "public is not a key"),
+        (("revoke", "pc"), "nothing to revoke; allowed: titan"),
+    ],
+)
+def test_command_that_cannot_be_done_says_why_and_changes_nothing(tmp_path, words, complaint):
+    folder = tmp_path / "keys"
+    said_by("new", "titan", "--role", "instrument", "--folder", str(folder))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    result = keys(*words, "--folder", str(folder))
+    assert result.exit_code == 2
+    assert complaint in result.output
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_command_does_not_use_a_streamers_key_that_others_may_read(tmp_path):
+    folder = tmp_path / "keys"
+    said_by("new", "titan", "--role", "instrument", "--folder", str(folder))
+    (folder / "streamer.key").chmod(0o644)
+    result = keys("new", "anna", "--role", "viewer", "--folder", str(folder))
+    assert result.exit_code == 2
+    assert "chmod 600" in result.output
