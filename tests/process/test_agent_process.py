@@ -12,12 +12,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from streamer.codec import decode
+from streamer.codec import Numbered, decode_numbered
 from streamer.messages import (
+    Ack,
     AnyMessage,
     Bye,
+    Checkpoint,
     Hello,
     Latents,
+    ModelRevision,
     Outcome,
     Registration,
     ScanGeometry,
@@ -74,35 +77,85 @@ def outcome(suggestion: Suggestion) -> Outcome:
 
 
 class FakeStreamer:
-    """One agent's streamer: greets it, and says what the test says."""
+    """One agent's streamer: keeps the records of its row, acks what comes, and says what the test says."""
 
     def __init__(self) -> None:
         self.router = Router("tcp://127.0.0.1:0")
-        self.peer = b""
-        self.hello: Hello | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin another session."""
+        self.peer, self.hello = b"", None
         self.messages: list[AnyMessage] = []
+        self.row: list[tuple[int, AnyMessage]] = []
+        self.number = 0
+        self.history = 0
+        self.start = 0
+        self.received = 0
+        self.sent = 0
 
     def pump(self, until: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while not until():
             assert time.monotonic() < deadline, f"the agent did not answer; it said {self.messages}"
-            for peer, parts in self.router.receive(0.05):
-                message = decode(parts)
-                if isinstance(message, Hello):
-                    self.peer, self.hello = peer, message
-                    self.send(Welcome(session="s", window=4, next_number=0, durability="written"))
-                elif peer == self.peer:
-                    self.messages.append(message)
+            for peer, _, parts in self.router.receive(0.05):
+                self._take(peer, decode_numbered(parts))
+
+    def _take(self, peer: bytes, came: Numbered) -> None:
+        if isinstance(came.message, Hello):
+            self._greet(peer, came.message)
+        elif peer == self.peer and came.sequence:
+            if came.sequence == self.received + 1:
+                self.received += 1
+                self._keep(came.message)
+            ack = Ack(session="s", number=-1, status="written", sequence=self.received)
+            self.router.send(peer, ack)
+
+    def _greet(self, peer: bytes, hello: Hello) -> None:
+        if self.hello is None or hello.instance != self.hello.instance:
+            self.received, self.history = 0, self.number
+            newest = [m for _, m in self.row if isinstance(m, Checkpoint)][-1:]
+            self.start = newest[0].told + 1 if newest else 1
+        self.peer, self.hello = peer, hello
+        self.router.send(
+            peer,
+            Welcome(
+                session="s",
+                window=4,
+                next_number=0,
+                durability="written",
+                received=self.received,
+                last_record=self.number,
+                history_record=self.history,
+            ),
+        )
+        self.sent = 0
+        for number, message in self.row:
+            is_live = isinstance(message, Latents | Outcome)
+            if number >= self.start and number > hello.last_record and (is_live or number <= self.history):
+                self._send(number, message)
+
+    def _keep(self, message: AnyMessage) -> None:
+        """Note it, and give it a record as the journal does; a Score is none of the row."""
+        self.messages.append(message)
+        self.number += 1
+        if isinstance(message, Suggestion | ModelRevision | Checkpoint):
+            self.row.append((self.number, message))
+
+    def send(self, message: AnyMessage) -> None:
+        if isinstance(message, Bye):
+            assert self.router.send(self.peer, message)
+            return
+        self.number += 1
+        self.row.append((self.number, message))
+        self._send(self.number, message)
+
+    def _send(self, number: int, message: AnyMessage) -> None:
+        self.router.send(self.peer, message, sequence=number, after=self.sent)
+        self.sent = number
 
     def wait_for(self, kind: type, count: int) -> None:
         self.pump(lambda: len(self.all(kind)) >= count)
-
-    def forget(self) -> None:
-        """Make ready for another agent."""
-        self.peer, self.hello, self.messages = b"", None, []
-
-    def send(self, message: AnyMessage) -> None:
-        assert self.router.send(self.peer, message)
 
     def all(self, kind: type) -> list:
         return [message for message in self.messages if isinstance(message, kind)]
@@ -174,6 +227,71 @@ def test_two_runs_of_the_same_session_suggest_the_same(streamer, start, tmp_path
         streamer.send(Bye())
         process.communicate(timeout=PATIENCE_S)
     assert runs[0] == runs[1]
+
+
+def play(streamer: FakeStreamer, start: Callable[[], subprocess.Popen[str]], killed_at: set[int]) -> None:
+    """Measure at 24 places, one for each frame; kill the agent at some of them, and start another."""
+    process = start()
+    streamer.pump(lambda: streamer.hello is not None)
+    for number in range(24):
+        if number in killed_at:
+            instance = streamer.hello.instance
+            process.kill()
+            process.wait()
+            process = start()
+            streamer.pump(lambda gone=instance: streamer.hello.instance != gone)
+        streamer.send(latents(number))
+        if number:
+            streamer.send(outcome(streamer.all(Suggestion)[-1]))
+        streamer.wait_for(Suggestion, number + 1)
+    streamer.pump(lambda: streamer.all(ModelRevision)[-1:] and len(streamer.all(Score)) >= 23)
+    streamer.send(Bye())
+    _, log = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, log
+    assert "Traceback" not in log
+
+
+def test_an_agent_killed_and_started_again_suggests_what_it_would_have(streamer, start, tmp_path: Path):
+    config = tmp_path / "config.toml"
+    config.write_text("[agent]\nmax_pending = 1\ninitial_points = 4\ncheckpoint_every = 12", encoding="utf-8")
+    runs, fits = [], []
+    for killed_at in (set(), {3, 9, 20}):
+        streamer.forget()
+        play(streamer, lambda: start("--config", str(config)), killed_at)
+        runs.append([without_record(suggestion) for suggestion in streamer.all(Suggestion)])
+        fits.append([without_record(fit) for fit in streamer.all(ModelRevision)])
+    assert len(streamer.all(Checkpoint)) >= 2
+    assert runs[0] == runs[1]
+    both = min(len(made) for made in fits)  # the last one may be under way when the session ends
+    assert both >= 3
+    assert fits[0][:both] == fits[1][:both]
+
+
+def without_record(decision: Suggestion | ModelRevision) -> bytes:
+    """All but the record's number: in the two runs a score or a checkpoint is a record more or less."""
+    return msgspec.msgpack.encode(msgspec.structs.replace(decision, told=0))
+
+
+def test_an_agent_that_comes_back_owes_no_score_and_says_none_twice_needlessly(streamer, start):
+    process = start("--policy", "raster")
+    streamer.pump(lambda: streamer.hello is not None)
+    streamer.send(latents(0))
+    streamer.wait_for(Suggestion, 1)
+    process.kill()
+    process.wait()
+    instance = streamer.hello.instance
+    streamer.send(outcome(streamer.all(Suggestion)[0]))  # while nobody is there
+    process = start("--policy", "raster")
+    streamer.pump(lambda: streamer.hello.instance != instance)
+    streamer.wait_for(Score, 1)
+    assert streamer.all(Score)[0].id == streamer.all(Suggestion)[0].id
+    streamer.send(latents(1))
+    streamer.wait_for(Suggestion, 2)
+    assert len(streamer.all(Score)) == 1
+    streamer.send(Bye())
+    _, log = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, log
+    assert "history taken in" in log
 
 
 def test_a_stray_outcome_is_logged_and_the_session_goes_on(streamer, start):
