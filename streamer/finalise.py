@@ -20,9 +20,10 @@ from streamer.journal import read_messages
 from streamer.messages import Frame, Outcome, ScanGeometry
 
 _HSPY_VERSION = "3.3"
+_KINDS = ("frame", "outcome", "other")  # of the records that may hold data
 
 
-def finalise(session_folder: Path | str) -> list[Path]:
+def finalise(session_folder: Path | str, to: Path | None = None) -> list[Path]:
     """Write the frames and spectra of a session beside its journal.
 
     ``frames.hspy`` holds the frames of the most frequent raster, one signal ``(n, row, col)`` for each
@@ -36,6 +37,8 @@ def finalise(session_folder: Path | str) -> list[Path]:
     ----------
     session_folder
         Folder with ``journal-*.plj``.
+    to
+        Existing folder for the files; None writes them beside the journal.
 
     Returns
     -------
@@ -50,31 +53,28 @@ def finalise(session_folder: Path | str) -> list[Path]:
         If the files cannot be written; none of them is left half-written under its name.
     """
     folder = Path(session_folder)
-    counts: dict[_Group, int] = {}
-    firsts: dict[_Group, Frame | Outcome] = {}
-    for group, item in _items(folder):
-        counts[group] = counts.get(group, 0) + 1
-        firsts.setdefault(group, item)
-    names = _name_files(counts)
-    parts = {group: folder / f"{name}.part" for group, name in names.items()}
+    target = folder if to is None else to
+    firsts, counts = survey(folder)
+    names = {group: f"{name}.hspy" for group, name in name_groups(counts).items()}
+    parts = {group: target / f"{name}.part" for group, name in names.items()}
     try:
         with ExitStack() as stack:
             writers = {
                 group: stack.enter_context(_Writer(parts[group], firsts[group], counts[group]))
                 for group in names
             }
-            for group, item in _items(folder):
+            for group, item in items(folder):
                 # what a running session adds between the two readings waits for the next time
                 if group in writers and writers[group].has_room:
                     writers[group].append(item)
-        return [parts[group].replace(folder / name) for group, name in names.items()]
+        return [parts[group].replace(target / name) for group, name in names.items()]
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """What can lie in one array: a kind, the channels of frames, and the shape and scale."""
 
     kind: str
@@ -83,26 +83,37 @@ class _Group:
     scale: tuple[float, ...]
 
 
-def _items(folder: Path) -> Iterator[tuple[_Group, Frame | Outcome]]:
-    for _, message in read_messages(folder):
+def items(folder: Path) -> Iterator[tuple[Group, Frame | Outcome]]:
+    """Read the frames and the spectra of a session, each with the group that it belongs to."""
+    for _, message in read_messages(folder, _KINDS):
         if isinstance(message, Frame):
             kind = "frames" if message.request_id is None else "subscans"
             geometry = message.geometry
             scale = (*geometry.field_of_view_nm, geometry.rotation_rad)
-            yield _Group(kind, message.channels, geometry.shape, scale), message
+            yield Group(kind, message.channels, geometry.shape, scale), message
         elif isinstance(message, Outcome) and message.status == "ok" and message.spectrum is not None:
             energies = (message.energy_offset_ev, message.energy_step_ev)
-            yield _Group("spectra", (), message.spectrum.shape, energies), message
+            yield Group("spectra", (), message.spectrum.shape, energies), message
 
 
-def _name_files(counts: dict[_Group, int]) -> dict[_Group, str]:
-    """Give each group its file; the most frequent of a kind has the plain name."""
-    names: dict[_Group, str] = {}
+def survey(folder: Path) -> tuple[dict[Group, Frame | Outcome], dict[Group, int]]:
+    """Read a session once: the first item of each group, and how many there are."""
+    firsts: dict[Group, Frame | Outcome] = {}
+    counts: dict[Group, int] = {}
+    for group, item in items(folder):
+        firsts.setdefault(group, item)
+        counts[group] = counts.get(group, 0) + 1
+    return firsts, counts
+
+
+def name_groups(counts: dict[Group, int]) -> dict[Group, str]:
+    """Name each group, the main ones first; the most frequent of a kind has the plain name."""
+    names: dict[Group, str] = {}
     for kind in ("frames", "spectra", "subscans"):
         groups = [group for group in counts if group.kind == kind]
         for place, group in enumerate(sorted(groups, key=lambda group: -counts[group]), start=1):
             is_plain = place == 1 and kind != "subscans"
-            names[group] = f"{kind}.hspy" if is_plain else f"{kind}-{place}.hspy"
+            names[group] = kind if is_plain else f"{kind}-{place}"
     return names
 
 
@@ -136,9 +147,9 @@ class _Writer:
         arrays = item.image if isinstance(item, Frame) else [item.spectrum]
         for signal, array in zip(self._signals, arrays, strict=True):
             signal["data"][place] = array
-            for name, value in _facts(item).items():
+            for name, value in facts(item).items():
                 signal[name][place] = value
-            signal["done"][place] = 1
+            signal["done"][place] = 1  # the last, so that a file that was cut tells how far it goes
 
     def __exit__(self, *_: object) -> None:
         self._h5.flush()
@@ -147,7 +158,9 @@ class _Writer:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
+    """One axis: the value at an index is ``offset + index * scale``, in ``units``."""
+
     name: str
     size: int
     scale: float
@@ -163,16 +176,16 @@ class _Description:
     quantity: str
     signal_type: str
     item: str
-    axes: Sequence[_Axis]
+    axes: Sequence[Axis]
     original: dict[str, Any]
 
 
 def _describe(first: Frame | Outcome) -> list[_Description]:
     if isinstance(first, Frame):
-        return [_describe_channel(first, channel) for channel in _distinct(first.channels)]
+        return [_describe_channel(first, channel) for channel in distinct(first.channels)]
     assert first.spectrum is not None
     size, step_ev = first.spectrum.shape[0], first.energy_step_ev
-    energy = _Axis("Energy loss", size, step_ev, first.energy_offset_ev, "eV")
+    energy = Axis("Energy loss", size, step_ev, first.energy_offset_ev, "eV")
     return [_Description("spectra", "Counts", "EELS", "spectrum", [energy], {"session": first.session})]
 
 
@@ -185,29 +198,29 @@ def _describe_channel(first: Frame, channel: str) -> _Description:
         "scan_path": first.scan_path,
         "rotation_rad": geometry.rotation_rad,
     }
-    return _Description(channel, "Intensity", "", "frame", _raster_axes(geometry), original)
+    return _Description(channel, "Intensity", "", "frame", raster_axes(geometry), original)
 
 
-def _raster_axes(geometry: ScanGeometry) -> list[_Axis]:
+def raster_axes(geometry: ScanGeometry) -> list[Axis]:
     """Axes along the raster; where it is not rotated, they are the scan's x and y."""
     cos, sin = math.cos(geometry.rotation_rad), math.sin(geometry.rotation_rad)
     x, y = geometry.center_nm
     centers_nm = (cos * y - sin * x, cos * x + sin * y)
     return [
-        _Axis(name, size, step_nm, center_nm - (size - 1) / 2 * step_nm, "nm")
+        Axis(name, size, step_nm, center_nm - (size - 1) / 2 * step_nm, "nm")
         for name, size, step_nm, center_nm in zip(
             ("y", "x"), geometry.shape, geometry.pixel_size_nm, centers_nm, strict=True
         )
     ]
 
 
-def _distinct(channels: Sequence[str]) -> list[str]:
+def distinct(channels: Sequence[str]) -> list[str]:
     """Make names of HDF5 groups: no slash, none twice."""
     plain = [channel.replace("/", "-") or "image" for channel in channels]
     return [name if plain.count(name) == 1 else f"{name} {i}" for i, name in enumerate(plain)]
 
 
-def _facts(item: Frame | Outcome) -> dict[str, Any]:
+def facts(item: Frame | Outcome) -> dict[str, Any]:
     """Say of a frame or spectrum what lies beside the data."""
     if isinstance(item, Frame):
         return {
@@ -224,7 +237,7 @@ def _facts(item: Frame | Outcome) -> dict[str, Any]:
     }
 
 
-_FACT_TYPES: dict[str, tuple[tuple[int, ...], Any]] = {
+FACT_TYPES: dict[str, tuple[tuple[int, ...], Any]] = {
     "t_ns": ((), "i8"),
     "number": ((), "i8"),
     "id": ((), h5py.string_dtype()),
@@ -233,7 +246,7 @@ _FACT_TYPES: dict[str, tuple[tuple[int, ...], Any]] = {
     "dwell_time_us": ((), "f8"),
     "done": ((), "u1"),
 }
-_FACTS = {
+FACTS = {
     "frame": ("t_ns", "number", "position_nm", "done"),
     "spectrum": ("t_ns", "id", "position_nm", "scan_position_nm", "dwell_time_us", "done"),
 }
@@ -246,10 +259,10 @@ def _create_signal(experiments: h5py.Group, signal: _Description, count: int) ->
     group.attrs.update({"package": "hyperspy", "package_version": ""})
     item_shape = tuple(axis.size for axis in signal.axes)
     group.create_dataset("data", (count, *item_shape), "f4", chunks=(1, *item_shape))
-    for name in _FACTS[signal.item]:
-        shape, dtype = _FACT_TYPES[name]
+    for name in FACTS[signal.item]:
+        shape, dtype = FACT_TYPES[name]
         group.create_dataset(name, (count, *shape), dtype)
-    axes = [_Axis(signal.item, count, 1.0, 0.0, ""), *signal.axes]
+    axes = [Axis(signal.item, count, 1.0, 0.0, ""), *signal.axes]
     for place, axis in enumerate(axes):
         group.create_group(f"axis-{place}").attrs.update(_axis_attributes(axis, navigate=place == 0))
     metadata = group.create_group("metadata")
@@ -263,7 +276,7 @@ def _create_signal(experiments: h5py.Group, signal: _Description, count: int) ->
     return group
 
 
-def _axis_attributes(axis: _Axis, *, navigate: bool) -> dict[str, Any]:
+def _axis_attributes(axis: Axis, *, navigate: bool) -> dict[str, Any]:
     return {
         "_type": "UniformDataAxis",
         "name": axis.name,

@@ -131,10 +131,10 @@ def read_records(path: Path, kinds: Collection[str] | None = None) -> Iterator[R
                     yield file.record(found)
 
 
-def read_messages(path: Path) -> Iterator[tuple[float, AnyMessage]]:
+def read_messages(path: Path, kinds: Collection[str] | None = None) -> Iterator[tuple[float, AnyMessage]]:
     """Read a session folder or one segment in order of arrival.
 
-    Damaged records are passed over and told to the log.
+    Damaged records are passed over and told to the log. ``kinds`` as in ``read_records``.
 
     Yields
     ------
@@ -142,7 +142,7 @@ def read_messages(path: Path) -> Iterator[tuple[float, AnyMessage]]:
         Streamer clock when it was appended, and the message.
     """
     log = structlog.get_logger()
-    for record in read_records(path):
+    for record in read_records(path, kinds):
         if isinstance(record, Damage):
             log.warning("journal damaged", segment=str(record.segment), bytes=record.length)
             continue
