@@ -62,6 +62,9 @@ MOST_AHEAD = 32
 SLACK_BYTES = 1 << 20
 RETRY_DISK_S = 0.2
 MOST_STALLED = 4096
+# After a restart agents are welcomed when the instrument is back, or after so long: what they suggest before
+# would be refused for want of one, and they would go another way than without the restart.
+RETURN_S = 5.0
 # Holds that end when their cause does; those of an operator end with ``resume``.
 SILENT = "instrument silent"
 STUCK = "instrument stuck"
@@ -193,6 +196,7 @@ class Hub:
         self._state = "waiting"
         self._end_reason = ""
         self._last_word_s = 0.0
+        self._instrument_due_s = 0.0
         self._draining_since_s = 0.0
         self._next_status_s = 0.0
         self._next_beat_s = 0.0
@@ -269,6 +273,8 @@ class Hub:
             self._hold(self.progress.operator_hold)
         self._worker.start(self._router.waker)
         started_s = time.monotonic()
+        if INSTRUMENT in self.progress.rows:
+            self._instrument_due_s = started_s + RETURN_S
         try:
             while not self._is_over(stop, started_s):
                 self._turn()
@@ -606,6 +612,9 @@ class Hub:
     def _on_hello(self, peer: bytes, key: str, hello: Hello) -> None:
         if hello.role == "viewer":
             self._router.send(peer, Bye(reason="a viewer listens at the view address only"))
+            return
+        is_early = self._instrument is None and time.monotonic() < self._instrument_due_s
+        if hello.role == "agent" and hello.beats and is_early:  # its link says Hello again
             return
         name = row_name(hello)
         row = self.progress.rows.get(name)
