@@ -1076,6 +1076,7 @@ _ROW_KINDS = frozenset(
         "outcome",
         "suggestion",
         "model_revision",
+        "score",
         "checkpoint",
     }
 )

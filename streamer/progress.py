@@ -31,7 +31,7 @@ from streamer.messages import (
 
 INSTRUMENT = "instrument"
 # What an agent must be told of what an earlier process of its name did.
-_DECISIONS = (Suggestion, ModelRevision)
+_DECISIONS = (Suggestion, ModelRevision, Score)
 
 
 class Row(msgspec.Struct):
@@ -317,7 +317,9 @@ class Progress:
             return False
         if isinstance(message, Checkpoint):
             return record == row.checkpoint
-        return isinstance(message, _DECISIONS) and self.instances.get(numbered.sender) == name
+        # What it decided before its checkpoint is in the checkpoint.
+        is_own = self.instances.get(numbered.sender) == name and record > row.checkpoint
+        return is_own and isinstance(message, _DECISIONS)
 
 
 def row_name(hello: Hello) -> str:
