@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from tests.process.faults.lives import Nursery
-from tests.process.faults.sessions import kill_at_random, kill_while_it_writes
+from tests.process.faults.lockstep import decided, differences
+from tests.process.faults.sessions import (
+    Company,
+    draw_kills,
+    kill_at_random,
+    kill_while_it_writes,
+    play_in_lockstep,
+)
 
 # PROBELOOP_TRIALS=100 for the long form.
 TRIALS = int(os.environ.get("PROBELOOP_TRIALS", "20"))
@@ -42,3 +49,23 @@ def test_streamer_killed_while_it_writes_opens_its_journal_by_itself(nursery, tm
         assert np.all(signal["done"][...] == 1)
         assert np.array_equal(signal["number"][...], np.arange(verdict.sent))
     assert not list(folder.glob("*.part"))
+
+
+STREAMER = {
+    "hub": {"last_words_s": 0.05, "checkpoint_frames": 3},
+    "envelope": {"max_rate_per_s": 1e6, "beam_current_pa": 0.0},
+    "experiment": {"max_measurements": 0},
+}
+CYCLES = 12
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("policy", ["random", "explorer"])
+def test_decisions_do_not_depend_on_who_was_killed_when(nursery, tmp_path, policy):
+    agent = {"agent": {"policy": policy, "max_pending": 1, "seed": 3}, "checkpoint_every": 5}
+    clean = decided(play_in_lockstep(Company(nursery, tmp_path / "clean", STREAMER, agent), CYCLES, {}))
+    assert len(clean["Suggestion"]) == len(clean["Score"]) == CYCLES
+    kills = draw_kills(seed=4, count=6, cycles=CYCLES, who=["streamer", "agent"])
+    company = Company(nursery, tmp_path / "killed", STREAMER, agent)
+    killed = decided(play_in_lockstep(company, CYCLES, kills))
+    assert {kind: differences(clean, killed, [kind]) for kind in clean} == dict.fromkeys(clean, 0)

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from streamer.messages import Ack, Frame, Latents
 from streamer.segment import Damage
 from tests.process.faults.counting import latents_without_faults, make_frame
 from tests.process.faults.lives import Life, Nursery
+from tests.process.faults.lockstep import STEPS, Bench, LockStep, PlainBench
 
 WAIT_S = 20.0
 
@@ -256,3 +257,84 @@ def _spin(duration_s: float) -> None:
     end_s = time.monotonic() + duration_s
     while time.monotonic() < end_s:
         pass
+
+
+# -- decisions compared --------------------------------------------------------------------------
+
+
+@dataclass
+class Company:
+    """A streamer and an agent, which can be killed and come back where they were.
+
+    Parameters
+    ----------
+    nursery
+        Where they start.
+    folder
+        Of everything; the session is in ``session`` below it.
+    streamer, agent
+        Kinds of life and their options.
+    """
+
+    nursery: Nursery
+    folder: Path
+    streamer: dict[str, Any]
+    agent: dict[str, Any]
+    kind: str = "streamer"
+    lives: dict[str, Life] = field(default_factory=dict)
+    address: str = ""
+
+    def __post_init__(self) -> None:
+        self.start("streamer")
+        self.address = self.lives["streamer"].address()
+        self.streamer = self.streamer | {"hub": self.streamer.get("hub", {}) | {"bind": self.address}}
+        self.start("agent")
+
+    @property
+    def session(self) -> Path:
+        """Folder of the session."""
+        return self.folder / "session"
+
+    def start(self, who: str) -> None:
+        """Start the streamer or the agent."""
+        if who == "streamer":
+            life = self.nursery.start(self.kind, self.session, **self.streamer)
+        else:
+            life = self.nursery.start("agent", self.folder, connect=self.address, **self.agent)
+        self.lives[who] = life
+
+    def kill_and_start(self, who: str) -> None:
+        """Kill one of them, and start it again."""
+        self.lives[who].kill()
+        self.start(who)
+
+    def end(self, link: Link) -> None:
+        """Let the instrument leave, and wait for everybody."""
+        link.close(reason="end of the test")
+        for who in ("streamer", "agent"):
+            code = self.lives[who].wait()
+            assert code == 0, f"{who}: {code}\n{self.lives[who].log()}"
+
+
+Kills = dict[tuple[int, str], str]
+
+
+def draw_kills(seed: int, count: int, cycles: int, who: Sequence[str]) -> Kills:
+    """Draw after which steps of which cycles who is killed."""
+    rng = np.random.default_rng(seed)
+    steps = [(number, step) for number in range(cycles) for step in STEPS]
+    chosen = rng.choice(len(steps), count, replace=False)
+    return {steps[place]: who[index % len(who)] for index, place in enumerate(sorted(chosen))}
+
+
+def play_in_lockstep(company: Company, cycles: int, kills: Kills, bench: Bench | None = None) -> Path:
+    """Play a session in lock-step, killing whom it says when it says; return its folder."""
+
+    def happen(number: int, step: str) -> None:
+        if (who := kills.get((number, step))) is not None:
+            company.kill_and_start(who)
+
+    link = Link(company.address, role="instrument", name="in lock-step")
+    LockStep(link, company.folder / "idle", bench or PlainBench(), happen).play(cycles)
+    company.end(link)
+    return company.session

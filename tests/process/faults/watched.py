@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from numpy.typing import NDArray
 
 from agents.protocol import Agent
@@ -54,10 +55,12 @@ class Watched:
         self._agent.recall(decision)
 
     def checkpoint(self) -> tuple[bytes, dict[str, NDArray[Any]]]:
-        return self._agent.checkpoint()
+        facts, arrays = self._agent.checkpoint()
+        return msgspec.msgpack.encode((self._last, facts)), arrays
 
     def restore(self, facts: bytes, arrays: dict[str, NDArray[Any]], /) -> None:
-        self._agent.restore(facts, arrays)
+        self._last, inner = msgspec.msgpack.decode(facts, type=tuple[list[str], bytes])
+        self._agent.restore(inner, arrays)
 
     def statistics(self) -> dict[str, int]:
         return self._agent.statistics()
