@@ -41,7 +41,7 @@ def serve(
     stop
         Asked a few times a second.
     prepare
-        Called once, when the first suggestion is on its way.
+        Called once, when the first suggestion is on its way, or the history was taken in.
     checkpoint_every
         Messages told between two checkpoints; as many as there are measurements, once that is more, so
         that what a checkpoint costs for each message does not grow.
@@ -113,7 +113,9 @@ class _Conversation:
         )
         for score in history.unsaid:
             self._link.send(score)
-        self._decide()
+        self._ask()
+        self._begin_to_prepare()  # also where all it may suggest is under way: a fit may be owed
+        self._fit()
 
     # -- turns ---------------------------------------------------------------------------------
 
@@ -123,7 +125,8 @@ class _Conversation:
             ended = self._hear()
             if ended is not None:
                 return ended.reason
-            self._decide()
+            self._ask()
+            self._fit()
             self._keep()
         return "stopped"
 
@@ -164,16 +167,22 @@ class _Conversation:
         elif isinstance(message, Outcome):
             self._log.warning("no score", id=message.id, status=message.status, reason=_why_no_score(message))
 
-    def _decide(self) -> None:
-        """Ask until there is no more to suggest; then do the fits that are due."""
+    def _ask(self) -> None:
+        """Ask until there is no more to suggest."""
         while (suggestion := self._agent.ask()) is not None:
             self._link.send(msgspec.structs.replace(suggestion, told=self._told))
             self._log.info(
                 "suggested", id=suggestion.id, position_nm=suggestion.position_nm, reason=suggestion.reason
             )
-            if not self._is_prepared:
-                self._prepare()
-                self._is_prepared = True
+            self._begin_to_prepare()
+
+    def _begin_to_prepare(self) -> None:
+        if not self._is_prepared:
+            self._prepare()
+            self._is_prepared = True
+
+    def _fit(self) -> None:
+        """Do the fits that are due."""
         while (fit := self._agent.refit()) is not None:
             self._link.send(msgspec.structs.replace(fit, told=self._told))
             self._log.info("model refitted", revision=fit.revision, observations=fit.observations)

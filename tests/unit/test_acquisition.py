@@ -1,6 +1,8 @@
 """The log of the expected improvement against numbers made another way."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -57,3 +59,25 @@ def test_it_is_botorchs_log_expected_improvement():
     )
     ours = log_expected_improvement(mean, np.full(29, 0.2), 0.4)
     assert np.abs(ours - reference.numpy()).max() < 1e-9
+
+
+def test_it_is_botorchs_at_every_distance_in_double_precision():
+    lazy_botorch.load()
+    import torch
+    from botorch.acquisition.analytic import _log_ei_helper
+
+    z = np.concatenate([-np.geomspace(1e12, 1e-9, 400), [0.0], np.geomspace(1e-9, 1e3, 200)])
+    reference = _log_ei_helper(torch.from_numpy(z)).numpy()
+    assert log_expected_improvement(z, np.ones(z.size), 0.0) == pytest.approx(reference, rel=1e-9, abs=1e-9)
+
+
+def test_a_forecast_that_is_no_number_promises_none():
+    assert np.isnan(log_expected_improvement(np.array([np.nan]), np.ones(1), 0.0)).all()
+
+
+def test_it_takes_no_torch():
+    code = (
+        "import sys, numpy as np; from agents.acquisition import log_expected_improvement as f;"
+        "f(np.zeros(2), np.ones(2), 1.0); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
