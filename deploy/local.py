@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from deploy.control_command import app as control_app
+from deploy.journal_command import app as journal_app
 from deploy.keys_command import app as keys_app
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ simulate_app = typer.Typer(
 )
 app.add_typer(simulate_app, name="simulate")
 app.add_typer(keys_app, name="keys")
+app.add_typer(journal_app, name="journal")
+app.add_typer(control_app, name="control")
 
 Config = Annotated[
     Path | None,

@@ -193,7 +193,7 @@ class Journal:
 
     def __init__(self, folder: Path, config: JournalConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(folder)
+        self._lock = lock_folder(folder)
         self.folder = folder
         self.config = config
         self.needed_record = 1
@@ -487,8 +487,19 @@ def _segment_number(path: Path) -> int:
     return int(_SEGMENT_NAME.fullmatch(path.name)[1])  # type: ignore[index]
 
 
-def _locked(folder: Path) -> int:
-    """Take the folder for one journal; the system lets go of it when the process ends."""
+def lock_folder(folder: Path) -> int:
+    """Take the folder for one journal; the system lets go of it when the process ends.
+
+    Returns
+    -------
+    lock
+        A descriptor of the folder; closing it lets go.
+
+    Raises
+    ------
+    OSError
+        If another process has it.
+    """
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -598,7 +609,7 @@ def _cut_torn_tail(segment: Path, end: int, folder_fd: int) -> int:
     with SegmentFile(segment) as file:
         torn = file.data_end(end) - end
         if torn:
-            _copy_beside(file, end, torn)
+            copy_beside(file, end, torn, "torn")
             os.fsync(folder_fd)
     if segment.stat().st_size != end:
         with segment.open("rb+") as writable:
@@ -607,13 +618,14 @@ def _cut_torn_tail(segment: Path, end: int, folder_fd: int) -> int:
     return torn
 
 
-def _copy_beside(file: SegmentFile, offset: int, length: int) -> None:
-    """Copy a part of a segment to the next free ``*.torn``."""
+def copy_beside(file: SegmentFile, offset: int, length: int, kind: str) -> Path:
+    """Copy a part of a segment to the next free ``journal-000001.<n>.<kind>``, never over an earlier one."""
     number = 1
-    while (path := file.path.with_suffix(f".{number}.torn")).exists():
+    while (path := file.path.with_suffix(f".{number}.{kind}")).exists():
         number += 1
-    with path.open("xb") as torn:
+    with path.open("xb") as copy:
         for begin in range(offset, offset + length, _COPY_BYTES):
-            torn.write(file.read(begin, min(_COPY_BYTES, offset + length - begin)))
-        torn.flush()
-        os.fsync(torn.fileno())
+            copy.write(file.read(begin, min(_COPY_BYTES, offset + length - begin)))
+        copy.flush()
+        os.fsync(copy.fileno())
+    return path

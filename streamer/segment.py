@@ -345,6 +345,13 @@ class Index:
         self._last: tuple[int, int] = (0, 0)  # CRC and offset of the last prefix
         self.end = 0
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Index):
+            return NotImplemented
+        return (self._entries, self._last, self.end) == (other._entries, other._last, other.end)
+
+    __hash__ = None  # type: ignore[assignment]
+
     @classmethod
     def build(cls, file: SegmentFile) -> Index:
         """Make it by walking the segment."""
