@@ -260,9 +260,7 @@ class Journal:
         self._make_room(size_bytes)
         self._promised_end = self._end + size_bytes
 
-    def append(
-        self, parts: Parts, received_at_s: float, *, kind: str = KINDS[0], monotonic_s: float = 0.0
-    ) -> int:
+    def append(self, parts: Parts, received_at_s: float, *, kind: str, monotonic_s: float) -> int:
         """Write one message; nothing of it stays if the disk takes only a part.
 
         Parameters

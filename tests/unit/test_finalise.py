@@ -9,7 +9,7 @@ from rsciio.hspy import file_reader
 
 from streamer.codec import encode
 from streamer.finalise import finalise
-from streamer.journal import Journal, JournalConfig
+from streamer.journal import Journal, JournalConfig, kind_of
 from streamer.messages import Atoms, Event, Frame, Message, Outcome, ScanGeometry
 
 
@@ -45,7 +45,7 @@ def outcome(name: str, counts: list[float], *, status="ok", step_ev=0.5) -> Outc
 def session(folder: Path, *messages: Message) -> Path:
     journal = Journal(folder, JournalConfig())
     for message in messages:
-        journal.append(encode(message), 0.0)
+        journal.append(encode(message), 0.0, kind=kind_of(message), monotonic_s=0.0)
     journal.close()
     return folder
 

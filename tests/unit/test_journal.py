@@ -29,7 +29,7 @@ from streamer.segment import (
 def filled(folder, make_frame, count: int = 3, **config) -> Journal:
     journal = Journal(folder, JournalConfig(**config))
     for number in range(count):
-        journal.append(encode(make_frame(number=number)), received_at_s=10.0 + number)
+        append(journal, make_frame(number=number), 10.0 + number)
     return journal
 
 
@@ -48,7 +48,7 @@ def test_messages_are_read_back_in_order_with_their_times(tmp_path, make_frame):
 def test_reopened_journal_goes_on(tmp_path, make_frame):
     filled(tmp_path, make_frame).close()
     journal = Journal(tmp_path, JournalConfig())
-    journal.append(encode(make_frame(number=3)), received_at_s=13.0)
+    append(journal, make_frame(number=3), 13.0)
     journal.close()
     assert journal.torn_bytes == 0
     assert numbers(tmp_path) == [0, 1, 2, 3]
@@ -106,7 +106,7 @@ def test_new_segment_is_begun_beyond_the_size(tmp_path, make_frame):
     image = np.zeros((1, 512, 512), np.float32)
     journal = Journal(tmp_path, JournalConfig(segment_mb=1))
     for number in range(3):
-        journal.append(encode(make_frame(image=image, number=number)), received_at_s=0.0)
+        append(journal, make_frame(image=image, number=number), 0.0)
     journal.close()
     assert len(segments(tmp_path)) == 3
     assert numbers(tmp_path) == [0, 1, 2]
@@ -125,10 +125,10 @@ def test_short_write_of_a_full_disk_leaves_nothing_behind(tmp_path, make_frame, 
 
     monkeypatch.setattr(os, "pwritev", full)
     with pytest.raises(OSError, match="No space left"):
-        journal.append(encode(make_frame(number=1)), received_at_s=0.0)
+        append(journal, make_frame(number=1), 0.0)
     monkeypatch.setattr(os, "pwritev", real)
     assert [isinstance(found, Record) for found in read_records(tmp_path)] == [True]
-    journal.append(encode(make_frame(number=2)), received_at_s=0.0)
+    append(journal, make_frame(number=2), 0.0)
     journal.close()
     assert numbers(tmp_path) == [0, 2]
     assert all(isinstance(record, Record) for record in read_records(tmp_path))
@@ -136,7 +136,7 @@ def test_short_write_of_a_full_disk_leaves_nothing_behind(tmp_path, make_frame, 
 
 def test_message_without_buffers_is_kept_too(tmp_path):
     journal = Journal(tmp_path, JournalConfig(durability="fsynced"))
-    journal.append(encode(Event(at_s=1.0, what="x")), received_at_s=2.0)
+    append(journal, Event(at_s=1.0, what="x"), 2.0)
     journal.sync()
     ((at_s, event),) = read_messages(tmp_path)
     assert (at_s, event.what) == (2.0, "x")

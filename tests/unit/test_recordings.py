@@ -15,7 +15,7 @@ from PIL import Image
 from simulators.recordings import Recording, RecordingError, read_recording
 from streamer.codec import encode
 from streamer.finalise import finalise
-from streamer.journal import Journal, JournalConfig
+from streamer.journal import Journal, JournalConfig, kind_of
 from streamer.messages import Frame, Message, Outcome, ScanGeometry
 
 STACK = np.arange(3 * 4 * 6, dtype=np.uint16).reshape(3, 4, 6)
@@ -41,7 +41,7 @@ def frame(number: int, request_id: str | None = None) -> Frame:
 def session(folder: Path, *messages: Message) -> Path:
     journal = Journal(folder, JournalConfig())
     for message in messages:
-        journal.append(encode(message), 0.0)
+        journal.append(encode(message), 0.0, kind=kind_of(message), monotonic_s=0.0)
     journal.close()
     return folder
 

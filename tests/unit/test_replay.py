@@ -9,7 +9,7 @@ import pytest
 from simulators.recordings import RecordingError
 from simulators.replay import Replay, open_recording
 from streamer.codec import encode
-from streamer.journal import Journal, JournalConfig
+from streamer.journal import Journal, JournalConfig, kind_of
 from streamer.messages import Frame, Message, Outcome, Request, ScanGeometry
 
 RNG_SEED = 5
@@ -67,7 +67,7 @@ def subscan(
 def replay(folder: Path, *messages: Message, loop: bool = False) -> Replay:
     journal = Journal(folder, JournalConfig())
     for message in messages:
-        journal.append(encode(message), 0.0)
+        journal.append(encode(message), 0.0, kind=kind_of(message), monotonic_s=0.0)
     journal.close()
     return open_recording(folder, loop=loop)
 

@@ -23,7 +23,7 @@ from deploy.learning_curve import (
 )
 from deploy.session import Session, gather, read_session, read_truth
 from streamer.codec import encode
-from streamer.journal import Journal, JournalConfig
+from streamer.journal import Journal, JournalConfig, kind_of
 from streamer.messages import (
     Atoms,
     Event,
@@ -198,7 +198,9 @@ def write_session(folder: Path, told: list[Message], *, truth: bool = False, sum
     """Write a session folder as the streamer and the simulated instrument would."""
     journal = Journal(folder, JournalConfig())
     for place, message in enumerate(told):
-        journal.append(encode(message), 1000.0 + 0.05 * place)
+        journal.append(
+            encode(message), 1000.0 + 0.05 * place, kind=kind_of(message), monotonic_s=0.05 * place
+        )
     journal.close()
     if summary:
         content = {
