@@ -1,0 +1,348 @@
+"""``probeloop control``: what a person decides over the agent's head while the loop runs.
+
+Only what ``--help`` needs is imported here; each command imports the rest when it is run.
+"""
+
+from __future__ import annotations
+
+import getpass
+import math
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from streamer.keys import PeerKeys
+    from streamer.link import Link
+    from streamer.messages import Ack, AnyMessage, Control, Outcome, Role, Status, Suggestion
+
+ANSWER_S = 10.0
+MEASURE_S = 30.0
+STATUS_S = 1.0
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Pause, resume, stop, [bold]abort[/bold] or steer a loop that runs. It is all kept in the journal.",
+)
+
+Connect = Annotated[
+    str | None,
+    typer.Option(help="Address of the streamer, such as tcp://127.0.0.1:5555.", show_default=False),
+]
+SessionFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Or the folder of the session, on the streamer's machine.", show_default="the newest in sessions"
+    ),
+]
+Key = Annotated[
+    Path | None,
+    typer.Option(help="Your key file, for a streamer with keys (probeloop keys).", show_default=False),
+]
+Reason = Annotated[str, typer.Option(help="A few words for the journal.", show_default=False)]
+
+
+# -- commands ----------------------------------------------------------------------------------------
+
+
+@app.command()
+def pause(
+    connect: Connect = None, session_folder: SessionFolder = None, key: Key = None, reason: Reason = ""
+) -> None:
+    """Park the beam and ask for nothing more, until [bold]resume[/bold]."""
+    _decide(
+        _Console(connect, session_folder, key),
+        "pause",
+        "paused; go on with: probeloop control resume",
+        reason,
+    )
+
+
+@app.command()
+def resume(
+    connect: Connect = None, session_folder: SessionFolder = None, key: Key = None, reason: Reason = ""
+) -> None:
+    """Go on after a pause or an abort."""
+    _decide(_Console(connect, session_folder, key), "resume", "resumed", reason)
+
+
+@app.command()
+def stop(
+    connect: Connect = None, session_folder: SessionFolder = None, key: Key = None, reason: Reason = ""
+) -> None:
+    """End the session in order: what is under way is finished, the files are written."""
+    _decide(_Console(connect, session_folder, key), "stop", "the session ends in order", reason)
+
+
+@app.command()
+def abort(
+    connect: Connect = None, session_folder: SessionFolder = None, key: Key = None, reason: Reason = ""
+) -> None:
+    """[bold red]Park the beam at once[/bold red], break off what is under way, and hold. It asks nothing."""
+    _decide(
+        _Console(connect, session_folder, key),
+        "abort",
+        "aborted; go on with: probeloop control resume, or end with: probeloop control stop",
+        reason,
+    )
+
+
+@app.command()
+def veto(
+    identifier: Annotated[
+        str, typer.Argument(metavar="[ID]", help="A suggestion or request, as the live view names it.")
+    ] = "",
+    at: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Or a place on the specimen: X Y in nm.", show_default=False),
+    ] = None,
+    radius_nm: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="How far around it nothing more is measured.",
+            show_default="0.5 around a place, 0 for an ID",
+        ),
+    ] = None,
+    connect: Connect = None,
+    session_folder: SessionFolder = None,
+    key: Key = None,
+    reason: Reason = "",
+) -> None:
+    """Forbid a measurement, or a place: nothing more is measured there."""
+    if (at is None) == (not identifier):
+        _refuse("say what is forbidden: an ID, or a place by --at X Y")
+    radius = radius_nm if radius_nm is not None else 0.0 if at is None else 0.5
+    what = identifier if at is None else f"all within {radius:g} nm of ({at[0]:g}, {at[1]:g}) nm"
+    _decide(
+        _Console(connect, session_folder, key),
+        "veto",
+        f"forbidden: {what}",
+        reason,
+        identifier=identifier,
+        position_nm=at,
+        radius_nm=radius,
+    )
+
+
+# A negative coordinate looks like an option.
+@app.command(context_settings={"ignore_unknown_options": True})
+def point(
+    x: Annotated[float, typer.Argument(help="Place on the specimen, nm to the right.")],
+    y: Annotated[float, typer.Argument(help="Nm down.")],
+    dwell_time_us: Annotated[float, typer.Option(min=0, help="Exposure of the spectrum.")],
+    revision: Annotated[
+        int | None,
+        typer.Option(
+            help="Reference frame that the place speaks of.",
+            show_default="with --session-folder: the present one",
+        ),
+    ] = None,
+    connect: Connect = None,
+    session_folder: SessionFolder = None,
+    key: Key = None,
+    reason: Reason = "",
+) -> None:
+    """Take a spectrum where you say; the limits of dose and field hold for you, too."""
+    from streamer.messages import Suggestion
+
+    if not (math.isfinite(x) and math.isfinite(y)):
+        _refuse(f"the place is ({x}, {y}) nm; it takes finite numbers")
+    console = _Console(connect, session_folder, key)
+    with console.link("operator") as link:
+        suggestion = Suggestion(
+            session=link.welcome.session,
+            number=0,
+            acquired_at_s=time.time(),
+            id=f"operator-{secrets.token_hex(4)}",
+            position_nm=(x, y),
+            registration_revision=console.revision() if revision is None else revision,
+            dwell_time_us=dwell_time_us,
+            policy="operator",
+            reason=reason or f"asked for by {getpass.getuser()}",
+        )
+        outcome = _outcome_of(link, suggestion)
+    if outcome.status != "ok":
+        _fail(f"{outcome.status}: {outcome.reason}")
+    typer.echo(f"measured as {outcome.id}{_spectrum_text(outcome)}")
+
+
+def _spectrum_text(outcome: Outcome) -> str:
+    where = outcome.position_nm or outcome.scan_position_nm or (math.nan, math.nan)
+    counts = "" if outcome.spectrum is None else f", {float(outcome.spectrum.sum()):,.0f} counts"
+    return f" at ({where[0]:.3f}, {where[1]:.3f}) nm{counts}"
+
+
+# -- how they reach the streamer ----------------------------------------------------------------------
+
+
+class _Console:
+    """Where the streamer is, and with which key it is spoken to.
+
+    Parameters
+    ----------
+    connect, session_folder, key
+        As on the command line; without the first two, the newest session in ``sessions``.
+    """
+
+    def __init__(self, connect: str | None, session_folder: Path | None, key: Path | None) -> None:
+        self.view_address: str | None = None
+        self._key = key
+        if connect is not None and session_folder is not None:
+            _refuse("say either --connect or --session-folder")
+        self.address = connect or self._find(session_folder)
+
+    def _find(self, folder: Path | None) -> str:
+        from deploy.supervise import read_endpoints
+
+        if folder is None:
+            running = sorted(Path("sessions").glob("*/endpoints.json"), key=lambda path: path.stat().st_mtime)
+            if not running:
+                _refuse("no session runs in ./sessions; give --session-folder, or the address by --connect")
+            folder = running[-1].parent
+        endpoints = read_endpoints(folder)
+        if endpoints is None:
+            _refuse(f"{folder}: no streamer serves there; give another folder, or the address by --connect")
+        self.view_address = endpoints.view_address
+        return endpoints.address
+
+    def keys(self, role: Role | None) -> PeerKeys | None:
+        from streamer.keys import KeysError, PeerKeys
+
+        if self._key is None:
+            return None
+        try:
+            return PeerKeys.read(self._key, role)
+        except KeysError as error:
+            _refuse(str(error))
+
+    def link(self, role: Role | None) -> Link:
+        """Connect; with a key and no role given, in the role of the key."""
+        from streamer.link import Link
+
+        keys = self.keys(role)
+        own: Role = role or (keys.role if keys is not None else "operator")  # type: ignore[assignment]
+        try:
+            return Link(self.address, role=own, name=getpass.getuser(), timeout_s=ANSWER_S, keys=keys)
+        except ConnectionError as error:
+            _fail(f"{error}. An instrument parks its beam by itself 2 s after its streamer falls silent")
+
+    def status(self) -> Status | None:
+        """Look at the streamer's next Status; None where it is not known where, or none comes."""
+        from streamer.messages import Status
+
+        found = self._see("status", STATUS_S)
+        return found if isinstance(found, Status) else None
+
+    def revision(self) -> int:
+        """Say which reference frame the latest positions speak of; 0 where it cannot be seen."""
+        from streamer.messages import Latents
+
+        found = self._see("latents", ANSWER_S)
+        return found.registration.revision if isinstance(found, Latents) else 0
+
+    def _see(self, kind: str, timeout_s: float) -> object:
+        from streamer.wire import Subscriber
+
+        if self.view_address is None:
+            return None
+        subscriber = Subscriber(self.view_address, (kind,), keys=self.keys(None))
+        try:
+            return subscriber.receive(timeout_s)
+        finally:
+            subscriber.close()
+
+
+def _decide(
+    console: _Console,
+    action: str,
+    done: str,
+    reason: str,
+    *,
+    identifier: str = "",
+    position_nm: tuple[float, float] | None = None,
+    radius_nm: float = 0.0,
+) -> None:
+    """Say it to the streamer, wait until it is in the journal, and tell what came of it."""
+    from streamer.messages import Control
+
+    try:
+        control = Control(
+            action=action,  # type: ignore[arg-type]
+            id=identifier,
+            position_nm=position_nm,
+            radius_nm=radius_nm,
+            reason=reason,
+        )
+    except ValueError as error:
+        _refuse(str(error))
+    # Whoever works in the loop may abort it: an instrument's or an agent's key will do.
+    with console.link(None if action == "abort" else "operator") as link:
+        ack = _ack_of(link, control)
+    if ack.status == "refused":
+        _fail(f"refused: {ack.reason}")
+    kept = " (not in the journal: the disk is full)" if ack.status == "unrecorded" else ""
+    status = console.status() if action in ("pause", "resume", "abort") else None
+    held = "" if status is None or not status.held else f"; held now: {', '.join(status.held)}"
+    typer.echo(f"{done}{kept}{held}")
+
+
+def _ack_of(link: Link, control: Control) -> Ack:
+    """Send the only message of a link, and wait for its ack."""
+    from streamer.messages import Ack
+
+    link.send(control)
+    ack = _wait_for(link, lambda one: isinstance(one, Ack) and one.sequence >= 1, ANSWER_S)
+    assert isinstance(ack, Ack)
+    return ack
+
+
+def _outcome_of(link: Link, suggestion: Suggestion) -> Outcome:
+    from streamer.messages import Ack, Outcome
+
+    def is_answer(one: AnyMessage) -> bool:
+        if isinstance(one, Ack):
+            return one.status == "refused"
+        return isinstance(one, Outcome) and one.id == suggestion.id
+
+    link.send(suggestion)
+    answer = _wait_for(link, is_answer, MEASURE_S + suggestion.dwell_time_us * 1e-6)
+    if isinstance(answer, Ack):
+        _fail(f"refused: {answer.reason}")
+    assert isinstance(answer, Outcome)
+    return answer
+
+
+def _wait_for(link: Link, is_answer: Callable[[AnyMessage], bool], timeout_s: float) -> AnyMessage:
+    from streamer.messages import Bye
+
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        message = link.receive(max(0.0, deadline_s - time.monotonic()))
+        if message is None:
+            _fail(f"the streamer did not answer within {timeout_s:g} s")
+        if is_answer(message):
+            return message
+        if isinstance(message, Bye):
+            _fail(f"the streamer left before it answered: {message.reason}")
+
+
+def _refuse(text: str) -> NoReturn:
+    """Say what is wrong with what was asked for; exit code 2."""
+    typer.echo(f"probeloop control: {text}", err=True)
+    raise typer.Exit(2)
+
+
+def _fail(text: str) -> NoReturn:
+    """Say what went wrong; exit code 1."""
+    typer.echo(f"probeloop control: {text}", err=True)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,121 @@
+"""A person steers a loop that runs, from another terminal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streamer.messages import Command, Control, Frame, Outcome, Request, Suggestion
+from tests.process.whole_run import ENVIRONMENT, WholeRun
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[WholeRun]:
+    made = WholeRun(tmp_path, "--measurements", "0")
+    yield made
+    made.close()
+
+
+def control(run: WholeRun, *words: str) -> tuple[int, str]:
+    """Call ``probeloop control``; give its exit code and the line that it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.local", "control", *words, "--session-folder", str(run.folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=ENVIRONMENT,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    said = (done.stdout + done.stderr).strip()
+    assert "\n" not in said
+    return done.returncode, said
+
+
+def parked(run: WholeRun) -> int:
+    return run.log("instrument").count("beam parked")
+
+
+@pytest.mark.timeout(170)
+def test_pause_resume_point_veto_abort_and_stop_do_what_they_say_and_are_kept(run: WholeRun) -> None:
+    run.wait_for("frames", lambda: run.journal_bytes() > 2_000_000)
+
+    code, said = control(run, "pause", "--reason", "coffee")
+    assert (code, said) == (
+        0,
+        "paused; go on with: probeloop control resume; held now: paused by the operator",
+    )
+    run.wait_for("the beam to be parked", lambda: parked(run) == 1, 5)
+    time.sleep(0.3)  # what was on the way has arrived
+    size = run.journal_bytes()
+    code, said = control(run, "point", "0.1", "-0.2", "--dwell-time-us", "5000")
+    assert (code, said) == (1, "probeloop control: refused: held: paused by the operator")
+    assert run.journal_bytes() - size < 20_000, "frames came from a parked beam"
+
+    assert control(run, "resume")[0] == 0
+    run.wait_for("frames", lambda: run.journal_bytes() > size + 500_000)
+    code, said = control(run, "point", "0.1", "-0.2", "--dwell-time-us", "5000")
+    assert code == 0, said
+    assert said.startswith("measured as operator-")
+    code, said = control(run, "point", "50", "0", "--dwell-time-us", "5000")
+    assert (code, said.split(":")[2]) == (1, " outside field")
+
+    code, said = control(run, "veto", "--at", "0.1", "-0.2", "--radius-nm", "0.3")
+    assert (code, said) == (0, "forbidden: all within 0.3 nm of (0.1, -0.2) nm")
+    code, said = control(run, "point", "0.1", "-0.2", "--dwell-time-us", "5000")
+    assert code == 1, said
+
+    code, said = control(run, "abort")
+    assert code == 0
+    assert "held now: aborted by the operator" in said
+    run.wait_for("the beam to be parked", lambda: parked(run) == 2, 5)
+    assert control(run, "stop") == (0, "the session ends in order")
+    said = run.end()
+    assert run.process.returncode == 0, said
+    assert "stopped by the operator" in said
+    assert (run.folder / "truth.npz").exists()
+
+    kept = [(control.action, control.reason) for _, control in run.messages(Control)]
+    assert kept == [("pause", "coffee"), ("resume", ""), ("veto", ""), ("abort", ""), ("stop", "")]
+    assert [c.action for _, c in run.messages(Command)][:2] == ["park", "go"]
+    asked = {one.id for _, one in run.messages(Suggestion) if one.policy == "operator"}
+    assert len(asked) == 4
+    done = {one.id for _, one in run.messages(Outcome) if one.status == "ok"}
+    assert len(asked & done) == len(asked & {one.id for _, one in run.messages(Request)}) == 1
+    times = [at_s for at_s, _ in run.messages(Frame)]
+    aborted_s = next(at_s for at_s, one in run.messages(Control) if one.action == "abort")
+    assert max(times) < aborted_s + 0.5
+
+
+def test_where_no_streamer_serves_it_says_so(tmp_path: Path) -> None:
+    run = WholeRun.__new__(WholeRun)
+    run.folder = tmp_path
+    assert control(run, "abort") == (
+        2,
+        f"probeloop control: {tmp_path}: no streamer serves there; give another folder, or the address by "
+        "--connect",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("veto",), "say what is forbidden: an ID, or a place by --at X Y"),
+        (("veto", "a-1", "--at", "0", "0"), "say what is forbidden: an ID, or a place by --at X Y"),
+        (
+            ("point", "nan", "0", "--dwell-time-us", "1"),
+            "the place is (nan, 0.0) nm; it takes finite numbers",
+        ),
+        (("pause", "--connect", "tcp://127.0.0.1:1"), "say either --connect or --session-folder"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(
+    tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    run = WholeRun.__new__(WholeRun)
+    run.folder = tmp_path
+    assert control(run, *words) == (2, f"probeloop control: {says}")
