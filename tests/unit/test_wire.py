@@ -180,6 +180,14 @@ def test_nobody_is_let_in_when_nobody_answers_at_the_door(opened, folder, monkey
     assert dealer.send(encode(Bye())) is False
 
 
+def test_message_without_a_key_behind_it_is_not_delivered(opened, folder, monkeypatch):
+    monkeypatch.setattr("streamer.wire._serve_with_keys", lambda *_: None)  # as if the socket let all in
+    router = opened(Router(HERE, ServerKeys(folder)))
+    say(opened(Dealer(router.address, IDENTITY)), encode(Bye()))
+    assert router.receive(1.0) == []
+    assert router.refused == {"no key": 1}
+
+
 def test_part_over_the_limit_is_not_delivered(opened, folder):
     router = opened(Router(HERE, ServerKeys(folder), max_part_bytes=1 << 20))
     dealer = opened(Dealer(router.address, IDENTITY, client(folder)))
