@@ -14,6 +14,11 @@ from streamer.codec import Parts
 Item = TypeVar("Item")
 # Messages held back while one before them is missing; those beyond are dropped, and sent again.
 MOST_HELD = 64
+# How long a message may be on its way before it is sent again: when a later one has come, and when
+# nothing tells; the second doubles from time to time.
+LOST_AFTER_S = 0.05
+PATIENCE_S = 0.5
+MOST_PATIENCE_S = 8.0
 
 
 class Inbox(Generic[Item]):
@@ -110,6 +115,9 @@ class Outbox:
         self.frames = 0
         self.resent = 0
         self._next = 1
+        self._received = 0
+        self._progress_s = float("-inf")
+        self._patience_s = PATIENCE_S
         self._kept: OrderedDict[int, _Sent] = OrderedDict()
 
     def __len__(self) -> int:
@@ -144,8 +152,12 @@ class Outbox:
     def _let_go(self, sequence: int) -> None:
         self.frames -= self._kept.pop(sequence).is_frame
 
-    def to_send_again(self, now_s: float, *, received: int, heard_s: float, patience_s: float) -> list[Parts]:
-        """Say what must have been lost, and count it as sent again now.
+    def to_send_again(self, now_s: float, *, received: int, heard_s: float, is_missing: bool) -> Parts | None:
+        """Say which message must have been lost, and count it as sent again now.
+
+        Where a later one has come, the oldest is surely lost. Else it may only be slow: it is sent again
+        when nothing has come for a while, which doubles each time, so that a slow link is not
+        choked by what it carries already.
 
         Parameters
         ----------
@@ -155,15 +167,21 @@ class Outbox:
             Sequence through which the other side has said that messages came.
         heard_s
             When the other side was last heard: to a silent one nothing is sent again.
-        patience_s
-            How long a message may be on its way.
+        is_missing
+            Whether the other side has a later message than the one after ``received``.
         """
-        lost = [
-            sent
-            for sequence, sent in self._kept.items()
-            if sequence > received and sent.sent_s < now_s - patience_s and sent.sent_s < heard_s
-        ]
-        return self._again(lost, now_s)
+        if received > self._received:
+            self._received, self._progress_s, self._patience_s = received, now_s, PATIENCE_S
+        oldest = next((sequence for sequence in self._kept if sequence > received), None)
+        if oldest is None:
+            return None
+        sent = self._kept[oldest]
+        quiet_s = now_s - (sent.sent_s if is_missing else max(sent.sent_s, self._progress_s))
+        if heard_s <= sent.sent_s or quiet_s < (LOST_AFTER_S if is_missing else self._patience_s):
+            return None
+        if not is_missing:
+            self._patience_s = min(2 * self._patience_s, MOST_PATIENCE_S)
+        return self._again([sent], now_s)[0]
 
     def everything(self, now_s: float) -> list[Parts]:
         """Give all that is kept, in order, to be sent again after a lost link."""

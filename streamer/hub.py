@@ -12,9 +12,10 @@ the cause is gone (see ``docs/guides/when-something-fails.md``).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -61,7 +62,12 @@ MOST_AHEAD = 32
 # Room that is kept for what the streamer itself must say, also when the disk is full.
 SLACK_BYTES = 1 << 20
 RETRY_DISK_S = 0.2
-MOST_STALLED = 4096
+MOST_STALLED_BYTES = 256 << 20
+# A peer that has said nothing for so long is forgotten; it says Hello again if it is there after all.
+FORGET_S = 600.0
+GAP_BEAT_S = 0.05
+# A frame with which the analysis began so often and never ended is left out.
+MOST_TRIES = 2
 # After a restart agents are welcomed when the instrument is back, or after so long: what they suggest before
 # would be refused for want of one, and they would go another way than without the restart.
 RETURN_S = 5.0
@@ -93,10 +99,12 @@ class Peer:
         Puts its messages in order.
     heard_s, used_s
         Monotonic clock: when it was last heard, and when its program last used its link.
+    beaten_s
+        When it was last sent a heartbeat.
     confirmed
         Number of the last journal record that it says it has.
-    is_behind
-        Whether records are held back until it has caught up.
+    is_behind, is_silent
+        Whether records are held back until it has caught up; whether it gives no sign of life.
     acks
         Those that it has not been sent yet, in order.
     acked
@@ -109,8 +117,9 @@ class Peer:
     name: str
     key: str
     heard_s: float
-    inbox: Inbox[tuple[Numbered, Parts]] = field(default_factory=Inbox)
+    inbox: Inbox[tuple[Numbered, Parts, str]] = field(default_factory=Inbox)
     used_s: float = 0.0
+    beaten_s: float = 0.0
     confirmed: int = 0
     is_behind: bool = False
     is_silent: bool = False
@@ -185,7 +194,9 @@ class Hub:
         self._worker = Worker(processor, telemetry, hub_config.checkpoint_frames)
         self._peers: dict[bytes, Peer] = {}
         self._instrument: bytes | None = None
-        self._stalled: deque[tuple[bytes, str, list[memoryview]]] = deque()
+        self._stalled: dict[tuple[bytes, int], tuple[bytes, str, list[memoryview]]] = {}
+        self._stalled_bytes = 0
+        self._stall_count = itertools.count(1)
         self._waiting: dict[int, int] = {}  # frames before the pipeline: their records
         self._known: dict[int, Latents] = {}  # latents in the journal of frames that are analysed again
         self._arrived_s: dict[int, float] = {}
@@ -205,6 +216,7 @@ class Hub:
         self._frame_s = 0.0
         self._result_bytes = SLACK_BYTES
         self._is_unrecorded = False
+        self._unfinished: list[Frame] = []
 
     # -- a restart -----------------------------------------------------------------------------
 
@@ -242,8 +254,7 @@ class Hub:
                     self._known[latents.number] = latents
                 case _:
                     pass
-        for frame in frames:
-            self._worker.put(frame)
+        self._unfinished = frames
         self.telemetry.recovered(self.progress.tally)
         return state
 
@@ -271,6 +282,7 @@ class Hub:
         self._event("session_resumed" if self.progress.rows else "session_started", self.session)
         if self.progress.operator_hold:
             self._hold(self.progress.operator_hold)
+        self._analyse_again()
         self._worker.start(self._router.waker)
         started_s = time.monotonic()
         if INSTRUMENT in self.progress.rows:
@@ -283,6 +295,23 @@ class Hub:
             raise
         self._finish()
         return self._end_reason
+
+    def _analyse_again(self) -> None:
+        """Bring the analysis up to date, but for a frame with which it failed time and again."""
+        frames = self._unfinished
+        first = next((frame.number for frame in frames if frame.number not in self._known), None)
+        if first is not None:
+            self._event("analysis begun", f"with frame {first}", first)
+            if self.progress.tried[1] > MOST_TRIES:
+                frames = [frame for frame in frames if frame.number != first]
+                del self._waiting[first]
+                self.telemetry.frame_rejected("hub", "analysis failed")
+                self._event(
+                    "frame rejected", f"frame {first}: the analysis failed with it {MOST_TRIES} times"
+                )
+        for frame in frames:
+            self._worker.put(frame)
+        self._unfinished = []
 
     def _turn(self) -> None:
         for peer, key, parts in self._incoming():
@@ -302,9 +331,10 @@ class Hub:
         if DISK in self.holds and not self._is_unrecorded:
             self._retry_disk()
         while self._stalled and DISK not in self.holds:
-            yield self._stalled.popleft()
-        most = 32 if len(self._stalled) < MOST_STALLED else 0
-        yield from self._router.receive(BEAT_S / 2, most)
+            stalled = self._stalled.pop(next(iter(self._stalled)))
+            self._stalled_bytes -= _size(stalled[2])
+            yield stalled
+        yield from self._router.receive(BEAT_S / 2)
 
     def _is_over(self, stop: Callable[[], str | None], started_s: float) -> bool:
         now_s = time.monotonic()
@@ -411,6 +441,9 @@ class Hub:
             if is_silent != peer.is_silent:
                 peer.is_silent = is_silent
                 self._event("silent" if is_silent else "heard again", str(peer))
+        for identity, peer in list(self._peers.items()):
+            if peer.hello.beats and identity != self._instrument and now_s - peer.heard_s > FORGET_S:
+                del self._peers[identity]
         instrument = None if self._instrument is None else self._peers.get(self._instrument)
         if instrument is not None and instrument.hello.beats:
             self._set_hold(SILENT, instrument.is_silent)
@@ -433,9 +466,23 @@ class Hub:
         else:
             self._release(reason)
 
-    def _has_room_for(self, parts: Parts) -> bool:
-        """Say whether a message may be taken now; on a full disk they wait in order."""
-        return self._is_unrecorded or (DISK not in self.holds and self._has_room(_size(parts)))
+    def _has_room_for(self, message: AnyMessage, parts: Parts) -> bool:
+        """Say whether a message may be taken now; on a full disk all wait in order but an operator's."""
+        is_operator = isinstance(message, Hello) and message.role == "operator"
+        if self._is_unrecorded or is_operator or isinstance(message, Control):
+            return True
+        return DISK not in self.holds and self._has_room(_size(parts))
+
+    def _stall(self, peer: bytes, key: str, numbered: Numbered, parts: list[memoryview]) -> None:
+        """Keep a message that the disk has no room for; it has no ack, so its sender keeps it too."""
+        place = (peer, numbered.sequence or -next(self._stall_count))
+        if place in self._stalled:
+            self.telemetry.delivery("duplicate")
+        elif self._stalled_bytes > MOST_STALLED_BYTES:
+            self.telemetry.delivery("too early")
+        else:
+            self._stalled[place] = (peer, key, parts)
+            self._stalled_bytes += _size(parts)
 
     def _has_room(self, size_bytes: int) -> bool:
         """See to it that the journal can take so much; a full disk pauses or is done without."""
@@ -462,7 +509,7 @@ class Hub:
         if now_s < self._retry_disk_s:
             return
         self._retry_disk_s = now_s + RETRY_DISK_S
-        size = max((_size(parts) for _, _, parts in self._stalled), default=0)
+        size = max((_size(parts) for _, _, parts in self._stalled.values()), default=0)
         with contextlib.suppress(OSError):
             self._journal.reserve(size + SLACK_BYTES)
             self._release(DISK)
@@ -478,7 +525,8 @@ class Hub:
             return
         message = numbered.message
         known = self._peers.get(peer)
-        if not self._is_allowed(key, known, message):
+        if refused := self._why_not_allowed(key, known, message):
+            self._refuse_part(peer, known, numbered, refused)
             return
         match message:
             case Heartbeat():
@@ -491,8 +539,8 @@ class Hub:
                 pass
         if known is not None:
             known.heard_s = known.used_s = time.monotonic()
-        if not isinstance(message, Control) and not self._has_room_for(parts):
-            self._stalled.append((peer, key, parts))
+        if not self._has_room_for(message, parts):
+            self._stall(peer, key, numbered, parts)
             return
         if isinstance(message, Hello):
             self._on_hello(peer, key, message)
@@ -503,22 +551,26 @@ class Hub:
         else:
             self._in_order(peer, known, numbered, parts)
 
-    def _is_allowed(self, key: str, known: Peer | None, message: AnyMessage) -> bool:
+    def _why_not_allowed(self, key: str, known: Peer | None, message: AnyMessage) -> str:
         """With keys: only whom the allow-list knows, in its own part, on its own connection."""
         if self._keys is None:
-            return True
+            return ""
         role = self._keys.role_of(key)
-        reason = None
         if role is None:
-            reason = "key not allowed"
-        elif not may_send(role, message):
-            reason = "not its part"
-        elif known is not None and known.key != key:
-            reason = "another key"
-        if reason is not None:
-            self.telemetry.message_refused(reason)
-            self._log.warning("refused", reason=reason, kind=type(message).__name__)
-        return reason is None
+            return "key not allowed"
+        if known is not None and known.key != key:
+            return "another key"
+        return "" if may_send(role, message) else "not its part"
+
+    def _refuse_part(self, peer: bytes, known: Peer | None, numbered: Numbered, reason: str) -> None:
+        """Refuse what a key may not say, and tell a peer that may talk at all."""
+        message = numbered.message
+        self.telemetry.message_refused(reason)
+        self._log.warning("refused", reason=reason, kind=type(message).__name__)
+        if reason == "not its part" and isinstance(message, Hello):
+            self._router.send(peer, Bye(reason=f"this key is not one for the role {message.role}"))
+        elif reason == "not its part" and known is not None and known.is_numbered and numbered.sequence:
+            self._in_order(peer, known, numbered, (), reason)
 
     def _refuse_unreadable(self, peer: bytes, error: WireError) -> None:
         known = self._peers.get(peer)
@@ -530,10 +582,9 @@ class Hub:
             refusal = Ack(session=self.session, number=-1, status="refused", reason=str(error))
             self._router.send(peer, refusal)
         elif error.sequence:
-            # The message is whole and wrong: to send it again would not help.
-            refused = Numbered(Bye(), error.sender, error.sequence, error.after)
-            for numbered, _ in known.inbox.take(error.sequence, error.after, (refused, ())):
-                self._settle_refused(known, numbered, str(error))
+            # The message is whole and wrong: to send it again would not help. What it was is not known.
+            unread = Numbered(Event(at_s=0.0, what="unreadable"), error.sender, error.sequence, error.after)
+            self._in_order(peer, known, unread, (), str(error))
 
     def _settle_refused(self, known: Peer, numbered: Numbered, reason: str) -> None:
         self._event("refused", f"{type(numbered.message).__name__} from {known}: {reason}")
@@ -555,17 +606,28 @@ class Hub:
         reason = "hello first; a peer says Hello before anything else"
         self._router.send(peer, Ack(session=self.session, number=number, status="refused", reason=reason))
 
-    def _in_order(self, peer: bytes, known: Peer, numbered: Numbered, parts: Parts) -> None:
+    def _in_order(
+        self, peer: bytes, known: Peer, numbered: Numbered, parts: Parts, refused: str = ""
+    ) -> None:
+        """Act on a numbered message, and those behind it, when its turn comes; one to be refused as well."""
         before = known.inbox.duplicates, known.inbox.reordered, known.inbox.overflowed
-        turn = known.inbox.take(numbered.sequence, numbered.after, (numbered, parts))
+        turn = known.inbox.take(numbered.sequence, numbered.after, (numbered, parts, refused))
         after = known.inbox.duplicates, known.inbox.reordered, known.inbox.overflowed
         for what, old, new in zip(("duplicate", "reordered", "too early"), before, after, strict=True):
             if new > old:
                 self.telemetry.delivery(what)
+        if known.inbox.has_gap and time.monotonic() - known.beaten_s > GAP_BEAT_S:
+            self._beat_to(peer, known)  # what is missing is sent again the sooner
         if after[0] > before[0] and known.acked is not None:
             self._router.send(peer, known.acked)  # the first one may have been lost
-        for item, item_parts in turn:
-            self._route(peer, known, item, item_parts)
+        self._route_all(peer, known, turn)
+
+    def _route_all(self, peer: bytes, known: Peer, turn: Iterable[tuple[Numbered, Parts, str]]) -> None:
+        for numbered, parts, refused in turn:
+            if refused:
+                self._settle_refused(known, numbered, refused)
+            else:
+                self._route(peer, known, numbered, parts)
 
     def _route(self, peer: bytes, known: Peer, numbered: Numbered, parts: Parts) -> None:
         """Act on a message whose turn it is."""
@@ -628,13 +690,16 @@ class Hub:
             self._peers[peer] = known
         known.used_s = time.monotonic()
         known.confirmed = hello.last_record
-        for numbered, parts in known.inbox.skip_to(hello.resumes_from - 1) if hello.instance else ():
-            self._route(peer, known, numbered, parts)
+        if hello.instance:
+            self._route_all(peer, known, known.inbox.skip_to(hello.resumes_from - 1))
         if is_new:
             if hello.role == "instrument":
                 # A microscope computer that was restarted knows nothing of what was asked before.
                 self._skip_pending("the instrument was restarted")
-            self._record(Numbered(hello))
+            try:
+                self._record(Numbered(hello))
+            except OSError:  # an operator must be let in, also when the disk takes nothing
+                self.progress.apply(self._journal.next_record, Numbered(hello))
             self._event("connected", str(known))
         if hello.role == "instrument":
             self._instrument = peer
@@ -1013,14 +1078,22 @@ class Hub:
     def _beat(self) -> None:
         for peer, known in self._peers.items():
             if known.is_numbered:
-                last = known.recent[-1][0] if known.recent else 0
-                self._router.send(peer, Heartbeat(received=known.inbox.last, last_record=last))
+                self._beat_to(peer, known)
         if self._state == "draining":
             self._say_bye()
 
-    def _event(self, what: str, detail: str) -> None:
+    def _beat_to(self, peer: bytes, known: Peer) -> None:
+        known.beaten_s = time.monotonic()
+        beat = Heartbeat(
+            received=known.inbox.last,
+            is_missing=known.inbox.has_gap,
+            last_record=known.recent[-1][0] if known.recent else 0,
+        )
+        self._router.send(peer, beat)
+
+    def _event(self, what: str, detail: str, number: int = -1) -> None:
         self._log.info(what, detail=detail)
-        message = Event(at_s=time.time(), what=what, detail=detail)
+        message = Event(at_s=time.time(), what=what, detail=detail, number=number)
         try:
             self._record(Numbered(message))
         except OSError as error:  # a full disk must not keep us from saying so

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 HELLO_EVERY_S = 0.25
 BEAT_S = 0.25
-# A message is on a local network for milliseconds; the streamer's heartbeat tells what has come.
-PATIENCE_S = 0.5
+# What is missing is asked for at once, then ever more rarely: it may be on its way.
 ASK_AGAIN_S = 0.1
+MOST_ASK_AGAIN_S = 2.0
 TURN_S = 0.1
 # Of a streamer that has said nothing for so long it is asked whether it still knows us.
 SILENT_S = 0.75
@@ -94,6 +94,8 @@ class Link:
         self._outbox = Outbox()
         self._ready: deque[tuple[int, AnyMessage]] = deque()
         self._received = 0
+        self._is_missing = False
+        self._asked_after, self._ask_again_s = -1, ASK_AGAIN_S
         self._heard_s = self._used_s = time.monotonic()
         self._said_hello_s = self._asked_s = float("-inf")
         self._is_over = False
@@ -212,9 +214,10 @@ class Link:
         """Do what is due: greet a streamer that forgot us, send again and ask again what was lost."""
         if now_s - self._heard_s > SILENT_S and not self._is_over:
             self._say_hello_at_times(HELLO_EVERY_S)
-        for parts in self._outbox.to_send_again(
-            now_s, received=self._received, heard_s=self._heard_s, patience_s=PATIENCE_S
-        ):
+        parts = self._outbox.to_send_again(
+            now_s, received=self._received, heard_s=self._heard_s, is_missing=self._is_missing
+        )
+        if parts is not None:
             self._dealer.send(parts)
         if self._inbox.has_gap:
             self._ask_again(now_s)
@@ -235,8 +238,11 @@ class Link:
         self._dealer.send(encode(hello))
 
     def _ask_again(self, now_s: float) -> None:
-        if now_s - self._asked_s >= ASK_AGAIN_S:
+        if self._inbox.last != self._asked_after:
+            self._asked_after, self._ask_again_s = self._inbox.last, ASK_AGAIN_S
+        if now_s - self._asked_s >= self._ask_again_s:
             self._asked_s = now_s
+            self._ask_again_s = min(2 * self._ask_again_s, MOST_ASK_AGAIN_S)
             self._dealer.send(encode(Resend(after=self._inbox.last)))
 
     def _take(self, parts: list[memoryview]) -> None:
@@ -253,6 +259,7 @@ class Link:
         match numbered.message:
             case Heartbeat() as beat:
                 self._received = max(self._received, beat.received)
+                self._is_missing = beat.is_missing and beat.received == self._received
                 if beat.last_record > self._inbox.last:
                     self._ask_again(self._heard_s)
             case Welcome() as welcome:

@@ -618,6 +618,8 @@ class Heartbeat(Message, frozen=True, kw_only=True, eq=False, tag="heartbeat"):
     received
         From the streamer: sequence through which this peer's messages have come, in order; those
         beyond it may be lost on the way.
+    is_missing
+        From the streamer: whether a later message has come than the one after ``received``.
     last_record
         From the streamer: number of the last journal record sent to this peer; from a peer, of the
         last one that came in order.
@@ -626,6 +628,7 @@ class Heartbeat(Message, frozen=True, kw_only=True, eq=False, tag="heartbeat"):
     instance: str = ""
     idle_s: float = 0.0
     received: int = 0
+    is_missing: bool = False
     last_record: int = 0
 
     def __post_init__(self) -> None:
@@ -773,14 +776,17 @@ class Event(Message, frozen=True, kw_only=True, eq=False, tag="event"):
     at_s
         Streamer clock, seconds since the epoch.
     what
-        A short fixed word such as ``session_started``, ``rejected``, ``refused``.
+        A short fixed word such as ``session_started``, ``held``, ``refused``.
     detail
         A sentence for a person.
+    number
+        Of the frame that it is about; -1 for none.
     """
 
     at_s: float
     what: str
     detail: str = ""
+    number: int = -1
 
 
 class Status(Message, frozen=True, kw_only=True, eq=False, tag="status"):

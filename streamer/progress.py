@@ -78,6 +78,7 @@ class ProgressState(msgspec.Struct, frozen=True):
     rows: dict[str, Row]
     operator_hold: str
     ended: str
+    tried: tuple[int, int]
     tally: dict[str, int]
     envelope: EnvelopeState
 
@@ -114,6 +115,8 @@ class Progress:
         Why a person has the loop paused; empty while it is not.
     ended
         Why the session ended; empty while it has not.
+    tried
+        The frame with which the analysis last began after a restart, and how often it did.
     tally
         Counts that a restart must not lose.
     """
@@ -131,6 +134,7 @@ class Progress:
         self.rows: dict[str, Row] = {}
         self.operator_hold = ""
         self.ended = ""
+        self.tried = (-1, 0)
         self.tally: Counter[str] = Counter()
 
     def state(self) -> ProgressState:
@@ -147,6 +151,7 @@ class Progress:
             rows={name: msgspec.structs.replace(row) for name, row in self.rows.items()},
             operator_hold=self.operator_hold,
             ended=self.ended,
+            tried=self.tried,
             tally=dict(self.tally),
             envelope=self.envelope.state(),
         )
@@ -164,6 +169,7 @@ class Progress:
         self.rows = {name: msgspec.structs.replace(row) for name, row in state.rows.items()}
         self.operator_hold = state.operator_hold
         self.ended = state.ended
+        self.tried = state.tried
         self.tally = Counter(state.tally)
         self.envelope.restore(state.envelope)
 
@@ -274,7 +280,10 @@ class Progress:
         """Count the frames that are in the journal only as an event; note the end."""
         if event.what.startswith("session_"):
             self.ended = event.detail if event.what == "session_ended" else ""
-        if event.what == "frame refused":
+        if event.what == "analysis begun":
+            times = self.tried[1] if event.number == self.tried[0] else 0
+            self.tried = (event.number, times + 1)
+        elif event.what == "frame refused":
             self.tally["received"] += 1
             self.tally["rejected"] += 1
         elif event.what == "frame rejected":
