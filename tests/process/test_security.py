@@ -21,9 +21,15 @@ import pytest
 import zmq
 
 from streamer.codec import encode
+from streamer.config import ExperimentConfig, HubConfig
+from streamer.envelope import Envelope, EnvelopeConfig
+from streamer.hub import Hub
+from streamer.journal import Journal, JournalConfig
 from streamer.keys import Peer, PeerKeys, ServerKeys, allow, revoke, write_pair
-from streamer.messages import Bye, Hello
-from streamer.wire import Dealer, Router, new_pair
+from streamer.link import Link
+from streamer.messages import Ack, Bye, Checkpoint, Control, Frame, Hello, Role
+from streamer.telemetry import Telemetry
+from streamer.wire import Dealer, Publisher, Router, new_pair
 
 TRIALS = int(os.environ.get("PROBELOOP_TRIALS", "100"))
 IS_LONG = TRIALS >= 1000
@@ -103,6 +109,133 @@ def wait_for(question: Callable[[], Any]) -> bool:
     while not question() and time.monotonic() < end_s:
         time.sleep(0.01)
     return bool(question())
+
+
+# -- what a key may say --------------------------------------------------------------------------
+
+
+class Loop:
+    """A streamer with keys, without science, and the links of a test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "keys"
+        write_pair(self.folder / "streamer.key", name="streamer", role="streamer", pair=new_pair())
+        self.keys = ServerKeys(self.folder)
+        self.router, self.publisher = Router(HERE, self.keys), Publisher(HERE, self.keys)
+        self.journal = Journal(folder / "s", JournalConfig())
+        self.telemetry = Telemetry()
+        self.hub = Hub(
+            session="s",
+            router=self.router,
+            publisher=self.publisher,
+            journal=self.journal,
+            envelope=Envelope(EnvelopeConfig()),
+            telemetry=self.telemetry,
+            processor=NoScience(),
+            hub_config=HubConfig(last_words_s=0.2),
+            experiment=ExperimentConfig(),
+            keys=self.keys,
+        )
+        self.hub.recover()
+        self.links: list[Link] = []
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(
+            target=self.hub.run, args=(lambda: "test" if self._stopped.is_set() else None,)
+        )
+        self._thread.start()
+
+    def keys_of(self, name: str, role: Role) -> PeerKeys:
+        pair = new_pair()
+        allow(self.folder, Peer(name=name, role=role, public=pair.public))
+        return PeerKeys(name, role, pair.public, pair.secret, self.keys.public)
+
+    def link(self, role: Role, keys: PeerKeys | None, timeout_s: float = WAIT_S) -> Link:
+        self.links.append(Link(self.router.address, role=role, name=role, timeout_s=timeout_s, keys=keys))
+        return self.links[-1]
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+        for link in self.links:
+            link.abandon()
+        for part in (self.journal, self.router, self.publisher):
+            part.close()
+
+
+class NoScience:
+    """Rejects every frame."""
+
+    def process(self, frame: Frame, meter: Any) -> None:
+        meter.stage_rejected("check", "test")
+
+
+@pytest.fixture
+def loop(tmp_path) -> Iterator[Loop]:
+    """Run a streamer with keys for the time of a test."""
+    loop = Loop(tmp_path)
+    yield loop
+    loop.close()
+
+
+def acks(link: Link, count: int) -> list[Ack]:
+    """Receive until so many acks have come."""
+    found: list[Ack] = []
+    end_s = time.monotonic() + WAIT_S
+    while len(found) < count and time.monotonic() < end_s:
+        message = link.receive(0.1)
+        if isinstance(message, Ack):
+            found.append(message)
+    return found
+
+
+def test_instrument_and_agent_take_part_each_with_its_key(loop, make_frame):
+    instrument = loop.link("instrument", loop.keys_of("titan", "instrument"))
+    loop.link("agent", loop.keys_of("thinker", "agent"))
+    instrument.send(make_frame())
+    assert [ack.status for ack in acks(instrument, 1)] == ["written"]
+
+
+@pytest.mark.parametrize("role", ["instrument", "operator"])
+def test_key_does_not_say_hello_in_another_role(loop, role):
+    with pytest.raises(ConnectionError, match=f"this key is not one for the role {role}"):
+        loop.link(role, loop.keys_of("thinker", "agent"))
+
+
+def test_viewers_key_takes_no_part(loop):
+    with pytest.raises(ConnectionError, match="not one for the role agent"):
+        loop.link("agent", loop.keys_of("screen", "viewer"))
+
+
+def test_without_a_key_nobody_takes_part(loop):
+    with pytest.raises(ConnectionError, match=r"no streamer answers .* 'probeloop keys list'"):
+        loop.link("agent", None, timeout_s=1.0)
+
+
+def test_agent_may_not_steer_and_is_told_so_and_what_it_says_next_is_heard(loop):
+    agent = loop.link("agent", loop.keys_of("thinker", "agent"))
+    agent.send(Control(action="stop"))
+    agent.send(Checkpoint(session="s", of="streamer", told=0, facts=b"", arrays={}))
+    agent.send(Control(action="abort", reason="this it may"))
+    last = acks(agent, 3)
+    assert [(ack.sequence, ack.reason) for ack in agent.refused] == [(1, "not its part"), (2, "not its part")]
+    assert (last[-1].sequence, last[-1].status) == (3, "written")
+    kept = [record.message() for record in loop.journal.records_from(0)]
+    assert [message.action for message in kept if isinstance(message, Control)] == ["abort"]
+    assert not any(isinstance(message, Checkpoint) and message.told == 0 for message in kept)
+
+
+def test_revoked_key_is_cut_off_in_the_middle_of_a_session(loop, make_frame):
+    keys = loop.keys_of("titan", "instrument")
+    instrument = loop.link("instrument", keys)
+    instrument.send(make_frame())
+    assert len(acks(instrument, 1)) == 1
+    revoke(loop.folder, "titan")
+    assert wait_for(lambda: loop.keys.role_of(keys.public) is None)
+    instrument.send(make_frame(number=1))
+    while (message := instrument.receive(0.5)) is not None:
+        assert not isinstance(message, Ack)
+    kept = [record.message() for record in loop.journal.records_from(0)]
+    assert [message.number for message in kept if isinstance(message, Frame)] == [0]
 
 
 # -- keys that must not open -----------------------------------------------------------------------
