@@ -162,17 +162,15 @@ def write_truth(path: Path, arrays: Mapping[str, NDArray[Any]] | None, first_num
     arrays
         As from ``Instrument.truth``; None writes nothing.
     first_number
-        Number of the instrument's first frame: arrays with a row for each frame get that many rows of
-        NaN in front, so that a row's index is the frame's number.
+        Number of the instrument's first frame: arrays with a row for each frame get that many rows in
+        front, so that a row's index is the frame's number. They are those that an earlier process of
+        this instrument wrote there, NaN where there are none.
     """
     if arrays is None:
         return
+    earlier = _read_truth(path, arrays)
     by_number: dict[str, Any] = {
-        name: np.pad(
-            array,
-            [(first_number, 0)] + [(0, 0)] * (array.ndim - 1),
-            constant_values=math.nan,
-        )
+        name: _after(earlier.get(name), array, first_number)
         for name, array in arrays.items()
         if name in ("drift_nm", "frame_acquired_at_s", "row_offset_px")
     }
@@ -180,6 +178,25 @@ def write_truth(path: Path, arrays: Mapping[str, NDArray[Any]] | None, first_num
     with unfinished.open("wb") as file:
         np.savez(file, allow_pickle=False, **{**arrays, **by_number})
     os.replace(unfinished, path)
+
+
+def _read_truth(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Read what an earlier process knew of the same specimen; empty where none did."""
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        earlier = {name: file[name] for name in file.files}
+    is_same = "seed" in arrays and np.array_equal(earlier.get("seed", math.nan), arrays["seed"])
+    return earlier if is_same else {}
+
+
+def _after(earlier: NDArray[Any] | None, array: NDArray[Any], first_number: int) -> NDArray[Any]:
+    """Put ``first_number`` rows before an array: the earlier ones as far as they go, then NaN."""
+    before = np.full((first_number, *array.shape[1:]), math.nan, dtype=array.dtype)
+    if earlier is not None and earlier.shape[1:] == array.shape[1:]:
+        known = earlier[:first_number]
+        before[: len(known)] = known
+    return np.concatenate([before, array])
 
 
 def _speed(text: str) -> float:

@@ -25,7 +25,7 @@ from deploy.doctor import (
 )
 from deploy.run_session import choose_addresses, prepare_folder
 
-COMMANDS = ("run", "replay", "simulate", "stream", "agent", "report", "doctor", "bench")
+COMMANDS = ("run", "replay", "simulate", "stream", "agent", "report", "doctor", "bench", "control")
 LOADED_BY_NOBODY_WHO_ASKS_FOR_HELP = ("torch", "numpy", "zmq", "matplotlib", "botorch", "numba", "scipy")
 
 

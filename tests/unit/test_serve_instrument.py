@@ -511,8 +511,9 @@ def test_a_speed_that_goes_nowhere_is_refused(speed):
 class Streamer(threading.Thread):
     """A real socket that welcomes one instrument, acks what it sends, asks once and says Bye."""
 
-    def __init__(self, *, say_bye_after: int | None) -> None:
+    def __init__(self, *, say_bye_after: int | None, park_after: int | None = None) -> None:
         super().__init__(daemon=True)
+        self._park_after = park_after
         self.router = Router("tcp://127.0.0.1:0")
         self.address = self.router.address
         self.received: list[AnyMessage] = []
@@ -541,10 +542,11 @@ class Streamer(threading.Thread):
         if not isinstance(message, Frame):
             return []
         count = len(self.frames())
-        if count == 3:
+        if count == max(3, self._park_after or 0):
             self.enough.set()
         answers: list[Message] = [ask("one"), sub_scan("two")] if count == 1 else []
         answers += [Bye(reason="budget reached")] if count == self._say_bye_after else []
+        answers += [PARK] if count == self._park_after else []
         return answers
 
     def frames(self) -> list[Frame]:
@@ -575,8 +577,9 @@ def test_over_a_real_socket_everything_arrives_in_order():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_process_ends_cleanly_on_a_signal_and_writes_its_truth(tmp_path, number):
-    streamer = Streamer(say_bye_after=None)
+@pytest.mark.parametrize("is_parked", [False, True], ids=["at work", "parked"])
+def test_the_process_ends_cleanly_on_a_signal_and_writes_its_truth(tmp_path, number, is_parked):
+    streamer = Streamer(say_bye_after=None, park_after=4 if is_parked else None)
     streamer.start()
     config = tmp_path / "config.toml"
     config.write_text("[simulate.stem]\nrows = 16\ncols = 16\nfield_of_view_nm = 1.0\n")
@@ -586,6 +589,8 @@ def test_the_process_ends_cleanly_on_a_signal_and_writes_its_truth(tmp_path, num
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert streamer.enough.wait(60)
+        while is_parked and "beam parked: paused" not in process.stderr.readline():
+            assert process.poll() is None
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
     finally:
@@ -614,6 +619,32 @@ def test_the_truth_is_indexed_by_the_number_of_the_frame(tmp_path):
         np.testing.assert_array_equal(arrays["drift_nm"][3:], instrument.truth()["drift_nm"])
         assert np.isnan(arrays["row_offset_px"][:3]).all()
         assert arrays["site_names"][0] == "carbon"
+
+
+def test_a_restarted_instrument_keeps_the_truth_that_it_wrote_before(tmp_path):
+    path, first, second = tmp_path / "truth.npz", StemInstrument(TINY), StemInstrument(TINY)
+    for instrument, frames in ((first, 2), (second, 1)):
+        for _ in range(frames):
+            instrument.acquire()
+    write_truth(path, first.truth(), first_number=0)
+    write_truth(path, second.truth(), first_number=3)
+
+    with np.load(path, allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["drift_nm"][:2], first.truth()["drift_nm"])
+        assert np.isnan(arrays["drift_nm"][2]).all()
+        np.testing.assert_array_equal(arrays["drift_nm"][3:], second.truth()["drift_nm"])
+
+
+def test_the_truth_of_another_specimen_is_not_mixed_in(tmp_path):
+    path = tmp_path / "truth.npz"
+    other = StemInstrument(StemConfig(rows=16, cols=16, field_of_view_nm=1.0, seed=2))
+    for instrument in (other, StemInstrument(TINY)):
+        instrument.acquire()
+        write_truth(path, instrument.truth(), first_number=1)
+
+    with np.load(path, allow_pickle=False) as arrays:
+        assert arrays["seed"] == 1
+        assert np.isnan(arrays["drift_nm"][0]).all()
 
 
 @pytest.mark.parametrize(
