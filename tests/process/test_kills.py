@@ -6,9 +6,13 @@ import os
 from collections.abc import Iterator
 
 import h5py
+import msgspec
 import numpy as np
 import pytest
 
+from simulators.stem import StemConfig, StemInstrument
+from streamer.messages import Frame, Outcome, Request
+from tests.process.faults.counting import SESSION
 from tests.process.faults.lives import Nursery
 from tests.process.faults.lockstep import decided, differences
 from tests.process.faults.sessions import (
@@ -68,4 +72,40 @@ def test_decisions_do_not_depend_on_who_was_killed_when(nursery, tmp_path, polic
     kills = draw_kills(seed=4, count=6, cycles=CYCLES, who=["streamer", "agent"])
     company = Company(nursery, tmp_path / "killed", STREAMER, agent)
     killed = decided(play_in_lockstep(company, CYCLES, kills))
+    assert {kind: differences(clean, killed, [kind]) for kind in clean} == dict.fromkeys(clean, 0)
+
+
+class StemBench:
+    """The simulated microscope; it is not what is killed."""
+
+    def __init__(self) -> None:
+        config = StemConfig(rows=128, cols=128, field_of_view_nm=1.6, dwell_time_us=0.5, seed=5)
+        self._stem = StemInstrument(config, started_at_s=1000.0)
+
+    def frame(self, number: int) -> Frame:
+        return msgspec.structs.replace(self._stem.acquire(), session=SESSION, number=number)
+
+    def outcome(self, request: Request) -> Outcome:
+        return self._stem.execute(request)[0]
+
+
+@pytest.mark.timeout(300)
+def test_real_analysis_and_explorer_decide_the_same_with_and_without_kills(tmp_path):
+    nursery = Nursery("torch", "models.encoder", "agents.explorer")
+    streamer = STREAMER | {"hub": STREAMER["hub"] | {"checkpoint_frames": 4}}
+    agent = {"agent": {"policy": "explorer", "max_pending": 1, "seed": 6}, "checkpoint_every": 6}
+    found = {}
+    for name, kills in (
+        ("clean", {}),
+        (
+            "killed",
+            {(3, "request came"): "streamer", (6, "agent at rest"): "agent", (10, "frame sent"): "streamer"},
+        ),
+    ):
+        company = Company(nursery, tmp_path / name, streamer, agent, kind="analysing streamer")
+        found[name] = decided(play_in_lockstep(company, 14, kills, StemBench()))
+    nursery.close()
+    clean, killed = found["clean"], found["killed"]
+    assert len(clean["Suggestion"]) == len(clean["Score"]) == 14
+    assert len(clean["ModelRevision"]) >= 2
     assert {kind: differences(clean, killed, [kind]) for kind in clean} == dict.fromkeys(clean, 0)

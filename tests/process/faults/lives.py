@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import importlib
 import json
 import os
@@ -51,7 +52,7 @@ class Nursery:
         )
 
     def start(self, kind: str, folder: Path, **options: Any) -> Life:
-        """Start ``streamer`` or ``agent``; what it prints goes to ``<folder>/<kind>.log``."""
+        """Start ``streamer``, ``analysing streamer`` or ``agent``; it prints to ``<folder>/<kind>.log``."""
         folder.mkdir(parents=True, exist_ok=True)
         pid = self._ask({"start": kind, "folder": str(folder), "options": options})
         return Life(pid, folder, self._ask)
@@ -84,7 +85,10 @@ class Life:
     code: int | None = None
 
     def kill(self) -> int:
-        """End it as ``kill -9`` does, and wait until it is gone; return its exit code, 0 if it was quicker."""
+        """End it as ``kill -9`` does, and wait until it is gone; return its exit code.
+
+        It is 0 for one that had ended in good order by itself.
+        """
         if self.code is None:
             os.kill(self.pid, signal.SIGKILL)
         return self.wait()
@@ -116,8 +120,7 @@ class Life:
 
     def log(self) -> str:
         """Give the end of what the streamer printed."""
-        log = self.folder / "streamer.log"
-        return log.read_text(errors="replace")[-3000:] if log.exists() else "(nothing)"
+        return "\n".join(log.read_text(errors="replace")[-3000:] for log in self.folder.glob("*.log"))
 
     def rss_mb(self) -> float:
         """Say how much memory it has now."""
@@ -142,6 +145,18 @@ def _streamer(folder: Path, options: dict[str, Any]) -> None:
     serve(msgspec.convert(options, StreamerConfig), counting, folder)  # type: ignore[arg-type]
 
 
+def _analysing(folder: Path, options: dict[str, Any]) -> None:
+    """Serve a session with the real pipeline."""
+    from streamer.__main__ import serve
+    from streamer.config import StreamerConfig
+    from streamer.pipeline import Pipeline
+
+    settings = msgspec.convert(options, StreamerConfig)
+    pipeline = Pipeline.build(settings.pipeline)
+    pipeline.warm_up()
+    serve(settings, pipeline, folder)
+
+
 def _agent(folder: Path, options: dict[str, Any]) -> None:
     """Serve as an agent; each time it has nothing left to do it says so in ``<folder>/idle``."""
     from agents.config import AgentConfig
@@ -155,7 +170,11 @@ def _agent(folder: Path, options: dict[str, Any]) -> None:
         serve(agent, link, lambda: False, checkpoint_every=options.get("checkpoint_every", 64))
 
 
-_KINDS: dict[str, Callable[[Path, dict[str, Any]], None]] = {"streamer": _streamer, "agent": _agent}
+_KINDS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
+    "streamer": _streamer,
+    "analysing streamer": _analysing,
+    "agent": _agent,
+}
 
 
 def _live(kind: str, folder: Path, options: dict[str, Any]) -> None:
@@ -169,6 +188,7 @@ def _live(kind: str, folder: Path, options: dict[str, Any]) -> None:
             os.dup2(here, there)
         os.close(log)
         os.close(nothing)
+        faulthandler.enable()
         structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
         _KINDS[kind](folder, options)
         code = 0
@@ -180,6 +200,18 @@ def _live(kind: str, folder: Path, options: dict[str, Any]) -> None:
         os._exit(code)
 
 
+def _wait_for(pid: int) -> int:
+    """Wait for the end of a life; one that does not end is made to say where it stands."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline_s:
+            os.kill(pid, signal.SIGABRT)
+        time.sleep(0.002)
+
+
 def main(modules: list[str]) -> None:
     """Do what the lines on standard input ask for, until they end."""
     for name in ("streamer.__main__", "agents.serve", "agents.policies", *modules):
@@ -187,8 +219,7 @@ def main(modules: list[str]) -> None:
     for line in sys.stdin:
         question = json.loads(line)
         if "wait" in question:
-            _, status = os.waitpid(question["wait"], 0)
-            answer = os.waitstatus_to_exitcode(status)
+            answer = _wait_for(question["wait"])
         else:
             answer = os.fork()
             if answer == 0:

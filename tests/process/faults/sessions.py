@@ -63,6 +63,11 @@ class Feeder:
             assert time.monotonic() < deadline_s, f"{self.acked} acked of {self.sent}; it did not get further"
             self.turn()
 
+    def feed_until_acked(self) -> None:
+        """Go on until one more frame is acked."""
+        acked = self.acked
+        self.feed(lambda: self.acked > acked)
+
     def finish(self) -> None:
         """Wait for the outstanding acks and leave."""
         deadline_s = time.monotonic() + WAIT_S
@@ -179,8 +184,7 @@ def kill_at_random(nursery: Nursery, folder: Path, *, trials: int, seed: int, wi
     for _ in range(trials):
         _feed_until_killed(feeder, life, rng)
         life = nursery.start("streamer", folder, **settings)
-    acked = feeder.acked
-    feeder.feed(lambda: feeder.acked > acked)
+    feeder.feed_until_acked()
     feeder.finish()
     assert life.wait() == 0, life.log()
     return judge(folder, feeder)
@@ -188,8 +192,7 @@ def kill_at_random(nursery: Nursery, folder: Path, *, trials: int, seed: int, wi
 
 def _feed_until_killed(feeder: Feeder, life: Life, rng: np.random.Generator) -> None:
     if rng.random() < 0.75:
-        acked = feeder.acked
-        feeder.feed(lambda: feeder.acked > acked)
+        feeder.feed_until_acked()
         moment_s = time.monotonic() + rng.uniform(0, 0.15)
     else:
         moment_s = time.monotonic() + rng.uniform(0, 0.3)
@@ -209,6 +212,12 @@ def _files(folder: Path) -> set[str]:
     return set(os.listdir(folder))
 
 
+def _appearance_in(folder: Path) -> Callable[[], bool]:
+    """Make the question whether a file has appeared since now."""
+    before = _files(folder)
+    return lambda: bool(_files(folder) - before)
+
+
 def kill_while_it_writes(nursery: Nursery, folder: Path, *, trials: int, seed: int) -> Verdict:
     """Kill the streamer while it begins a new segment, writes a state, or makes the files at the end.
 
@@ -226,10 +235,8 @@ def kill_while_it_writes(nursery: Nursery, folder: Path, *, trials: int, seed: i
     settings["hub"]["bind"] = life.address()
     feeder = Feeder(Link(life.address(), role="instrument", name="feeder"), make_100_kb)
     for _ in range(trials):
-        acked = feeder.acked
-        feeder.feed(lambda: feeder.acked > acked)
-        before = _files(folder)
-        feeder.feed(lambda: bool(_files(folder) - before))
+        feeder.feed_until_acked()
+        feeder.feed(_appearance_in(folder))
         _spin(rng.uniform(0, 0.0005) if rng.random() < 0.7 else rng.uniform(0, 0.01))
         life.kill()
         life = nursery.start("streamer", folder, **settings)
