@@ -821,10 +821,10 @@ class Hub:
             self._refuse_out_of_season(suggestion)
             request = self.envelope.review(suggestion, now_s)
         except RefusedError as refusal:
-            self._record(numbered, parts, known.name)
+            self._record(numbered, parts, known.name, now_s)
             self._refuse_suggestion(suggestion, refusal, age_s)
             return ""
-        self._record(numbered, parts, known.name)
+        self._record(numbered, parts, known.name, now_s)
         self.telemetry.suggestion_came("granted", age_s)
         self._say(suggestion, "granted")
         self._record(Numbered(request), now_s=now_s)
@@ -938,7 +938,8 @@ class Hub:
             self._journal.next_record += 1
         else:
             kind = str(type(message).__struct_config__.tag)
-            record = self._journal.append(parts, time.time(), kind=kind, monotonic_s=time.monotonic())
+            monotonic_s = time.monotonic() if now_s is None else now_s  # of the review, to be reviewed again
+            record = self._journal.append(parts, time.time(), kind=kind, monotonic_s=monotonic_s)
             self.telemetry.journal_grew(_size(parts))
         rows = {name: row.last for name, row in self.progress.rows.items()}
         self.progress.apply(record, numbered, owner, now_s)
