@@ -41,10 +41,17 @@ ONE_THREAD = dict.fromkeys(
 )
 # glibc else raises its threshold to the largest array ever freed, and the agent's arrays, a little larger
 # with each measurement, leave holes in the heap: it grew by 40 MB in 500 of them, with this by less than
-# 10. Not for the streamer, whose arrays are of one size: page faults would cost it a third of its speed.
+# 10.
 STEADY_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(4 << 20),
+    "MALLOC_ARENA_MAX": "2",
+}
+# Streamer and instrument handle arrays of one size, again and again. What glibc gives back to the system for
+# each of them costs a page fault for every 4 kB of the next: a third of the speed of the wire.
+REUSED_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
     "MALLOC_ARENA_MAX": "2",
 }
 STREAMER = "streamer"
@@ -162,7 +169,7 @@ def how_it_ended(code: int) -> str:
 
 def child_environment(*, is_agent: bool = False) -> dict[str, str]:
     """Make the environment of a process: ours, with one thread for each numerical library."""
-    memory = STEADY_MEMORY if is_agent else {}
+    memory = STEADY_MEMORY if is_agent else REUSED_MEMORY
     return {**os.environ, **ONE_THREAD, **memory, "PYTHONUNBUFFERED": "1"}
 
 
