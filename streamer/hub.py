@@ -509,7 +509,8 @@ class Hub:
         if now_s < self._retry_disk_s:
             return
         self._retry_disk_s = now_s + RETRY_DISK_S
-        size = max((_size(parts) for _, _, parts in self._stalled.values()), default=0)
+        # With room for what is asked for next, or the loop would be held and released five times a second.
+        size = max([self._result_bytes, *(_size(parts) for _, _, parts in self._stalled.values())])
         with contextlib.suppress(OSError):
             self._journal.reserve(size + SLACK_BYTES)
             self._release(DISK)
