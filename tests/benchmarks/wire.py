@@ -1,12 +1,12 @@
 """The wire: how much of the transport's speed is left once nothing may be lost.
 
-Two processes on this machine over tcp on the loopback, as they are between an instrument and a streamer:
-a ``Link`` with an ack window of 16 that numbers, keeps and checksums its frames, and the real ``Hub``, which
+Two processes on this machine over tcp on the loopback, as they are between an instrument and a streamer: a
+``Link`` with an ack window of 16 that numbers, keeps and checksums its frames, and the real ``Hub``, which
 checks, orders, writes and acks them; only the analysis is left out. In turns with it runs plain pyzmq,
-``DEALER`` to ``ROUTER``, zero-copy, with a MessagePack header and without any ack: the ceiling. It runs with the
-memory settings that the service gives its processes, which make it faster; ``_untuned`` is plain pyzmq as it
-comes. Ratios are medians of pairs taken one after the other; CPU seconds are of both processes. ``--json`` prints one object
-on the last line, ``--quick`` takes fewer repeats.
+``DEALER`` to ``ROUTER``, zero-copy, with a MessagePack header and without any ack: the ceiling. It runs with
+the memory settings that the service gives its processes, which make it faster; ``_untuned`` is plain pyzmq
+as it comes. Ratios are medians of pairs taken one after the other; CPU seconds are of both processes.
+``--json`` prints one object on the last line, ``--quick`` takes fewer repeats.
 """
 
 from __future__ import annotations
