@@ -57,8 +57,9 @@ def _run(
     from agents.serve import load_models_in_background, serve
     from streamer.keys import KeysError, PeerKeys
     from streamer.link import Link
+    from streamer.log import log_to_stderr
 
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    log_to_stderr()
     log = structlog.get_logger()
     try:
         settings = overridden(load_agent_config(config), policy=policy, seed=seed)

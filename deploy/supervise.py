@@ -366,10 +366,13 @@ class Service:
         return fresh
 
     def _note(self, text: str) -> None:
-        with (self.session_folder / "logs" / "supervisor.log").open("a", encoding="utf-8") as log:
+        path = self.session_folder / "logs" / "supervisor.log"
+        # On a full disk the restart itself matters more; the live view and ``restarts`` tell of it, too.
+        with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as log:
             log.write(f"{datetime.now().astimezone().isoformat(timespec='milliseconds')} {text}\n")
 
     def _has_streamer_ended(self) -> bool:
+        """Say whether the streamer ended in order; one that died over its files makes them when it is back."""
         return any(child.name == STREAMER and child.process.poll() == 0 for child in self.children)
 
     def _is_due(self, now_s: float, running: list[Child]) -> bool:

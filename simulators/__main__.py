@@ -19,6 +19,7 @@ from simulators.instrument import GIVE_UP_S, Instrument, Served, serve
 from streamer.config_file import read_config
 from streamer.keys import KeysError, PeerKeys
 from streamer.link import Link
+from streamer.log import Lines
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -122,8 +123,10 @@ def _play(
         signal.signal(number, lambda *_: stopped.set())
     first_number = link.welcome.next_number
 
+    log = Lines()
+
     def say(text: str) -> None:
-        typer.echo(f"{instrument.name}: {text}", err=True)
+        log.say(f"{instrument.name}: {text}")
 
     say(f"connected to {address}, session {link.welcome.session}")
     try:

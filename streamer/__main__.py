@@ -20,6 +20,7 @@ from streamer.finalise import finalise
 from streamer.hub import Hub
 from streamer.journal import Journal
 from streamer.keys import ServerKeys
+from streamer.log import log_to_stderr
 from streamer.pipeline import Pipeline
 from streamer.telemetry import Telemetry
 from streamer.wire import Publisher, Router
@@ -40,7 +41,7 @@ def main(
     max_measurements: Annotated[int | None, typer.Option(help="Budget; 0 is without limit.")] = None,
 ) -> None:
     """Take frames, keep them, find the atoms, and pass requests on within the envelope."""
-    _log_to_stderr()
+    log_to_stderr()
     try:
         settings = _settings(config, {"bind": bind, "view_bind": view_bind, "keys": keys}, max_measurements)
         server_keys = ServerKeys(settings.hub.keys) if settings.hub.keys else None
@@ -183,10 +184,6 @@ def _without_nan(value: Any) -> Any:
 def _complain(text: str) -> int:
     print(f"probeloop streamer: {text}", file=sys.stderr)
     return 2
-
-
-def _log_to_stderr() -> None:
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 if __name__ == "__main__":

@@ -204,6 +204,19 @@ def test_who_was_started_again_too_late_to_hear_of_the_end_is_not_blamed(service
     assert child(service, "agent").process.returncode in (-signal.SIGTERM, -signal.SIGKILL)
 
 
+def test_a_streamer_that_dies_over_its_files_is_started_again_to_make_them(service: Service) -> None:
+    """It has taken back ``endpoints.json`` then, and the others have left."""
+    program = """
+import os, pathlib, time
+if pathlib.Path("once").exists(): raise SystemExit(0)
+pathlib.Path("once").touch()
+""" + ORDERLY.replace("signal.pause()", "time.sleep(0.1); os.unlink('endpoints.json'); os.abort()")
+    start(service, "streamer", program)
+    start(service, "agent", "pass")
+    watch(service, Interrupts(), nap)
+    assert [str(restart) for restart in service.restarts] == ["restarted streamer (killed by SIGABRT)"]
+
+
 def test_five_deaths_in_a_minute_are_mended_and_the_sixth_is_not() -> None:
     patience = Patience()
     assert [patience.allows(t) for t in (0, 10, 20, 30, 40, 50, 60)] == [True] * 5 + [False] * 2
