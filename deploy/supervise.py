@@ -372,7 +372,7 @@ class Service:
             log.write(f"{datetime.now().astimezone().isoformat(timespec='milliseconds')} {text}\n")
 
     def _has_streamer_ended(self) -> bool:
-        """Say whether the streamer ended in order; one that died over its files makes them when it is back."""
+        """Say whether the streamer ended in order; one that died over its files is to make them again."""
         return any(child.name == STREAMER and child.process.poll() == 0 for child in self.children)
 
     def _is_due(self, now_s: float, running: list[Child]) -> bool:
