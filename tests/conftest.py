@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 
 from streamer.messages import Atoms, Frame, Latents, Registration, ScanGeometry, Suggestion
+
+
+@pytest.fixture(autouse=True)
+def plain_log() -> Iterator[None]:
+    """Give every test the log as it comes: a command may have sent it to a stream that is closed by now."""
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

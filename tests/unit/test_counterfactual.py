@@ -71,7 +71,7 @@ def outcome(identifier: str, position_nm: tuple[float, float], value: float) -> 
 def written(folder: Path, messages: list[Message]) -> Path:
     journal = Journal(folder, JournalConfig())
     for message in messages:
-        journal.append(encode(message), 1e9, kind=kind_of(message))
+        journal.append(encode(message), 1e9, kind=kind_of(message), monotonic_s=0.0)
     journal.close()
     return folder
 

@@ -27,6 +27,20 @@ def reason_of(envelope: Envelope, suggestion, now_s: float = 0.0) -> str:
     return caught.value.reason
 
 
+def granted(envelope: Envelope, suggestion, now_s: float = 0.0):
+    """Review and grant, as the hub does once the request is in the journal."""
+    request = envelope.review(suggestion, now_s)
+    envelope.grant(request, now_s)
+    return request
+
+
+def settled_by(envelope: Envelope, outcome: Outcome) -> Outcome:
+    """Settle and release, as the hub does once the outcome is in the journal."""
+    settled = envelope.settle(outcome)
+    assert envelope.release(settled)
+    return settled
+
+
 def test_nothing_is_granted_before_the_first_frame(make_suggestion):
     assert reason_of(Envelope(EnvelopeConfig()), make_suggestion()) == "no frame yet"
 
@@ -34,7 +48,7 @@ def test_nothing_is_granted_before_the_first_frame(make_suggestion):
 def test_granted_request_carries_the_drift(envelope, make_suggestion):
     made = envelope()
     made.observe_registration(Registration(drift_nm=(0.1, -0.2)))
-    request = made.review(make_suggestion(position_nm=(0.5, 0.5)), 0.0)
+    request = granted(made, make_suggestion(position_nm=(0.5, 0.5)), 0.0)
     assert request.scan_position_nm == pytest.approx((0.6, 0.3))
     assert request.position_nm == (0.5, 0.5)
 
@@ -42,7 +56,7 @@ def test_granted_request_carries_the_drift(envelope, make_suggestion):
 def test_dose_of_a_request_is_current_times_time(envelope, make_suggestion):
     made = envelope(beam_current_pa=10.0)
     before_e = made.ledger.total_e
-    request = made.review(make_suggestion(dwell_time_us=1000.0), 0.0)
+    request = granted(made, make_suggestion(dwell_time_us=1000.0), 0.0)
     assert request.dose_e == pytest.approx(10 * ELECTRONS_PER_S_PA * 1e-3)
     assert made.ledger.total_e - before_e == pytest.approx(request.dose_e)
 
@@ -74,7 +88,7 @@ def test_outside_the_envelope_is_refused_and_reserves_nothing(envelope, make_sug
 
 def test_margin_keeps_the_beam_off_the_edge(envelope, make_suggestion):
     made = envelope(margin_nm=0.3)
-    made.review(make_suggestion("a", position_nm=(0.89, 0.0)), 0.0)
+    granted(made, make_suggestion("a", position_nm=(0.89, 0.0)), 0.0)
     assert reason_of(made, make_suggestion("b", position_nm=(0.91, 0.0))) == "outside field"
 
 
@@ -86,22 +100,22 @@ def test_drift_can_carry_a_position_out_of_the_field(envelope, make_suggestion):
 
 def test_same_id_is_granted_once(envelope, make_suggestion):
     made = envelope()
-    made.review(make_suggestion("a"), 0.0)
+    granted(made, make_suggestion("a"), 0.0)
     assert reason_of(made, make_suggestion("a")) == "duplicate id"
 
 
 def test_cell_limit_holds_where_the_total_does_not(envelope, make_suggestion):
     made = envelope(max_dose_e_per_cell=1.5e6, beam_current_pa=100.0)  # 6.2e5 e a request
-    made.review(make_suggestion("a"), 0.0)
-    made.review(make_suggestion("b"), 0.0)
+    granted(made, make_suggestion("a"), 0.0)
+    granted(made, make_suggestion("b"), 0.0)
     assert reason_of(made, make_suggestion("c")) == "cell dose"
-    made.review(make_suggestion("d", position_nm=(0.3, 0.3)), 0.0)
+    granted(made, make_suggestion("d", position_nm=(0.3, 0.3)), 0.0)
 
 
 def test_total_limit_holds_everywhere(envelope, make_suggestion):
     made = envelope(max_dose_e=1.5e6, beam_current_pa=100.0)
-    made.review(make_suggestion("a", position_nm=(0.0, 0.0)), 0.0)
-    made.review(make_suggestion("b", position_nm=(0.3, 0.3)), 0.0)
+    granted(made, make_suggestion("a", position_nm=(0.0, 0.0)), 0.0)
+    granted(made, make_suggestion("b", position_nm=(0.3, 0.3)), 0.0)
     assert reason_of(made, make_suggestion("c", position_nm=(-0.3, 0.3))) == "total dose"
 
 
@@ -120,7 +134,7 @@ def test_frame_that_tells_no_dose_counts_what_the_beam_gave(make_frame):
 
 def test_dose_of_a_sub_scan_counts_once(envelope, make_frame, make_suggestion):
     made = envelope()
-    made.review(make_suggestion("a", action="scan", field_of_view_nm=(0.4, 0.4), shape=(8, 8)), 0.0)
+    granted(made, make_suggestion("a", action="scan", field_of_view_nm=(0.4, 0.4), shape=(8, 8)), 0.0)
     before_e = made.ledger.total_e
     made.observe_frame(make_frame(request_id="a", dose_e_per_nm2=1e6))
     assert made.ledger.total_e == before_e
@@ -129,9 +143,10 @@ def test_dose_of_a_sub_scan_counts_once(envelope, make_frame, make_suggestion):
 def test_outcome_that_gave_more_than_was_reserved_is_booked_in_full(envelope, make_suggestion):
     made = envelope()
     before_e = made.ledger.total_e
-    request = made.review(make_suggestion("a"), 0.0)
-    made.settle(
-        Outcome(session="s", id="a", status="ok", scan_position_nm=(0.0, 0.0), dose_e=3 * request.dose_e)
+    request = granted(made, make_suggestion("a"), 0.0)
+    settled_by(
+        made,
+        Outcome(session="s", id="a", status="ok", scan_position_nm=(0.0, 0.0), dose_e=3 * request.dose_e),
     )
     assert made.ledger.total_e - before_e == pytest.approx(3 * request.dose_e)
     assert made.ledger.cells_e[made.ledger.cell_of((0.0, 0.0))] == pytest.approx(3 * request.dose_e)
@@ -139,7 +154,8 @@ def test_outcome_that_gave_more_than_was_reserved_is_booked_in_full(envelope, ma
 
 def test_small_sub_scan_on_a_corner_of_cells_counts_in_full_in_each(envelope, make_suggestion):
     made = envelope(cell_nm=0.1)
-    request = made.review(
+    request = granted(
+        made,
         make_suggestion(action="scan", field_of_view_nm=(0.02, 0.02), shape=(4, 4), position_nm=(0.2, 0.1)),
         0.0,
     )
@@ -156,7 +172,8 @@ def test_sub_scan_of_too_many_cells_is_refused_before_they_are_counted(make_fram
 
 def test_sub_scan_covers_its_cells_and_never_too_little(envelope, make_suggestion):
     made = envelope(cell_nm=0.1, beam_current_pa=10.0)
-    request = made.review(
+    request = granted(
+        made,
         make_suggestion(action="scan", field_of_view_nm=(0.38, 0.18), shape=(10, 20), position_nm=(0.2, 0.1)),
         0.0,
     )
@@ -169,44 +186,44 @@ def test_sub_scan_covers_its_cells_and_never_too_little(envelope, make_suggestio
 
 def test_rate_limit_forgets_after_a_second(envelope, make_suggestion):
     made = envelope(max_rate_per_s=2)
-    made.review(make_suggestion("a"), 0.0)
-    made.review(make_suggestion("b"), 0.5)
+    granted(made, make_suggestion("a"), 0.0)
+    granted(made, make_suggestion("b"), 0.5)
     assert reason_of(made, make_suggestion("c"), 0.9) == "rate"
-    made.review(make_suggestion("d"), 1.1)
+    granted(made, make_suggestion("d"), 1.1)
 
 
 def test_pending_limit_is_freed_by_an_outcome(envelope, make_suggestion):
     made = envelope(max_pending=1)
-    made.review(make_suggestion("a"), 0.0)
+    granted(made, make_suggestion("a"), 0.0)
     assert reason_of(made, make_suggestion("b")) == "pending"
-    made.settle(Outcome(session="s", id="a", status="failed"))
-    made.review(make_suggestion("c"), 0.0)
+    settled_by(made, Outcome(session="s", id="a", status="failed"))
+    granted(made, make_suggestion("c"), 0.0)
 
 
 def test_reservation_comes_back_only_where_nothing_was_measured(envelope, make_suggestion):
     made = envelope()
     for identifier, status, keeps in (("a", "refused", False), ("b", "failed", True), ("c", "ok", True)):
         before_e = made.ledger.total_e
-        made.review(make_suggestion(identifier), 0.0)
-        made.settle(Outcome(session="s", id=identifier, status=status, scan_position_nm=(0.0, 0.0)))
+        granted(made, make_suggestion(identifier), 0.0)
+        settled_by(made, Outcome(session="s", id=identifier, status=status, scan_position_nm=(0.0, 0.0)))
         assert (made.ledger.total_e > before_e) == keeps
 
 
 def test_outcome_nobody_asked_for_and_a_second_one_are_refused(envelope, make_suggestion):
     made = envelope()
     with pytest.raises(RefusedError, match="unknown id"):
-        made.settle(Outcome(session="s", id="a", status="failed"))
-    made.review(make_suggestion("a"), 0.0)
-    made.settle(Outcome(session="s", id="a", status="failed"))
+        settled_by(made, Outcome(session="s", id="a", status="failed"))
+    granted(made, make_suggestion("a"), 0.0)
+    settled_by(made, Outcome(session="s", id="a", status="failed"))
     with pytest.raises(RefusedError, match="unknown id"):
-        made.settle(Outcome(session="s", id="a", status="failed"))
+        settled_by(made, Outcome(session="s", id="a", status="failed"))
 
 
 def test_settled_outcome_says_where_on_the_specimen_it_was(envelope, make_suggestion):
     made = envelope()
     made.observe_registration(Registration(drift_nm=(0.1, 0.2)))
-    made.review(make_suggestion("a"), 0.0)
-    settled = made.settle(Outcome(session="s", id="a", status="ok", scan_position_nm=(0.15, 0.2)))
+    granted(made, make_suggestion("a"), 0.0)
+    settled = settled_by(made, Outcome(session="s", id="a", status="ok", scan_position_nm=(0.15, 0.2)))
     assert settled.position_nm == pytest.approx((0.05, 0.0))
 
 
@@ -214,7 +231,7 @@ def test_rotated_field_is_the_rotated_rectangle(make_frame, make_suggestion):
     geometry = ScanGeometry(shape=(16, 24), field_of_view_nm=(2.4, 1.6), rotation_rad=math.pi / 2)
     made = Envelope(EnvelopeConfig())
     made.observe_frame(make_frame(geometry=geometry))
-    made.review(make_suggestion("a", position_nm=(0.0, 1.1)), 0.0)
+    granted(made, make_suggestion("a", position_nm=(0.0, 1.1)), 0.0)
     assert reason_of(made, make_suggestion("b", position_nm=(1.1, 0.0))) == "outside field"
 
 
@@ -225,8 +242,8 @@ def test_no_random_suggestion_outside_gets_through(envelope, make_suggestion):
         position = tuple(rng.normal(0, 1.5, 2).tolist())
         dwell = float(10 ** rng.uniform(-3, 8))
         try:
-            request = made.review(
-                make_suggestion(str(count), position_nm=position, dwell_time_us=dwell), count * 1e-6
+            request = granted(
+                made, make_suggestion(str(count), position_nm=position, dwell_time_us=dwell), count * 1e-6
             )
         except RefusedError:
             continue
@@ -248,3 +265,27 @@ def test_no_random_suggestion_outside_gets_through(envelope, make_suggestion):
 def test_impossible_limit_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"envelope.{field} is"):
         EnvelopeConfig(**{field: value})
+
+
+def test_vetoed_place_is_refused_until_the_registration_changes(envelope, make_suggestion):
+    made = envelope()
+    made.veto((0.2, 0.2), 0.1)
+    assert reason_of(made, make_suggestion("near", position_nm=(0.25, 0.2))) == "vetoed"
+    granted(made, make_suggestion("beside", position_nm=(0.35, 0.2)))
+    made.observe_registration(Registration(revision=1))
+    granted(made, make_suggestion("other", position_nm=(0.25, 0.2), registration_revision=1))
+
+
+def test_another_envelope_goes_on_from_the_state_of_the_first(envelope, make_suggestion):
+    first = envelope(max_pending=2)
+    granted(first, make_suggestion("a", position_nm=(0.1, 0.0)))
+    granted(first, make_suggestion("b", position_nm=(0.3, 0.1)))
+    settled_by(first, Outcome(session="s", id="a", status="skipped"))
+    first.veto((-0.5, 0.0), 0.1)
+    second = envelope(max_pending=2)
+    second.restore(first.state())
+    assert second.state() == first.state()
+    assert second.ledger.total_e == first.ledger.total_e
+    assert reason_of(second, make_suggestion("a")) == "duplicate id"
+    assert reason_of(second, make_suggestion("c", position_nm=(-0.5, 0.05))) == "vetoed"
+    assert list(second.pending) == ["b"]

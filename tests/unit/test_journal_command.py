@@ -187,7 +187,7 @@ def test_lines_tell_every_record_and_what_is_damaged(session: Path, tmp_path: Pa
     assert [line.get("record") for line in lines] == [None, 2, 3, 4, 5, 6]
     assert "bytes at 0 of journal-000001.plj" in lines[0]["damaged"]
     assert "bad checksum" in lines[3]["damaged"]
-    assert lines[4]["message"] == {"kind": "event", "at_s": 1.0, "what": "2"} | {"detail": ""}
+    assert lines[4]["message"] == {"kind": "event", "at_s": 1.0, "what": "2"} | {"detail": "", "number": -1}
     assert (lines[5]["kind"], lines[5]["received_at_s"], lines[5]["monotonic_s"]) == ("frame", 12.0, 2.0)
     assert lines[5]["message"]["image"] == {"dtype": "<f4", "shape": [1, 600, 512]}
 
