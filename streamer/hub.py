@@ -1081,6 +1081,8 @@ class Hub:
         for peer, known in self._peers.items():
             if known.is_numbered:
                 self._beat_to(peer, known)
+            if known.acked is not None:  # nothing else tells a peer that the last one was lost
+                self._router.send(peer, known.acked)
         if self._state == "draining":
             self._say_bye()
 

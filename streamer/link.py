@@ -291,6 +291,8 @@ class Link:
         if ack.status == "refused":
             self._outbox.settled(ack.sequence)
             self.refused.append(ack)
+        elif ack.sequence < self._outbox.oldest:
+            return  # said again, lest it was lost
         else:
             self._outbox.acked_through(ack.sequence)
         self._ready.append((0, ack))
