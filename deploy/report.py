@@ -516,7 +516,11 @@ def events(material: Material) -> str:
     if not session.events:
         return told + _nothing("No events were noted.")
     rows = [
-        (clock_text(event.at_s - session.first_received_s), event.what, event.detail)
+        (
+            clock_text(event.at_s - session.first_received_s),
+            event.what if event.number < 0 else f"{event.what} ({event.number})",
+            event.detail,
+        )
         for event in session.events[:EVENTS_SHOWN]
     ]
     left_out = len(session.events) - len(rows)

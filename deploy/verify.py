@@ -220,9 +220,8 @@ class FrameCheck:
             case Latents() if message.number > self._after:
                 self._compare(record, message.number, "latents", message)
             case Event(what="frame rejected"):
-                frame, _, reason = message.detail.removeprefix("frame ").partition(": ")
-                if frame.isdecimal() and int(frame) in self._open:  # it may be told twice after a restart
-                    self._compare(record, int(frame), "rejection", reason)
+                if message.number in self._open:  # it may be told twice after a restart
+                    self._compare(record, message.number, "rejection", message.detail)
             case _:
                 pass
 

@@ -56,6 +56,8 @@ from streamer.wire import Publisher, Router
 from streamer.worker import FrameProcessor, Result, Worker
 
 DRAIN_S = 10.0
+FAREWELL_S = 0.5
+TURN_S = 0.02
 BEAT_S = 0.25
 # Messages sent to a peer ahead of what it says that it has; the rest waits in the journal.
 MOST_AHEAD = 32
@@ -301,14 +303,12 @@ class Hub:
         frames = self._unfinished
         first = next((frame.number for frame in frames if frame.number not in self._known), None)
         if first is not None:
-            self._event("analysis begun", f"with frame {first}", first)
+            self._event("analysis begun", "after a restart", first)
             if self.progress.tried[1] > MOST_TRIES:
                 frames = [frame for frame in frames if frame.number != first]
                 del self._waiting[first]
                 self.telemetry.frame_rejected("hub", "analysis failed")
-                self._event(
-                    "frame rejected", f"frame {first}: the analysis failed with it {MOST_TRIES} times"
-                )
+                self._event("frame rejected", f"the analysis failed with it {MOST_TRIES} times", first)
         for frame in frames:
             self._worker.put(frame)
         self._unfinished = []
@@ -370,7 +370,7 @@ class Hub:
         self._collect()
         for number in list(self._waiting):
             self.telemetry.frame_dropped("session ended")
-            self._event("frame dropped", f"frame {number}: the session ended before it was analysed")
+            self._event("frame dropped", "the session ended before it was analysed", number)
         self._waiting.clear()
         if self._last_atoms is not None:
             try:
@@ -380,9 +380,20 @@ class Hub:
         self._event("session_ended", self._end_reason)
         self._state = "ended"
         self._send_acks()
-        for peer in self._peers:
-            self._router.send(peer, Bye(reason=self._end_reason))
         self._publish_status(time.monotonic(), now=True)
+        self._part()
+
+    def _part(self) -> None:
+        """Say Bye until everybody has left, for a moment.
+
+        A connection that is closed while words lie unread in it loses the last ones that were said.
+        """
+        deadline_s = time.monotonic() + FAREWELL_S
+        left = list(self._peers)
+        while left and time.monotonic() < deadline_s:
+            left = [peer for peer in left if self._router.send(peer, Bye(reason=self._end_reason))]
+            if left:
+                self._router.receive(TURN_S, most=1024)
 
     def _skip_pending(self, reason: str) -> None:
         for identifier in list(self.envelope.pending):
@@ -771,7 +782,7 @@ class Hub:
         if refusal is not None:
             reason, cure = refusal
             self.telemetry.frame_rejected("hub", reason)
-            self._event("frame refused", f"frame {frame.number}: {reason}; {cure}")
+            self._event("frame refused", f"{reason}; {cure}", frame.number)
             known.acks.append(
                 Ack(
                     session=self.session,
@@ -1006,7 +1017,7 @@ class Hub:
         elif result.processed is None:
             self._arrived_s.pop(frame.number, None)
             self.telemetry.frame_rejected(result.rejected_by, result.reason)
-            self._event("frame rejected", f"frame {frame.number}: {result.reason} ({result.rejected_by})")
+            self._event("frame rejected", f"{result.reason} ({result.rejected_by})", frame.number)
             if result.reason == MODEL:
                 self._retry_model_s = time.monotonic() + self._config.retry_model_s
                 self._hold(MODEL, f"frame {frame.number}")
@@ -1021,7 +1032,7 @@ class Hub:
         again = None if result.processed is None else result.processed.latents
         if again is None or encode(again)[1:] != encode(known)[1:]:
             self.telemetry.message_refused("recovered differently")
-            self._event("recovered differently", f"frame {known.number} has other latents than before")
+            self._event("recovered differently", "other latents than before", known.number)
         if result.processed is not None and known.request_id is None:
             self._last_atoms = result.processed.atoms
             self._atoms_count = len(known.mean)
@@ -1096,7 +1107,7 @@ class Hub:
         self._router.send(peer, beat)
 
     def _event(self, what: str, detail: str, number: int = -1) -> None:
-        self._log.info(what, detail=detail)
+        self._log.info(what, detail=detail, **({} if number < 0 else {"frame": number}))
         message = Event(at_s=time.time(), what=what, detail=detail, number=number)
         try:
             self._record(Numbered(message))

@@ -105,7 +105,7 @@ class Night:
         processed = self.pipeline.process(frame, self)
         if processed is None:
             self.record(
-                Event(at_s=1e9, what="frame rejected", detail=f"frame {frame.number}: {self.rejection}")
+                Event(at_s=1e9, what="frame rejected", detail=self.rejection, number=frame.number)
             )
         else:
             self.tell(processed.latents)
@@ -248,7 +248,7 @@ CHANGES: dict[str, tuple[type[Message], Callable[[Any], Message], str]] = {
     ),
     "where the beam is sent": (Request, lambda m: replace(m, scan_position_nm=(0.0, 0.0)), ".scan_pos"),
     "a dose": (Request, lambda m: replace(m, dose_e=m.dose_e + 1), ".dose_e"),
-    "a rejection": (Event, lambda m: replace(m, detail="frame 3: saturated (check)"), "rejection of frame 3"),
+    "a rejection": (Event, lambda m: replace(m, detail="saturated (check)"), "rejection of frame 3"),
 }
 
 
@@ -279,7 +279,7 @@ def the_record(night: Path, kind: type[Message]) -> int:
         (number, message)
         for number, message in found
         if isinstance(message, kind)
-        and getattr(message, "number", 6) >= 6
+        and (isinstance(message, Event) or getattr(message, "number", 6) >= 6)
         and getattr(message, "what", "frame rejected") == "frame rejected"
         and getattr(message, "status", "ok") == "ok"
     ]
