@@ -16,6 +16,7 @@ from tests.process.faults.counting import SESSION
 from tests.process.faults.lives import Nursery
 from tests.process.faults.lockstep import decided, differences
 from tests.process.faults.sessions import (
+    STREAMER,
     Company,
     draw_kills,
     kill_at_random,
@@ -55,11 +56,6 @@ def test_streamer_killed_while_it_writes_opens_its_journal_by_itself(nursery, tm
     assert not list(folder.glob("*.part"))
 
 
-STREAMER = {
-    "hub": {"last_words_s": 0.05, "checkpoint_frames": 3},
-    "envelope": {"max_rate_per_s": 1e6, "beam_current_pa": 0.0},
-    "experiment": {"max_measurements": 0},
-}
 CYCLES = 12
 
 

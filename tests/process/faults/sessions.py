@@ -23,6 +23,12 @@ from tests.process.faults.lives import Life, Nursery
 from tests.process.faults.lockstep import STEPS, Bench, LockStep, PlainBench
 
 WAIT_S = 20.0
+# For a session in lock-step, which grants as many requests a second as it can.
+STREAMER = {
+    "hub": {"last_words_s": 0.05, "checkpoint_frames": 3},
+    "envelope": {"max_rate_per_s": 1e6, "beam_current_pa": 0.0},
+    "experiment": {"max_measurements": 0},
+}
 
 
 class Feeder:
