@@ -11,8 +11,10 @@ from pathlib import Path
 
 import psutil
 
+from deploy.supervise import read_endpoints
 from streamer.journal import read_messages
-from streamer.messages import AnyMessage
+from streamer.messages import AnyMessage, Status
+from streamer.wire import Subscriber
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 SMALL = """
@@ -31,6 +33,8 @@ class WholeRun:
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder / "session"
+        self._viewer: Subscriber | None = None
+        self._status: Status | None = None
         config = folder / "small.toml"
         config.write_text(SMALL, encoding="utf-8")
         own = ("--no-live", "--config", str(config), "--session-folder", str(self.folder), "--seed", "3")
@@ -54,8 +58,25 @@ class WholeRun:
         path = self.folder / "logs" / f"{name}.log"
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
-    def journal_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.folder.glob("journal-*.plj"))
+    def status(self) -> Status | None:
+        """Give the streamer's newest Status, as a viewer sees it; None before the first."""
+        endpoints = read_endpoints(self.folder)
+        if self._viewer is None and endpoints is not None:
+            self._viewer = Subscriber(endpoints.view_address, ("status",))
+        while self._viewer is not None and (message := self._viewer.receive(0.0)) is not None:
+            assert isinstance(message, Status)
+            self._status = message
+        return self._status
+
+    def frames(self) -> int:
+        """Count the frames that have been analysed."""
+        status = self.status()
+        return 0 if status is None else status.frames["published"]
+
+    def wait_for_frames(self, more: int) -> None:
+        """Wait until so many more frames have been analysed."""
+        before = self.frames()
+        self.wait_for(f"{more} frames", lambda: self.frames() >= before + more)
 
     def messages(self, kind: type[AnyMessage]) -> list[tuple[float, AnyMessage]]:
         """Give what the journal holds of a kind, with the times of arrival; once the session is over."""
@@ -75,6 +96,8 @@ class WholeRun:
 
     def close(self) -> None:
         """Leave nothing of it behind."""
+        if self._viewer is not None:
+            self._viewer.close()
         if self.process.poll() is None:
             for child in psutil.Process(self.process.pid).children():
                 child.kill()
