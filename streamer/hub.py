@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -192,6 +192,7 @@ class Hub:
         self._config = hub_config
         self._experiment = experiment
         self._keys = keys
+        self._keys_problem = ""
         self._log = structlog.get_logger()
         self._worker = Worker(processor, telemetry, hub_config.checkpoint_frames)
         self._peers: dict[bytes, Peer] = {}
@@ -1125,7 +1126,17 @@ class Hub:
             return
         self._next_status_s = at_s + self._config.status_interval_s
         self.telemetry.stands_at(waiting=len(self._waiting), dose_e=self.envelope.ledger.total_e)
+        self._look_at_the_door()
         self._publisher.publish(self.status())
+
+    def _look_at_the_door(self) -> None:
+        """Count who was not let in, and say so when the allow-list cannot be read."""
+        # Copied in one step: the sockets' doors count in threads of their own.
+        self.telemetry.strangers(Counter(dict(self._router.refused)) + Counter(dict(self._publisher.refused)))
+        problem = "" if self._keys is None else self._keys.problem
+        if problem != self._keys_problem:
+            self._keys_problem = problem
+            self._event("nobody is let in" if problem else "keys are read again", problem)
 
     def status(self) -> Status:
         """Say where the session stands."""

@@ -58,6 +58,9 @@ class Telemetry:
         self._messages_refused = counter(
             "messages_refused_total", "Messages other than frames refused", "reason"
         )
+        self._strangers = counter(
+            "strangers_refused_total", "Connections and messages without a key that is allowed", "reason"
+        )
         self._delivery = counter(
             "deliveries_total", "Messages that came twice, out of order or were asked for again", "what"
         )
@@ -161,6 +164,15 @@ class Telemetry:
         """Count a message, not a frame, that was not acted on."""
         self._messages_refused.labels(reason).inc()
         self._count("messages refused", f"message refused: {reason}")
+
+    def strangers(self, refused: Mapping[str, int]) -> None:
+        """Take over what the sockets have refused so far, by reason: how often since the start."""
+        for reason, count in list(refused.items()):
+            name = f"stranger refused: {reason}"
+            with self._lock:
+                more = count - self.tally[name]
+                self.tally[name] = count
+            self._strangers.labels(reason).inc(more)
 
     def delivery(self, what: str) -> None:
         """Count a ``duplicate``, a message ``reordered`` or ``too early``, or one ``asked again``."""

@@ -27,7 +27,7 @@ from streamer.hub import Hub
 from streamer.journal import Journal, JournalConfig
 from streamer.keys import Peer, PeerKeys, ServerKeys, allow, revoke, write_pair
 from streamer.link import Link
-from streamer.messages import Ack, Bye, Checkpoint, Control, Frame, Hello, Role
+from streamer.messages import Ack, Bye, Checkpoint, Control, Event, Frame, Hello, Role
 from streamer.telemetry import Telemetry
 from streamer.wire import Dealer, Publisher, Router, new_pair
 
@@ -149,6 +149,10 @@ class Loop:
         allow(self.folder, Peer(name=name, role=role, public=pair.public))
         return PeerKeys(name, role, pair.public, pair.secret, self.keys.public)
 
+    def unknown_keys(self) -> PeerKeys:
+        pair = new_pair()
+        return PeerKeys("nobody", "agent", pair.public, pair.secret, self.keys.public)
+
     def link(self, role: Role, keys: PeerKeys | None, timeout_s: float = WAIT_S) -> Link:
         self.links.append(Link(self.router.address, role=role, name=role, timeout_s=timeout_s, keys=keys))
         return self.links[-1]
@@ -209,6 +213,9 @@ def test_viewers_key_takes_no_part(loop):
 def test_without_a_key_nobody_takes_part(loop):
     with pytest.raises(ConnectionError, match=r"no streamer answers .* 'probeloop keys list'"):
         loop.link("agent", None, timeout_s=1.0)
+    with pytest.raises(ConnectionError, match="no streamer answers"):
+        loop.link("agent", loop.unknown_keys(), timeout_s=1.0)
+    assert wait_for(lambda: loop.telemetry.tally["stranger refused: unknown key"])
 
 
 def test_agent_may_not_steer_and_is_told_so_and_what_it_says_next_is_heard(loop):
@@ -236,6 +243,22 @@ def test_revoked_key_is_cut_off_in_the_middle_of_a_session(loop, make_frame):
         assert not isinstance(message, Ack)
     kept = [record.message() for record in loop.journal.records_from(0)]
     assert [message.number for message in kept if isinstance(message, Frame)] == [0]
+
+
+def test_list_that_cannot_be_read_is_said_and_costs_a_pause_and_no_data(loop, make_frame):
+    instrument = loop.link("instrument", loop.keys_of("titan", "instrument"))
+    path = loop.folder / "allowed.toml"
+    good = path.read_bytes()
+    path.write_text("[[peer]\n")
+    assert wait_for(lambda: loop.keys.problem)
+    instrument.send(make_frame())
+    while (message := instrument.receive(0.5)) is not None:
+        assert not isinstance(message, Ack)
+    path.write_bytes(good)
+    assert [ack.status for ack in acks(instrument, 1)] == ["written"]
+    said = [record.message() for record in loop.journal.records_from(0)]
+    whats = [message.what for message in said if isinstance(message, Event)]
+    assert whats.index("nobody is let in") < whats.index("keys are read again")
 
 
 # -- keys that must not open -----------------------------------------------------------------------
