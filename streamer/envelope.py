@@ -212,14 +212,24 @@ class Envelope:
         """Where the specimen was in the latest corrected frame."""
         return self._registration
 
-    def observe_frame(self, frame: Frame) -> None:
-        """Count the dose of a frame as acquired and take its field as the bounds."""
+    def observe_frame(self, frame: Frame, missed: int = 0) -> None:
+        """Count the dose of a frame as acquired and take its field as the bounds.
+
+        Parameters
+        ----------
+        frame
+            As it came.
+        missed
+            Numbers left empty before it: frames that were begun and broken off, or never arrived. They
+            are taken to have given as much.
+        """
         if frame.request_id is not None:  # its dose was reserved with the request
             return
         width, height = frame.geometry.field_of_view_nm
         beam_e = self._electrons(frame.dwell_time_us) * math.prod(frame.geometry.shape)
         # Whoever does not tell the dose of a frame is not taken to have given none.
-        self.ledger.add_frame(max(frame.dose_e_per_nm2, beam_e / (width * height)), width * height)
+        dose_e_per_nm2 = max(frame.dose_e_per_nm2, beam_e / (width * height))
+        self.ledger.add_frame((1 + missed) * dose_e_per_nm2, width * height)
         self._geometry = frame.geometry
 
     def observe_registration(self, registration: Registration) -> None:

@@ -6,8 +6,10 @@ time: the memory needed is that of one frame. A file appears under its name only
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -57,6 +59,7 @@ def finalise(session_folder: Path | str, to: Path | None = None) -> list[Path]:
     firsts, counts = survey(folder)
     names = {group: f"{name}.hspy" for group, name in name_groups(counts).items()}
     parts = {group: target / f"{name}.part" for group, name in names.items()}
+    require_room(target, counts)
     try:
         with ExitStack() as stack:
             writers = {
@@ -73,6 +76,21 @@ def finalise(session_folder: Path | str, to: Path | None = None) -> list[Path]:
             part.unlink(missing_ok=True)
 
 
+def require_room(target: Path, counts: dict[Group, int]) -> None:
+    """Ask before HDF5 does: on a full disk its library can end the whole process.
+
+    Raises
+    ------
+    OSError
+        If the disk has no room for so many items.
+    """
+    needed = sum(group.item_bytes * count for group, count in counts.items()) + (1 << 20)
+    free = shutil.disk_usage(target).free
+    if free < needed:
+        text = f"{os.strerror(errno.ENOSPC)}: the files take {needed >> 20} MiB, {free >> 20} MiB are free"
+        raise OSError(errno.ENOSPC, text, str(target))
+
+
 @dataclass(frozen=True)
 class Group:
     """What can lie in one array: a kind, the channels of frames, and the shape and scale."""
@@ -81,6 +99,11 @@ class Group:
     channels: tuple[str, ...]
     shape: tuple[int, ...]
     scale: tuple[float, ...]
+
+    @property
+    def item_bytes(self) -> int:
+        """Size of the float32 data of one item."""
+        return 4 * max(1, len(self.channels)) * math.prod(self.shape)
 
 
 def items(folder: Path) -> Iterator[tuple[Group, Frame | Outcome]]:

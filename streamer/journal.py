@@ -607,7 +607,11 @@ def _cut_torn_tail(segment: Path, end: int, folder_fd: int) -> int:
     with SegmentFile(segment) as file:
         torn = file.data_end(end) - end
         if torn:
-            copy_beside(file, end, torn, "torn")
+            try:
+                copy_beside(file, end, torn, "torn")
+            except OSError as error:  # on a full disk it is let go: whatever it was, it was never acked
+                log = structlog.get_logger()
+                log.warning("torn end not kept", segment=str(segment), bytes=torn, reason=error.strerror)
             os.fsync(folder_fd)
     if segment.stat().st_size != end:
         with segment.open("rb+") as writable:
@@ -621,9 +625,13 @@ def copy_beside(file: SegmentFile, offset: int, length: int, kind: str) -> Path:
     number = 1
     while (path := file.path.with_suffix(f".{number}.{kind}")).exists():
         number += 1
-    with path.open("xb") as copy:
-        for begin in range(offset, offset + length, _COPY_BYTES):
-            copy.write(file.read(begin, min(_COPY_BYTES, offset + length - begin)))
-        copy.flush()
-        os.fsync(copy.fileno())
+    try:
+        with path.open("xb") as copy:
+            for begin in range(offset, offset + length, _COPY_BYTES):
+                copy.write(file.read(begin, min(_COPY_BYTES, offset + length - begin)))
+            copy.flush()
+            os.fsync(copy.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return path

@@ -31,6 +31,7 @@ from streamer.finalise import (
     items,
     name_groups,
     raster_axes,
+    require_room,
     survey,
 )
 from streamer.journal import read_messages
@@ -73,6 +74,7 @@ def export_nexus(session_folder: Path | str, to: Path) -> Path:
         raise ValueError(f"{folder}: the session has neither frames nor spectra; there is nothing to export")
     about = _About.read(folder)
     part = to.with_name(to.name + ".part")
+    require_room(to.parent, counts)
     try:
         with h5py.File(part, "w") as file:
             entry = _create_entry(file, about, folder.resolve().name)

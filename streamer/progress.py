@@ -195,9 +195,10 @@ class Progress:
         owner = self.instances.get(sender, owner)
         match numbered.message:
             case Frame() as frame:
-                self.tally["missed"] += max(0, frame.number - self.next_number)
+                missed = max(0, frame.number - self.next_number)
+                self.tally["missed"] += missed
                 self.next_number = max(self.next_number, frame.number + 1)
-                self.envelope.observe_frame(frame)
+                self.envelope.observe_frame(frame, missed)
                 self.tally["received"] += 1
             case Latents() as latents:
                 if latents.request_id is None:

@@ -289,3 +289,11 @@ def test_another_envelope_goes_on_from_the_state_of_the_first(envelope, make_sug
     assert reason_of(second, make_suggestion("a")) == "duplicate id"
     assert reason_of(second, make_suggestion("c", position_nm=(-0.5, 0.05))) == "vetoed"
     assert list(second.pending) == ["b"]
+
+
+def test_frames_that_were_broken_off_count_as_much_as_the_next_one(envelope, make_frame):
+    made = envelope(beam_current_pa=0.0)
+    area_nm2 = 2.4 * 1.6
+    before_e = made.ledger.total_e
+    made.observe_frame(make_frame(dose_e_per_nm2=100.0, number=5), missed=3)
+    assert made.ledger.total_e - before_e == pytest.approx(4 * 100.0 * area_nm2)

@@ -1,5 +1,6 @@
 """finalise() turns a journal into files that other programs open unchanged."""
 
+import shutil
 from pathlib import Path
 
 import h5py
@@ -48,6 +49,15 @@ def session(folder: Path, *messages: Message) -> Path:
         journal.append(encode(message), 0.0, kind=kind_of(message), monotonic_s=0.0)
     journal.close()
     return folder
+
+
+def test_files_that_the_disk_has_no_room_for_are_not_begun(tmp_path, monkeypatch) -> None:
+    folder = session(tmp_path, frame(0), frame(1))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
+    with pytest.raises(OSError, match=r"No space left on device: the files take 1 MiB, 1 MiB are free"):
+        finalise(folder)
+    assert [path.name for path in folder.iterdir()] == ["journal-000001.plj"]
 
 
 def test_frames_come_back_with_scale_units_and_times(tmp_path: Path) -> None:
