@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from streamer.messages import Atoms, Frame, Latents, Registration, ScanGeometry
-from streamer.pipeline import PipelineState, Processed
+from streamer.pipeline import Pipeline, PipelineState, Processed
 from streamer.stage import Meter
 
 SESSION = "session"
@@ -115,6 +115,42 @@ class Counting:
             geometry=frame.geometry,
             registration=Registration(),
         )
+
+
+class OnceOnly:
+    """Analyses the first frame in earnest, and says of all others what it found there.
+
+    What it keeps is as large, and can be restored, as that of the real pipeline.
+
+    Parameters
+    ----------
+    pipeline
+        The real one.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._first: Processed | None = None
+        self._number = -1
+
+    def state(self) -> PipelineState:
+        """Give the real state, as of the last frame."""
+        return msgspec.structs.replace(self._pipeline.state(), number=self._number)
+
+    def restore(self, state: PipelineState) -> None:
+        """Go on from a state."""
+        self._pipeline.restore(state)
+
+    def process(self, frame: Frame, meter: Meter) -> Processed | None:
+        """Give the first frame's atoms and latents under the number of this one."""
+        self._number = frame.number
+        if self._first is None:
+            self._first = self._pipeline.process(frame, meter)
+            return self._first
+        latents = msgspec.structs.replace(
+            self._first.latents, number=frame.number, acquired_at_s=frame.acquired_at_s
+        )
+        return msgspec.structs.replace(self._first, latents=latents)
 
 
 class _NoMeter:

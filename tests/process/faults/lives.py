@@ -157,6 +157,18 @@ def _analysing(folder: Path, options: dict[str, Any]) -> None:
     serve(settings, pipeline, folder)
 
 
+def _bulk(folder: Path, options: dict[str, Any]) -> None:
+    """Serve a session whose journal fills quickly: the real analysis sees the first frame only."""
+    from streamer.__main__ import serve
+    from streamer.config import StreamerConfig
+    from streamer.pipeline import Pipeline
+    from tests.process.faults.counting import OnceOnly
+
+    settings = msgspec.convert(options, StreamerConfig)
+    pipeline = Pipeline.build(settings.pipeline)
+    serve(settings, OnceOnly(pipeline), folder)  # type: ignore[arg-type]
+
+
 def _agent(folder: Path, options: dict[str, Any]) -> None:
     """Serve as an agent; each time it has nothing left to do it says so in ``<folder>/idle``."""
     from agents.config import AgentConfig
@@ -173,6 +185,7 @@ def _agent(folder: Path, options: dict[str, Any]) -> None:
 _KINDS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "streamer": _streamer,
     "analysing streamer": _analysing,
+    "bulk streamer": _bulk,
     "agent": _agent,
 }
 
