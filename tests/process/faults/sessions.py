@@ -76,11 +76,15 @@ class Feeder:
 
     def finish(self) -> None:
         """Wait for the outstanding acks and leave."""
+        self.finish_acks()
+        self.link.close(reason="end of the test")
+
+    def finish_acks(self) -> None:
+        """Wait for the outstanding acks."""
         deadline_s = time.monotonic() + WAIT_S
         while self.link.unacked:
             assert time.monotonic() < deadline_s, f"{self.link.unacked} frames were never acked"
             self.hear(0.05)
-        self.link.close(reason="end of the test")
 
 
 @dataclass
