@@ -26,6 +26,7 @@ def serve(
     prepare: Callable[[], object] = lambda: None,
     *,
     checkpoint_every: int = 64,
+    give_up_s: float = 600.0,
 ) -> str:
     """Serve the session until the streamer says Bye or ``stop`` says so.
 
@@ -45,6 +46,8 @@ def serve(
     checkpoint_every
         Messages told between two checkpoints; as many as there are measurements, once that is more, so
         that what a checkpoint costs for each message does not grow.
+    give_up_s
+        How long to wait for a streamer that says nothing: it may be started again.
 
     Returns
     -------
@@ -57,7 +60,7 @@ def serve(
         If there is no streamer of this session any more.
     """
     conversation = _Conversation(agent, link, prepare, checkpoint_every)
-    return conversation.take_up(stop) or conversation.go_on(stop)
+    return conversation.take_up(stop) or conversation.go_on(stop, give_up_s)
 
 
 class _Conversation:
@@ -119,12 +122,17 @@ class _Conversation:
 
     # -- turns ---------------------------------------------------------------------------------
 
-    def go_on(self, stop: Callable[[], bool]) -> str:
+    def go_on(self, stop: Callable[[], bool], give_up_s: float) -> str:
         """Take turns until the end; return why it ended."""
         while not stop():
             ended = self._hear()
             if ended is not None:
                 return ended.reason
+            if self._link.silent_s > give_up_s:
+                raise ConnectionError(
+                    f"the streamer has said nothing for {give_up_s:g} s; see whether it still runs, then "
+                    "start the agent again: it goes on where it was"
+                )
             self._ask()
             self._fit()
             self._keep()

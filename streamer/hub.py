@@ -281,7 +281,7 @@ class Hub:
         WorkerStuck
             If one frame keeps the analysis busy beyond all patience; the beam is parked before.
         """
-        self._journal.reserve(SLACK_BYTES)
+        self._has_room(0)
         self._event("session_resumed" if self.progress.rows else "session_started", self.session)
         if self.progress.operator_hold:
             self._hold(self.progress.operator_hold)
@@ -692,6 +692,10 @@ class Hub:
         if hello.role == "agent" and hello.beats and is_early:  # its link says Hello again
             return
         name = row_name(hello)
+        if self._has_another_key(name, key):
+            self.telemetry.message_refused("another key")
+            self._router.send(peer, Bye(reason="somebody with another key has this part"))
+            return
         row = self.progress.rows.get(name)
         is_new = row is None or row.instance != hello.instance or not hello.instance
         known = self._peers.get(peer)
@@ -728,6 +732,16 @@ class Hub:
             self._command("go", "the streamer is back")  # an earlier process of ours may have had it parked
         if self._state == "draining":
             self._router.send(peer, Bye(reason=self._end_reason))
+
+    def _has_another_key(self, name: str, key: str) -> bool:
+        """A part is taken over by its own key; by another one once the first is silent or revoked."""
+        return any(
+            known.name == name
+            and known.key != key
+            and not known.is_silent
+            and (self._keys is None or self._keys.role_of(known.key) is not None)
+            for known in self._peers.values()
+        )
 
     def _replace_others(self, peer: bytes, name: str) -> None:
         """There is one peer of a name: the newest."""

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from streamer.codec import Numbered, decode_numbered
+from agents.config import AgentConfig
+from agents.policies import make_agent
+from agents.serve import serve
+from streamer.codec import Numbered, decode, decode_numbered
+from streamer.link import Link
 from streamer.messages import (
     Ack,
     AnyMessage,
@@ -369,3 +374,27 @@ def test_a_missing_file_an_unknown_policy_and_a_missing_streamer_are_named(start
         assert process.returncode == code
         assert message in log.splitlines()[-1]
         assert "Traceback" not in log
+
+
+def test_agent_gives_up_on_a_streamer_that_says_nothing_for_long() -> None:
+    router = Router("tcp://127.0.0.1:0")
+    welcomed = threading.Event()
+
+    def welcome_once() -> None:
+        while not welcomed.is_set():
+            for peer, _, parts in router.receive(0.05):
+                if isinstance(decode(parts), Hello):
+                    welcome = Welcome(session="s", window=4, next_number=0, durability="written")
+                    router.send(peer, welcome)
+                    welcomed.set()
+
+    greeting = threading.Thread(target=welcome_once)
+    greeting.start()
+    link = Link(router.address, role="agent", name="agent raster", timeout_s=5.0)
+    greeting.join()
+    try:
+        with pytest.raises(ConnectionError, match="said nothing for 0.3 s"):
+            serve(make_agent(AgentConfig(policy="raster")), link, lambda: False, give_up_s=0.3)
+    finally:
+        link.abandon()
+        router.close(0)
