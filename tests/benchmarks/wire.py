@@ -3,9 +3,9 @@
 Two processes on this machine over tcp on the loopback, as they are between an instrument and a streamer: a
 ``Link`` with an ack window of 16 that numbers, keeps and checksums its frames, and the real ``Hub``, which
 checks, orders, writes and acks them; only the analysis is left out. In turns with it runs plain pyzmq,
-``DEALER`` to ``ROUTER``, zero-copy, with a MessagePack header and without any ack: the ceiling. It runs with
-the memory settings that the service gives its processes, which make it faster; ``_untuned`` is plain pyzmq
-as it comes. Ratios are medians of pairs taken one after the other; CPU seconds are of both processes.
+``DEALER`` to ``ROUTER``, zero-copy, with a MessagePack header and without any ack: the ceiling. ``_tuned`` is
+the ratio to plain pyzmq with the memory settings that the service gives its processes, which make it
+faster. Ratios are medians of pairs taken one after the other; CPU seconds are of both processes.
 ``--json`` prints one object on the last line, ``--quick`` takes fewer repeats.
 """
 
@@ -17,6 +17,8 @@ import math
 import multiprocessing as mp
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from multiprocessing.connection import Connection
@@ -26,10 +28,8 @@ from typing import Any
 for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
     os.environ.setdefault(pool, "1")
 
-import msgpack
 import numpy as np
 import structlog
-import zmq
 
 from deploy.supervise import REUSED_MEMORY
 from streamer.config import ExperimentConfig, HubConfig
@@ -45,7 +45,7 @@ WINDOW = 16
 MB = 1 << 20
 SIDES = {"64kb": 128, "1mb": 512, "4mb": 1024}
 PACED_PER_S = 100.0
-PLAIN = ("plain", "untuned")
+PLAIN = Path(__file__).parent / "ceiling" / "plain_zmq.py"
 Figures = dict[str, Any]
 
 
@@ -155,94 +155,18 @@ def _wait_until(due_s: float, link: Link) -> None:
         link.receive(min(left_s, 0.005))
 
 
-# -- plain pyzmq: the ceiling -------------------------------------------------------------------------
-
-
-def receive_plain(conn: Connection, side: int) -> None:
-    """Receive and unpack headers: no check, no order, no ack."""
-    context = zmq.Context()
-    socket = context.socket(zmq.ROUTER)
-    socket.setsockopt(zmq.RCVHWM, _high_water(side))
-    port = socket.bind_to_random_port("tcp://127.0.0.1")
-    conn.send(f"tcp://127.0.0.1:{port}")
-    count, first_s, last_s, cpu_s = 0, 0.0, 0.0, 0.0
-    one_way_s = []
-    while True:
-        _, header, _ = socket.recv_multipart(copy=False)
-        told = msgpack.unpackb(header.buffer)
-        if told["number"] < 0:
-            break
-        last_s = time.monotonic()
-        if count == 0:
-            first_s, cpu_s = last_s, time.process_time()
-        count += 1
-        one_way_s.append(last_s - told["at_s"])
-    cpu_s = time.process_time() - cpu_s
-    context.destroy(0)
-    conn.send((count, last_s - first_s, cpu_s, one_way_s))
-
-
-def send_plain(address: str, side: int, count: int, per_s: float) -> float:
-    """Send headers and frames; returns CPU seconds."""
-    context = zmq.Context()
-    socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.SNDHWM, _high_water(side))
-    socket.connect(address)
-    image = np.random.default_rng(0).poisson(50, (1, side, side)).astype(np.float32)
-    time.sleep(0.2)
-    cpu_s, started_s = time.process_time(), time.monotonic()
-    for number in range(count):
-        while (left_s := started_s + number / per_s - time.monotonic()) > 0:
-            time.sleep(left_s)
-        told = {
-            "session": "wire",
-            "number": number,
-            "at_s": time.monotonic(),
-            "shape": image.shape,
-            "dtype": "<f4",
-        }
-        socket.send(msgpack.packb(told), zmq.SNDMORE)
-        socket.send(image, copy=False)
-    socket.send_multipart([msgpack.packb({"number": -1}), b""])
-    socket.close(10_000)
-    context.term()
-    return time.process_time() - cpu_s
-
-
-def _high_water(side: int) -> int:
-    """As many messages as 128 MB hold."""
-    return max(4, min(1000, 128 * MB // (4 * side * side)))
-
-
 # -- a run --------------------------------------------------------------------------------------------
 
 
 def run(mode: str, side: int, count: int, per_s: float = math.inf) -> Figures:
-    """Send so many frames in one way: ``plain``, ``untuned``, ``ours`` or ``journal``."""
-    context = mp.get_context("spawn")
-    here, there = context.Pipe()
-    for name, value in REUSED_MEMORY.items():
-        if mode == "untuned":
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    with tempfile.TemporaryDirectory(prefix="probeloop-wire-") as folder:
-        if mode in PLAIN:
-            process = context.Process(target=receive_plain, args=(there, side))
-        else:
-            process = context.Process(target=serve, args=(there, folder, mode == "journal"))
-        process.start()
-        address = here.recv()
-        sender = context.Process(
-            target=_send_and_tell,
-            args=(there, mode, address, side, count, per_s),
-        )
-        sender.start()
-        told = [here.recv(), here.recv()]
-        sender.join()
-        process.join()
-    cpu_sent_s = next(item for item in told if isinstance(item, float))
-    received, elapsed_s, cpu_received_s, one_way_s = next(item for item in told if isinstance(item, tuple))
+    """Send so many frames in one way: ``plain`` or ``tuned`` pyzmq, ``ours`` or with the ``journal``."""
+    environment = {name: value for name, value in os.environ.items() if name not in REUSED_MEMORY}
+    environment |= {} if mode == "plain" else REUSED_MEMORY
+    if mode in ("plain", "tuned"):
+        taken = _run_plain(environment, side, count, per_s)
+    else:
+        taken = _run_ours(mode, side, count, per_s)
+    received, elapsed_s, cpu_received_s, one_way_s, cpu_sent_s = taken
     gb = count * 4 * side * side / 1e9
     return {
         "lost": count - received,
@@ -253,14 +177,46 @@ def run(mode: str, side: int, count: int, per_s: float = math.inf) -> Figures:
     }
 
 
-def _send_and_tell(conn: Connection, mode: str, address: str, side: int, count: int, per_s: float) -> None:
-    send = send_plain if mode in PLAIN else send_frames
-    conn.send(send(address, side, count, per_s))
+def _run_plain(environment: dict[str, str], side: int, count: int, per_s: float) -> tuple[Any, ...]:
+    with subprocess.Popen(
+        [sys.executable, str(PLAIN), "receive", str(side)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as receiver:
+        assert receiver.stdout is not None
+        address = receiver.stdout.readline().strip()
+        sender = subprocess.run(
+            [sys.executable, str(PLAIN), "send", address, str(side), str(count), str(per_s)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            check=True,
+        )
+        return (*json.loads(receiver.stdout.readline()), float(sender.stdout))
+
+
+def _run_ours(mode: str, side: int, count: int, per_s: float) -> tuple[Any, ...]:
+    os.environ.update(REUSED_MEMORY)
+    context = mp.get_context("spawn")
+    (receiving, there), (sending, there_too) = context.Pipe(), context.Pipe()
+    with tempfile.TemporaryDirectory(prefix="probeloop-wire-") as folder:
+        process = context.Process(target=serve, args=(there, folder, mode == "journal"))
+        process.start()
+        address = receiving.recv()
+        sender = context.Process(target=_send_and_tell, args=(there_too, address, side, count, per_s))
+        sender.start()
+        received = receiving.recv()
+        cpu_sent_s = sending.recv()
+        sender.join()
+        process.join()
+    return (*received, cpu_sent_s)
+
+
+def _send_and_tell(conn: Connection, address: str, side: int, count: int, per_s: float) -> None:
+    conn.send(send_frames(address, side, count, per_s))
 
 
 def compare(name: str, count: int, repeats: int) -> Figures:
     """Throughput and CPU of the three ways, in turns."""
-    taken: dict[str, list[Figures]] = {"plain": [], "ours": [], "journal": [], "untuned": []}
+    taken: dict[str, list[Figures]] = {"plain": [], "ours": [], "journal": [], "tuned": []}
     for _ in range(repeats):
         for mode, runs in taken.items():
             runs.append(run(mode, SIDES[name], count))
@@ -268,7 +224,7 @@ def compare(name: str, count: int, repeats: int) -> Figures:
     for mode, ceiling, suffix in (
         ("ours", "plain", ""),
         ("journal", "plain", "_journal"),
-        ("ours", "untuned", "_untuned"),
+        ("ours", "tuned", "_tuned"),
     ):
         ratios = [a["mb_per_s"] / b["mb_per_s"] for a, b in zip(taken[mode], taken[ceiling], strict=True)]
         figures[f"ratio_to_raw_zmq_{name}{suffix}"] = round(statistics.median(ratios), 3)
