@@ -8,7 +8,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export NUMEXPR_NUM_THREADS ?= 1
 
-.PHONY: venv run test lint bench clean
+.PHONY: venv run test lint bench soak clean
 
 venv: $(VENV)/ready
 
@@ -31,6 +31,10 @@ test: lint
 
 bench: venv
 	$(BIN)/probeloop bench
+
+# 20 minutes at half the rate that can be had, with a kill every minute; PROBELOOP_SOAK_S=300 takes five.
+soak: venv
+	$(BIN)/python -m tests.process.faults.soak
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -7,7 +7,7 @@ that follow. Its state is small, so that a restart can be tried hundreds of time
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 import numpy as np
@@ -161,8 +161,10 @@ class _NoMeter:
         pass
 
 
-def latents_without_faults(frames: Iterable[Frame]) -> list[Latents]:
+def latents_without_faults(frames: Iterable[Frame]) -> Iterator[Latents]:
     """Give the latents of a session to which nothing happened."""
     pipeline = Counting()
-    made = [pipeline.process(frame, _NoMeter()) for frame in frames]
-    return [one.latents for one in made if one is not None]
+    for frame in frames:
+        processed = pipeline.process(frame, _NoMeter())
+        if processed is not None:
+            yield processed.latents

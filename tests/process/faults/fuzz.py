@@ -20,7 +20,7 @@ Parts = list[bytes]
 def originals() -> list[Parts]:
     """Make one message of each sort that a peer sends, numbered."""
     frame = make_frame(3)
-    (latents,) = latents_without_faults([frame])
+    latents = next(latents_without_faults([frame]))
     spectrum = np.arange(64, dtype=np.float32)
     messages: list[Message] = [
         frame,

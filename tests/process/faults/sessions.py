@@ -137,8 +137,9 @@ def judge(folder: Path, feeder: Feeder, make: Callable[[int], Frame] = make_fram
     """
     frames: Counter[int] = Counter()
     places: Counter[tuple[str, int]] = Counter()
-    latents: list[Latents] = []
+    numbers: Counter[int] = Counter()
     verdict = Verdict(feeder.sent, feeder.acked)
+    expected = latents_without_faults(make(number) for number in range(feeder.sent))
     number = 0
     for record in read_records(folder):
         if isinstance(record, Damage):
@@ -152,25 +153,24 @@ def judge(folder: Path, feeder: Feeder, make: Callable[[int], Frame] = make_fram
         if isinstance(numbered.message, Frame):
             frames[numbered.message.number] += 1
         elif isinstance(numbered.message, Latents):
-            latents.append(numbered.message)
+            numbers[numbered.message.number] += 1
+            due = next(expected, None)
+            verdict.differing += due is None or _raw(due) != _raw(numbered.message)
     verdict.acked_lost = len(set(range(feeder.acked)) - set(frames))
     verdict.sent_lost = len(set(range(feeder.sent)) - set(frames))
-    verdict.duplicates = sum(n - 1 for counter in (frames, places) for n in counter.values())
-    verdict.duplicates += len(latents) - len({one.number for one in latents})
-    expected = latents_without_faults(make(number) for number in range(feeder.sent))
-    verdict.differing = _differing(latents, expected)
-    summary = json.loads((folder / "summary.json").read_text())
-    verdict.counts = summary["frames"]
-    for name in ("received", "published"):
-        verdict.duplicates += max(0, summary["frames"][name] - feeder.sent)
-        verdict.sent_lost += max(0, feeder.sent - summary["frames"][name])
+    verdict.duplicates = sum(n - 1 for counter in (frames, places, numbers) for n in counter.values())
+    if (folder / "summary.json").exists():  # not of a session whose end was a kill
+        _hold_counts_against(verdict, folder)
+        verdict.differing += sum(1 for _ in expected)
     return verdict
 
 
-def _differing(latents: list[Latents], expected: list[Latents]) -> int:
-    pairs = zip(latents, expected, strict=False)
-    wrong = sum(_raw(one) != _raw(other) for one, other in pairs)
-    return wrong + abs(len(latents) - len(expected))
+def _hold_counts_against(verdict: Verdict, folder: Path) -> None:
+    counts = json.loads((folder / "summary.json").read_text())["frames"]
+    verdict.counts = counts
+    for name in ("received", "published"):
+        verdict.duplicates += max(0, counts[name] - verdict.sent)
+        verdict.sent_lost += max(0, verdict.sent - counts[name])
 
 
 def _raw(latents: Latents) -> bytes:
