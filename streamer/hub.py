@@ -511,10 +511,18 @@ class Hub:
         self._retry_disk_s = time.monotonic() + RETRY_DISK_S
         if self._journal.config.on_full == "unrecorded":
             self._is_unrecorded = True
+            self._catch_up_all()
             self.telemetry.held(DISK)
             self._event("unrecorded", f"{error.strerror}: from here on nothing is kept, as configured")
         else:
             self._hold(DISK, f"{error.strerror}: nothing is acked; make room and it goes on by itself")
+
+    def _catch_up_all(self) -> None:
+        """Send everybody what the journal has, before there is anything that it has not."""
+        for identity, peer in self._peers.items():
+            if peer.is_behind:
+                peer.is_behind = False
+                self._resend_from_journal(identity, peer, peer.recent[-1][0])
 
     def _retry_disk(self) -> None:
         now_s = time.monotonic()
@@ -978,7 +986,8 @@ class Hub:
         for identity, peer in self._peers.items():
             if peer.name != name:
                 continue
-            if peer.hello.beats and len(peer.recent) == MOST_AHEAD:
+            # What is nowhere else is not held back for later.
+            if peer.hello.beats and len(peer.recent) == MOST_AHEAD and not self._is_unrecorded:
                 peer.is_behind = peer.is_behind or peer.recent[0][0] > peer.confirmed
             if not peer.is_behind:
                 self._router.send(identity, message, sequence=record, after=after)
@@ -997,10 +1006,23 @@ class Hub:
                 self._router.send(peer, message, sequence=record, after=before)
             after = recent[-1][0]
         if after < row.last:
-            self._resend_from_journal(peer, known, after)
+            after = self._resend_from_journal(peer, known, after)
+            self._resend_unrecorded(peer, known, [item for item in recent if item[0] > after], after)
         self.telemetry.delivery("asked again")
 
-    def _resend_from_journal(self, peer: bytes, known: Peer, after: int) -> None:
+    def _resend_unrecorded(
+        self, peer: bytes, known: Peer, recent: list[tuple[int, int, Message]], after: int
+    ) -> None:
+        """Send what only the memory has; what it has no more is passed over, else the peer waits for ever."""
+        for record, before, message in recent:
+            if before > after:
+                self.telemetry.delivery("not kept")
+            self._router.send(peer, message, sequence=record, after=min(before, after))
+            known.recent.append((record, min(before, after), message))
+            after = record
+
+    def _resend_from_journal(self, peer: bytes, known: Peer, after: int) -> int:
+        """Send what the journal has of this row; return the last record of it."""
         row = self.progress.rows[known.name]
         known.recent.clear()
         for record in self._journal.records_from(max(after + 1, row.start), kinds=_ROW_KINDS):
@@ -1013,6 +1035,7 @@ class Hub:
             self._router.send(peer, message, sequence=record.number, after=after)
             known.recent.append((record.number, after, message))
             after = record.number
+        return after
 
     def _collect(self) -> None:
         """Take what the pipeline has finished and send it on."""
