@@ -169,6 +169,17 @@ def _bulk(folder: Path, options: dict[str, Any]) -> None:
     serve(settings, OnceOnly(pipeline), folder)  # type: ignore[arg-type]
 
 
+def _instrument(folder: Path, options: dict[str, Any]) -> None:
+    """Send frames, as many as are taken, for ever."""
+    from streamer.link import Link
+    from tests.process.faults.sessions import Feeder
+
+    feeder = Feeder(Link(options["connect"], role="instrument", name="instrument"))
+    feeder.sent = feeder.link.welcome.next_number
+    while True:
+        feeder.turn()
+
+
 def _agent(folder: Path, options: dict[str, Any]) -> None:
     """Serve as an agent; each time it has nothing left to do it says so in ``<folder>/idle``."""
     from agents.config import AgentConfig
@@ -186,6 +197,7 @@ _KINDS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "streamer": _streamer,
     "analysing streamer": _analysing,
     "bulk streamer": _bulk,
+    "instrument": _instrument,
     "agent": _agent,
 }
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from streamer.config import ExperimentConfig, HubConfig
@@ -34,6 +35,13 @@ class Running:
         In the place of the pipeline.
     hub, journal, envelope, experiment
         What is configured otherwise than by default.
+
+    Attributes
+    ----------
+    state_before
+        MessagePack of what the hub knew before it ran.
+    fault, reason
+        How it ended.
     """
 
     def __init__(
@@ -67,6 +75,7 @@ class Running:
         state = self.hub.recover()
         if state is not None:
             self.processor.restore(state)
+        self.state_before = msgspec.msgpack.encode(self.hub.progress.state(), order="deterministic")
         self.fault: BaseException | None = None
         self.reason = ""
         self._is_closed = False
@@ -146,8 +155,9 @@ def await_message(link: Any, kind: type, matches: Callable[[Any], bool] = lambda
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Running]]:
     """Start hubs, one after the other, in one session folder, and end them all."""
+    monkeypatch.setattr("streamer.hub.DRAIN_S", 1.0)  # the tests leave requests unanswered
     started: list[Running] = []
 
     def start(**options: Any) -> Running:

@@ -16,7 +16,7 @@ import numpy as np
 from streamer.codec import encode
 from streamer.journal import read_records
 from streamer.link import Link
-from streamer.messages import Ack, Frame, Latents
+from streamer.messages import Ack, Command, Frame, Latents
 from streamer.segment import Damage
 from tests.process.faults.counting import latents_without_faults, make_frame
 from tests.process.faults.lives import Life, Nursery
@@ -38,12 +38,15 @@ class Feeder:
     ----------
     sent, acked
         Frames sent, and how many of them, from the first on, an ack spoke of.
+    commands
+        What it was told to do.
     """
 
     def __init__(self, link: Link, make: Callable[[int], Frame] = make_frame) -> None:
         self.link = link
         self.sent = 0
         self.acked = 0
+        self.commands: list[Command] = []
         self._make = make
 
     def turn(self) -> None:
@@ -59,6 +62,8 @@ class Feeder:
         while message is not None:
             if isinstance(message, Ack) and message.status != "refused":
                 self.acked = max(self.acked, message.sequence)  # it sends nothing but frames
+            elif isinstance(message, Command):
+                self.commands.append(message)
             message = self.link.receive(0.0)
         self.acked = max(self.acked, self.link.welcome.received)
 

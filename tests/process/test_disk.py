@@ -1,0 +1,178 @@
+"""The disk is full, fails, or takes things in pieces: acks stop before anything is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamer.journal import read_records
+from streamer.messages import Control, Event, Frame, Latents, Status
+from streamer.segment import Damage
+from tests.process.faults.running import Running, await_message, await_true, run
+from tests.process.faults.sessions import Feeder, make_100_kb
+
+__all__ = ["run"]  # a fixture
+SMALL = {"segment_mb": 1}
+DISK_MB = 12
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a disk of 12 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a small disk can only be mounted by root")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def start(folder: Path, **options: Any) -> tuple[Running, Feeder]:
+    running = Running(folder / "session", hub={"window": 8, "max_waiting": 16}, **options)
+    return running, Feeder(running.link("instrument"), make_100_kb)
+
+
+def fill(disk: Path, leave_mb: float) -> Path:
+    ballast = disk / "ballast"
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free - int(leave_mb * 1e6))
+    return ballast
+
+
+def frames_in(folder: Path) -> list[int]:
+    """Read the frames, and see to it that nothing is damaged."""
+    records = list(read_records(folder))
+    assert not [one for one in records if isinstance(one, Damage)]
+    messages = [one.message() for one in records if not isinstance(one, Damage)]
+    return [one.number for one in messages if isinstance(one, Frame)]
+
+
+def test_full_disk_stops_the_acks_parks_the_beam_and_goes_on_by_itself(small_disk):
+    ballast = fill(small_disk, leave_mb=6)
+    running, feeder = start(small_disk, journal=SMALL)
+    viewer = running.viewer("event")
+    try:
+        feeder.feed(lambda: "disk full" in running.hub.holds)
+        stopped_s = time.time()
+        held = await_message(viewer, Event, lambda event: event.what == "held")
+        assert held.detail.startswith("disk full")
+        assert held.at_s - stopped_s <= 1.0
+        assert await_message(viewer, Status, lambda status: status.held).state == "held"
+        await_true(lambda: feeder.hear(0.01) or bool(feeder.commands), "no command came")
+        assert [command.action for command in feeder.commands] == ["park"]
+        feeder.hear(0.3)  # what was acked before is still on its way
+        acked = feeder.acked
+        for _ in range(50):
+            feeder.turn()
+        assert feeder.acked == acked
+        assert feeder.link.unacked == 8  # the window is full: the sender waits
+        assert set(range(acked)) <= set(frames_in(running.folder))
+        ballast.unlink()
+        feeder.feed(lambda: feeder.acked >= acked + 20)
+        await_true(lambda: feeder.hear(0.01) or feeder.commands[-1].action == "go", "it does not go on")
+        feeder.finish_acks()
+        sent = feeder.sent
+        await_true(lambda: running.tally("published") == sent, "latents are missing")
+        assert running.tally("held: disk full") == 1
+    finally:
+        running.close()
+    assert frames_in(running.folder) == list(range(sent))
+    whats = [event.what for event in running.kept(Event)]
+    assert whats.count("released") == 1
+
+
+def test_abort_gets_through_on_a_full_disk(small_disk):
+    ballast = fill(small_disk, leave_mb=6)
+    running, feeder = start(small_disk, journal=SMALL)
+    try:
+        feeder.feed(lambda: "disk full" in running.hub.holds)
+        operator = running.link("operator")
+        operator.send(Control(action="abort", reason="a test"))
+        await_true(
+            lambda: (
+                feeder.hear(0.01) or [one.action for one in feeder.commands] == ["park"] * 2 + ["cancel"] * 2
+            ),
+            "no command came",
+        )
+        assert "aborted by the operator" in running.hub.holds
+        ballast.unlink()
+        await_true(lambda: "disk full" not in running.hub.holds, "the disk is still held to be full")
+        assert "aborted by the operator" in running.hub.holds
+    finally:
+        running.close()
+
+
+def test_configured_to_do_without_it_goes_on_and_every_ack_says_so(small_disk):
+    fill(small_disk, leave_mb=6)
+    running, feeder = start(small_disk, journal=SMALL | {"on_full": "unrecorded"})
+    agent = running.link("agent")
+    viewer = running.viewer("event")
+    acks: list[str] = []
+    newest = -1
+    try:
+        deadline_s = time.monotonic() + 20
+        while acks.count("unrecorded") < 10:
+            assert time.monotonic() < deadline_s, acks
+            if feeder.link.credit > 0:
+                feeder.link.send(make_100_kb(feeder.sent))
+                feeder.sent += 1
+            newest = getattr(agent.receive(0.0), "number", newest)
+            message = feeder.link.receive(0.01)
+            acks += [message.status] if hasattr(message, "sequence") else []
+        await_message(viewer, Event, lambda event: event.what == "unrecorded")
+        await_message(agent, Latents, lambda latents: latents.number == feeder.sent - 1)
+        assert newest >= 0
+        assert running.hub.holds == {}
+        assert acks == sorted(acks, reverse=True)  # written, then unrecorded, and never back
+    finally:
+        running.close()
+    kept = frames_in(running.folder)
+    assert kept == list(range(len(kept)))
+
+
+def test_disk_that_fails_ends_the_streamer_with_the_beam_parked_and_nothing_acked_lost(tmp_path, monkeypatch):
+    running, feeder = start(tmp_path)
+    feeder.feed(lambda: feeder.acked >= 20)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    write = os.pwritev
+    monkeypatch.setattr(os, "pwritev", fail)
+    feeder.feed(lambda: bool(feeder.commands))
+    (command,) = feeder.commands
+    assert (command.action, command.reason) == ("park", "streamer fails: OSError")
+    running.wait()
+    monkeypatch.setattr(os, "pwritev", write)
+    running.close()
+    assert isinstance(running.fault, OSError)
+    assert frames_in(running.folder) == list(range(len(frames_in(running.folder))))
+    assert set(range(feeder.acked)) <= set(frames_in(running.folder))
+
+
+def test_disk_that_takes_things_in_pieces_takes_them_all(run, monkeypatch):
+    write = os.pwritev
+    pieces = []
+
+    def write_some(fd: int, buffers: list[memoryview], offset: int) -> int:
+        total = sum(len(buffer) for buffer in buffers)
+        pieces.append(total)
+        return write(fd, [memoryview(b"".join(buffers))[: max(1, total // 3)]], offset)
+
+    monkeypatch.setattr(os, "pwritev", write_some)
+    running = run(hub={"window": 8, "max_waiting": 16})
+    feeder = Feeder(running.link("instrument"))
+    feeder.feed(lambda: feeder.acked >= 30)
+    feeder.finish_acks()
+    running.close()
+    assert len(pieces) > 10 * feeder.sent
+    assert frames_in(running.folder) == list(range(feeder.sent))
