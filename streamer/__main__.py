@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -88,7 +89,15 @@ def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path, keys: Serv
     )
     state = hub.recover()
     if state is not None:
-        pipeline.restore(state)
+        try:
+            pipeline.restore(state)
+        except ValueError as error:
+            raise OSError(
+                f"{folder}: its journal cannot be gone on with: {error}; choose another --session-folder"
+            ) from None
+    # What lives as long as the process need not be looked through whenever memory is tidied up.
+    gc.collect()
+    gc.freeze()
     endpoints = {
         "address": router.address,
         "view_address": publisher.address,

@@ -12,6 +12,7 @@ faster. Ratios are medians of pairs taken one after the other; CPU seconds are o
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import multiprocessing as mp
@@ -114,6 +115,8 @@ def serve(conn: Connection, folder: str, is_journalled: bool) -> None:
     )
     sink = NoAnalysis(hub)
     hub._worker = sink  # type: ignore[assignment]
+    gc.collect()
+    gc.freeze()  # as the streamer does
     conn.send(router.address)
     hub.run(lambda: None)
     cpu_s = time.process_time() - sink.cpu_s
