@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import h5py
 import msgspec
@@ -11,14 +16,21 @@ import numpy as np
 import pytest
 
 from simulators.stem import StemConfig, StemInstrument
+from streamer.journal import read_records
+from streamer.link import Link
 from streamer.messages import Frame, Outcome, Request
-from tests.process.faults.counting import SESSION
+from streamer.segment import Damage
+from tests.process.faults.counting import SESSION, make_frame
 from tests.process.faults.lives import Nursery
 from tests.process.faults.lockstep import decided, differences
+from tests.process.faults.proxies import CutProxy
+from tests.process.faults.running import await_true
 from tests.process.faults.sessions import (
     STREAMER,
     Company,
+    Feeder,
     draw_kills,
+    judge,
     kill_at_random,
     kill_while_it_writes,
     play_in_lockstep,
@@ -105,3 +117,100 @@ def test_real_analysis_and_explorer_decide_the_same_with_and_without_kills(tmp_p
     assert len(clean["Suggestion"]) == len(clean["Score"]) == 14
     assert len(clean["ModelRevision"]) >= 2
     assert {kind: differences(clean, killed, [kind]) for kind in clean} == dict.fromkeys(clean, 0)
+
+
+MOST_PENDING = 2  # as an agent is configured by default
+
+
+class Loop:
+    """The three programs as a person starts them; two of them are killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.session = folder / SESSION
+        self._folder = folder
+        self._config = folder / "probeloop.toml"
+        self._config.write_text(
+            "[streamer.experiment]\nmax_measurements = 0\n"
+            "[agent]\ndwell_time_us = 1000.0\n"
+            "[simulate.stem]\nrows = 128\ncols = 128\nfield_of_view_nm = 1.6\ndwell_time_us = 2.0\n"
+        )
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.start("streamer", "--session-folder", str(self.session))
+        endpoints = self.session / "endpoints.json"
+        await_true(endpoints.exists, "the streamer does not come up", within_s=60)
+        self._connect = ("--connect", json.loads(endpoints.read_text())["address"])
+
+    def start(self, module: str, *options: str) -> None:
+        with (self._folder / f"{module}.log").open("ab") as log:
+            self._processes[module] = subprocess.Popen(
+                [sys.executable, "-m", module, *options, "--config", str(self._config)],
+                stdout=log,
+                stderr=log,
+            )
+
+    def start_instrument(self) -> None:
+        self.start("simulators", "stem", *self._connect)
+
+    def start_agent(self, policy: str) -> None:
+        self.start("agents", *self._connect, "--policy", policy)
+
+    def kill(self, module: str) -> None:
+        self._processes[module].kill()
+        self._processes[module].wait()
+
+    def end(self) -> None:
+        self._processes["streamer"].send_signal(signal.SIGINT)
+        self._processes["streamer"].wait(60)
+        for module in ("agents", "simulators"):
+            self.kill(module)
+
+    def resumes_in_s(self) -> float:
+        """Wait until more is measured and scored than can have been under way; say how long it took."""
+        before = self._scores()
+        return await_true(lambda: self._scores() > before + MOST_PENDING, "it does not go on", within_s=30)
+
+    def _scores(self) -> int:
+        return sum(1 for _ in read_records(self.session, {"score"}))
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("policy", ["random", "explorer"])
+def test_agent_and_instrument_killed_come_back_within_five_seconds(tmp_path, policy):
+    loop = Loop(tmp_path)
+    loop.start_instrument()
+    loop.start_agent(policy)
+    try:
+        loop.resumes_in_s()
+        took_s = {}
+        loop.kill("agents")
+        loop.start_agent(policy)
+        took_s["agent"] = loop.resumes_in_s()
+        loop.kill("simulators")
+        loop.start_instrument()
+        took_s["instrument"] = loop.resumes_in_s()
+    finally:
+        loop.end()
+    # Where others keep the processors busy, starting Python alone takes seconds.
+    assert max(took_s.values()) <= (5.0 if os.getloadavg()[0] < (os.cpu_count() or 1) else 15.0), took_s
+    records = list(read_records(loop.session))
+    assert not [record for record in records if isinstance(record, Damage)]
+    numbers = [record.message().number for record in records if record.kind == "frame"]
+    assert numbers == sorted(set(numbers))
+
+
+def test_frame_cut_off_in_the_middle_is_never_delivered(nursery, tmp_path):
+    folder = tmp_path / SESSION
+    life = nursery.start("streamer", folder, hub={"window": 4, "last_words_s": 0.1})
+    with CutProxy(life.address()) as proxy:
+        killed = Link(proxy.address, role="instrument", name="killed while it sends")
+        proxy.left_bytes = 4_000_000
+        killed.send(make_frame(0, shape=(1448, 1448)))  # 8 MB
+        await_true(lambda: proxy.left_bytes == 0, "the frame was not sent")
+        killed.abandon()
+    feeder = Feeder(Link(life.address(), role="instrument", name="after it"))
+    feeder.feed(lambda: feeder.acked >= 5)
+    feeder.finish()
+    assert life.wait() == 0, life.log()
+    kept = [record.message().geometry.shape for record in read_records(folder, {"frame"})]
+    assert set(kept) == {(16, 24)}
+    assert judge(folder, feeder).is_clean

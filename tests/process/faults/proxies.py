@@ -166,6 +166,8 @@ class CutProxy:
     ----------
     address
         Where peers connect.
+    left_bytes
+        So many more bytes pass to the streamer, and then nothing; None is without limit.
     """
 
     def __init__(self, target: str) -> None:
@@ -175,7 +177,9 @@ class CutProxy:
         self.address = f"tcp://127.0.0.1:{self._port}"
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
+        self.left_bytes: int | None = None
         self._pairs: dict[socket.socket, socket.socket] = {}
+        self._outward: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cut proxy")
@@ -211,13 +215,14 @@ class CutProxy:
         except OSError:
             here.close()
             return
+        self._outward.add(here)
         for one, other in ((here, there), (there, here)):
             self._pairs[one] = other
             self._selector.register(one, selectors.EVENT_READ)
 
     def _copy(self, one: socket.socket) -> None:
         try:
-            piece = one.recv(1 << 20)
+            piece = self._within_limit(one, one.recv(1 << 20))
             if piece:
                 self._pairs[one].sendall(piece)
                 return
@@ -225,11 +230,19 @@ class CutProxy:
             pass
         self._drop(one)
 
+    def _within_limit(self, one: socket.socket, piece: bytes) -> bytes:
+        if self.left_bytes is None or one not in self._outward:
+            return piece
+        piece = piece[: self.left_bytes]
+        self.left_bytes -= len(piece)
+        return piece
+
     def _drop(self, one: socket.socket) -> None:
         other = self._pairs.pop(one)
         del self._pairs[other]
         for end in (one, other):
             self._selector.unregister(end)
+            self._outward.discard(end)
             end.close()
 
     def cut(self) -> None:
