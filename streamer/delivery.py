@@ -144,10 +144,12 @@ class Outbox:
         while self._kept and (oldest := next(iter(self._kept))) <= sequence:
             self._let_go(oldest)
 
-    def settled(self, sequence: int) -> None:
-        """Let go of one message: it was refused."""
-        if sequence in self._kept:
-            self._let_go(sequence)
+    def settled(self, sequence: int) -> bool:
+        """Let go of one message: it was refused. False where that was known."""
+        if sequence not in self._kept:
+            return False
+        self._let_go(sequence)
+        return True
 
     def _let_go(self, sequence: int) -> None:
         self.frames -= self._kept.pop(sequence).is_frame

@@ -56,7 +56,7 @@ from streamer.wire import Publisher, Router
 from streamer.worker import FrameProcessor, Result, Worker
 
 DRAIN_S = 10.0
-FAREWELL_S = 0.5
+FAREWELL_S = 1.0
 TURN_S = 0.02
 BEAT_S = 0.25
 # Messages sent to a peer ahead of what it says that it has; the rest waits in the journal.
@@ -109,8 +109,8 @@ class Peer:
         Whether records are held back until it has caught up; whether it gives no sign of life.
     acks
         Those that it has not been sent yet, in order.
-    acked
-        The last ack of kept messages that it was sent.
+    acked, refused
+        The last ack of kept messages that it was sent, and the last sequences that were refused.
     recent
         The last messages sent to it: ``(record, after, message)``.
     """
@@ -127,6 +127,7 @@ class Peer:
     is_silent: bool = False
     acks: deque[Ack] = field(default_factory=deque)
     acked: Ack | None = None
+    refused: deque[int] = field(default_factory=lambda: deque(maxlen=16))
     recent: deque[tuple[int, int, Message]] = field(default_factory=lambda: deque(maxlen=MOST_AHEAD))
 
     @property
@@ -640,7 +641,7 @@ class Hub:
         if known.inbox.has_gap and time.monotonic() - known.beaten_s > GAP_BEAT_S:
             self._beat_to(peer, known)  # what is missing is sent again the sooner
         if after[0] > before[0] and known.acked is not None:
-            self._router.send(peer, known.acked)  # the first one may have been lost
+            self._say_again_acked(peer, known)  # the first one may have been lost
         self._route_all(peer, known, turn)
 
     def _route_all(self, peer: bytes, known: Peer, turn: Iterable[tuple[Numbered, Parts, str]]) -> None:
@@ -1121,17 +1122,24 @@ class Hub:
             ack = known.acks.popleft()
             if ack.status == "refused" or not ack.sequence:
                 self._router.send(peer, ack)
-            if ack.status != "refused" and ack.sequence:
+            if ack.status == "refused":
+                known.refused.append(ack.sequence)
+            elif ack.sequence:
                 kept = known.acked = ack
         if kept is not None:  # it speaks of all before it
-            self._router.send(peer, kept)
+            self._say_again_acked(peer, known)
+
+    def _say_again_acked(self, peer: bytes, known: Peer) -> None:
+        """Say what is acked and what was refused: nothing else tells a peer that an ack was lost."""
+        acked = known.acked or Ack(session=self.session, number=-1, status=self._journal.config.durability)
+        self._router.send(peer, msgspec.structs.replace(acked, refused=tuple(known.refused)))
 
     def _beat(self) -> None:
         for peer, known in self._peers.items():
             if known.is_numbered:
                 self._beat_to(peer, known)
-            if known.acked is not None:  # nothing else tells a peer that the last one was lost
-                self._router.send(peer, known.acked)
+                if known.acked is not None or known.refused:
+                    self._say_again_acked(peer, known)
         if self._state == "draining":
             self._say_bye()
 

@@ -112,7 +112,7 @@ class Link:
             parts = self._dealer.receive(TURN_S / 2)
             if parts is not None:
                 self._take(parts)
-            if self._ready and isinstance(bye := self._ready.popleft()[1], Bye):
+            if self._ready and isinstance(bye := self._ready[0][1], Bye):
                 self._dealer.close(0)
                 raise ConnectionError(f"the streamer at {self._address} refused: {bye.reason}")
             if self._welcome is None and time.monotonic() >= deadline_s:
@@ -291,11 +291,21 @@ class Link:
         if ack.status == "refused":
             self._outbox.settled(ack.sequence)
             self.refused.append(ack)
-        elif ack.sequence < self._outbox.oldest:
-            return  # said again, lest it was lost
-        else:
+            self._ready.append((0, ack))
+            return
+        for sequence in ack.refused:
+            self._note_refused(ack, sequence)
+        if ack.sequence >= self._outbox.oldest:  # else it is said again, lest it was lost
             self._outbox.acked_through(ack.sequence)
-        self._ready.append((0, ack))
+            self._ready.append((0, ack))
+
+    def _note_refused(self, ack: Ack, sequence: int) -> None:
+        """Take in a refusal whose own ack was lost on the way."""
+        if self._outbox.settled(sequence):
+            reason = "the ack that said why was lost"
+            refusal = Ack(session=ack.session, number=-1, status="refused", reason=reason, sequence=sequence)
+            self.refused.append(refusal)
+            self._ready.append((0, refusal))
 
     # -- the end -------------------------------------------------------------------------------
 

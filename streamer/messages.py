@@ -596,7 +596,9 @@ class Ack(Message, frozen=True, kw_only=True, eq=False, tag="ack"):
     reason
         A short fixed word and a cure, for a refused message.
     sequence
-        Of the message, 0 where it had none. ``written`` and ``fsynced`` speak of all up to it.
+        Of the message, 0 where it had none. One that is not ``refused`` speaks of all up to it, but for
+    refused
+        the sequences of those among the last ones that were refused.
     """
 
     session: str
@@ -604,6 +606,7 @@ class Ack(Message, frozen=True, kw_only=True, eq=False, tag="ack"):
     status: Literal["written", "fsynced", "unrecorded", "refused"]
     reason: str = ""
     sequence: int = 0
+    refused: tuple[int, ...] = ()
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, eq=False, tag="heartbeat"):

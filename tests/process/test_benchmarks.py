@@ -35,6 +35,13 @@ FIGURES = {
         "atom_recall",
         "site_ari",
     ),
+    "wire": (
+        "ratio_to_raw_zmq_1mb",
+        "ratio_to_raw_zmq_1mb_journal",
+        "one_way_ms_p99",
+        "cpu_s_per_gb",
+        "frames_lost",
+    ),
 }
 # What must be 0, however short the run.
 NEVER = ("frames_lost", *(name for name in FIGURES["faults"] if name != "restart_s"))
