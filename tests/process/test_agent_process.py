@@ -393,7 +393,7 @@ def test_agent_gives_up_on_a_streamer_that_says_nothing_for_long() -> None:
     link = Link(router.address, role="agent", name="agent raster", timeout_s=5.0)
     greeting.join()
     try:
-        with pytest.raises(ConnectionError, match="said nothing for 0.3 s"):
+        with pytest.raises(ConnectionError, match=r"said nothing for 0\.3 s"):
             serve(make_agent(AgentConfig(policy="raster")), link, lambda: False, give_up_s=0.3)
     finally:
         link.abandon()

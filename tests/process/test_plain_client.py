@@ -13,10 +13,10 @@ from streamer.config import ExperimentConfig, HubConfig
 from streamer.envelope import Envelope, EnvelopeConfig
 from streamer.hub import Hub
 from streamer.journal import Journal, JournalConfig, read_messages
+from streamer.link import Link
 from streamer.messages import Frame, Latents, Outcome
 from streamer.pipeline import Processed
 from streamer.telemetry import Telemetry
-from streamer.link import Link
 from streamer.wire import Publisher, Router
 
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
