@@ -81,9 +81,9 @@ class ExperimentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     Attributes
     ----------
     max_measurements
-        Outcomes that count against the budget (ok and failed ones); 0 is without limit.
+        Outcomes that count against the budget (ok, failed and aborted ones); 0 is without limit.
     max_duration_s
-        0 is without limit.
+        From the start of the streamer, and anew when it is started again; 0 is without limit.
     """
 
     max_measurements: int = 100

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from itertools import product
+from typing import Any
 
 import msgspec
 
@@ -17,6 +18,14 @@ from streamer.messages import Frame, Outcome, PairNm, Registration, Request, Sca
 ELECTRONS_PER_S_PA = 1e-12 / 1.602176634e-19
 Cell = tuple[int, int]
 MOST_CELLS = 100_000
+# Ids, and what is known by them, are remembered for so many suggestions: a checkpoint must stay small.
+MOST_IDS = 5_000
+
+
+def forget_oldest(known: dict[str, Any], most: int) -> None:
+    """Let go of what was put in first, until no more than this is left."""
+    while len(known) > most:
+        del known[next(iter(known))]
 
 
 class EnvelopeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -180,7 +189,7 @@ class Envelope:
         self.vetoes: list[Veto] = []
         self._geometry: ScanGeometry | None = None
         self._registration = Registration()
-        self._seen: set[str] = set()
+        self._seen: dict[str, None] = {}
         self._granted_at_s: deque[float] = deque()
 
     def state(self) -> EnvelopeState:
@@ -190,7 +199,7 @@ class Envelope:
             everywhere_e=self.ledger.everywhere_e,
             cells_e=[(*cell, electrons) for cell, electrons in self.ledger.cells_e.items()],
             pending=list(self.pending.values()),
-            seen=sorted(self._seen),
+            seen=list(self._seen),
             vetoes=list(self.vetoes),
             geometry=self._geometry,
             registration=self._registration,
@@ -203,7 +212,7 @@ class Envelope:
         self.ledger.cells_e = {(row, col): electrons for row, col, electrons in state.cells_e}
         self.pending = {request.id: request for request in state.pending}
         self.vetoes = list(state.vetoes)
-        self._seen = set(state.seen)
+        self._seen = dict.fromkeys(state.seen)
         self._geometry = state.geometry
         self._registration = state.registration
 
@@ -273,7 +282,8 @@ class Envelope:
 
     def note(self, identifier: str) -> None:
         """Take an id that was suggested, granted or not: it is never granted again."""
-        self._seen.add(identifier)
+        self._seen[identifier] = None
+        forget_oldest(self._seen, MOST_IDS)
 
     def grant(self, request: Request, now_s: float | None = None) -> None:
         """Reserve the dose of a request that goes to the instrument.
@@ -285,7 +295,7 @@ class Envelope:
         now_s
             Monotonic clock of the grant, for the rate; None for one of an earlier process.
         """
-        self._seen.add(request.id)
+        self.note(request.id)
         self.ledger.add(self._dose_of(request))
         self.pending[request.id] = request
         if now_s is not None:

@@ -25,7 +25,7 @@ from streamer.codec import Numbered, Parts, WireError, decode_numbered, encode
 from streamer.config import ExperimentConfig, HubConfig
 from streamer.delivery import Inbox
 from streamer.envelope import Envelope, RefusedError
-from streamer.journal import Journal
+from streamer.journal import Journal, kind_of
 from streamer.keys import ServerKeys, may_send
 from streamer.messages import (
     Ack,
@@ -202,7 +202,8 @@ class Hub:
         self._stalled_bytes = 0
         self._stall_count = itertools.count(1)
         self._waiting: dict[int, int] = {}  # frames before the pipeline: their records
-        self._known: dict[int, Latents] = {}  # latents in the journal of frames that are analysed again
+        # What the journal has of frames that are analysed again: latents, or None for a rejected one.
+        self._known: dict[int, Latents | None] = {}
         self._arrived_s: dict[int, float] = {}
         self._undecided_s: dict[int, float] = {}
         self._said: deque[str] = deque(maxlen=8)
@@ -220,6 +221,9 @@ class Hub:
         self._frame_s = 0.0
         self._result_bytes = SLACK_BYTES
         self._is_unrecorded = False
+        self._is_parked = False
+        self._unkept: set[int] = set()
+        self._turns: deque[tuple[bytes, Numbered, Parts]] = deque()
         self._unfinished: list[Frame] = []
 
     # -- a restart -----------------------------------------------------------------------------
@@ -256,6 +260,8 @@ class Hub:
                     self._waiting[frame.number] = record.number
                 case Latents() as latents if latents.number > last_number:
                     self._known[latents.number] = latents
+                case Event(what="frame rejected") as event if event.number > last_number:
+                    self._known[event.number] = None
                 case _:
                     pass
         self._unfinished = frames
@@ -286,6 +292,8 @@ class Hub:
         self._event("session_resumed" if self.progress.rows else "session_started", self.session)
         if self.progress.operator_hold:
             self._hold(self.progress.operator_hold)
+        if self.progress.ending:
+            self._drain(self.progress.ending)
         self._analyse_again()
         self._worker.start(self._router.waker)
         started_s = time.monotonic()
@@ -332,6 +340,7 @@ class Hub:
         """Give what came; what the disk could not take comes first, once there is room."""
         if DISK in self.holds and not self._is_unrecorded:
             self._retry_disk()
+        self._go_on_with_turns()
         while self._stalled and DISK not in self.holds:
             stalled = self._stalled.pop(next(iter(self._stalled)))
             self._stalled_bytes -= _size(stalled[2])
@@ -406,15 +415,15 @@ class Hub:
 
     def _hold(self, reason: str, detail: str = "") -> None:
         """Park the beam and request nothing, until ``_release``."""
-        if reason in self.holds:
-            return
-        is_first = not self.holds
-        self.holds[reason] = time.monotonic()
-        self.telemetry.held(reason)
-        self._event("held", f"{reason}: {detail}" if detail else reason)
-        if is_first:
+        is_new = reason not in self.holds
+        if is_new:
+            self.holds[reason] = time.monotonic()
+            self.telemetry.held(reason)
+            self._event("held", f"{reason}: {detail}" if detail else reason)
+        if not self._is_parked:
             self._command("park", reason)
-        self._publish_status(time.monotonic(), now=True)
+        if is_new:
+            self._publish_status(time.monotonic(), now=True)
 
     def _release(self, reason: str) -> None:
         if self.holds.pop(reason, None) is None:
@@ -427,6 +436,8 @@ class Hub:
     def _command(self, action: str, reason: str, identifier: str = "") -> None:
         if INSTRUMENT not in self.progress.rows:
             return
+        if action != "cancel":
+            self._is_parked = action == "park"
         command = Command(
             session=self.session,
             action=action,  # type: ignore[arg-type]
@@ -457,12 +468,7 @@ class Hub:
         for identity, peer in list(self._peers.items()):
             if peer.hello.beats and identity != self._instrument and now_s - peer.heard_s > FORGET_S:
                 del self._peers[identity]
-        instrument = None if self._instrument is None else self._peers.get(self._instrument)
-        if instrument is not None and instrument.hello.beats:
-            self._set_hold(SILENT, instrument.is_silent)
-            busy_s = max((r.dwell_time_us * 1e-6 for r in self.envelope.pending.values()), default=0.0)
-            allowed_s = limit_s + 2 * self._frame_s + busy_s
-            self._set_hold(STUCK, not instrument.is_silent and now_s - instrument.used_s > allowed_s)
+        self._watch_instrument(now_s)
         busy_s = self._worker.busy_s(now_s)
         self._set_hold(SLOW, busy_s > self._config.stuck_after_s)
         if busy_s > self._config.give_up_after_s:
@@ -472,6 +478,18 @@ class Hub:
             self._retry_model_s = now_s + self._config.retry_model_s
             if len(self.holds) == 1:
                 self._command("go", "one more try")
+
+    def _watch_instrument(self, now_s: float) -> None:
+        peer = None if self._instrument is None else self._peers.get(self._instrument)
+        if peer is None or not peer.hello.beats:  # of one that does not beat silence says nothing
+            self._release(SILENT)
+            self._release(STUCK)
+            return
+        self._set_hold(SILENT, peer.is_silent)
+        busy_s = max((r.dwell_time_us * 1e-6 for r in self.envelope.pending.values()), default=0.0)
+        allowed_s = self._config.silent_after_s + 2 * self._frame_s + busy_s
+        is_idle = self._frame_s > 0 and now_s - peer.used_s > allowed_s  # how long its frames take is known
+        self._set_hold(STUCK, is_idle and not peer.is_silent)
 
     def _set_hold(self, reason: str, is_due: bool) -> None:
         if is_due:
@@ -561,6 +579,11 @@ class Hub:
                 pass
         if known is not None:
             known.heard_s = known.used_s = time.monotonic()
+            if isinstance(message, Control) and message.action == "abort":
+                self._break_off()  # at once: what is written of it waits for its turn
+            if known.is_numbered and numbered.sequence and numbered.sender != known.hello.instance:
+                self.telemetry.message_refused("another's name")
+                return
         if not self._has_room_for(message, parts):
             self._stall(peer, key, numbered, parts)
             return
@@ -569,6 +592,8 @@ class Hub:
         elif known is None:
             self._refuse_stranger(peer, message)
         elif not known.is_numbered or not numbered.sequence:
+            if not isinstance(message, Frame):  # whose it is would else be forgotten in a restart
+                parts = encode(message, sender=known.name[:64])  # type: ignore[assignment]
             self._route(peer, known, Numbered(message), parts)
         else:
             self._in_order(peer, known, numbered, parts)
@@ -648,7 +673,20 @@ class Hub:
         for numbered, parts, refused in turn:
             if refused:
                 self._settle_refused(known, numbered, refused)
+            elif self._turns or not self._has_room_for(numbered.message, parts):
+                self._turns.append((peer, numbered, parts))
             else:
+                self._route(peer, known, numbered, parts)
+
+    def _go_on_with_turns(self) -> None:
+        """Act on messages whose turn came when the disk was full."""
+        while self._turns:
+            peer, numbered, parts = self._turns[0]
+            if not self._has_room_for(numbered.message, parts):
+                return
+            self._turns.popleft()
+            known = self._peers.get(peer)
+            if known is not None:
                 self._route(peer, known, numbered, parts)
 
     def _route(self, peer: bytes, known: Peer, numbered: Numbered, parts: Parts) -> None:
@@ -673,7 +711,10 @@ class Hub:
             case Score() if known.hello.role == "agent":
                 refused = self._on_score(known, numbered, parts)
             case ModelRevision() | Checkpoint() if known.hello.role == "agent" and _is_of(message, known):
-                self._record(numbered, parts, known.name)
+                if message.told < self._journal.next_record:
+                    self._record(numbered, parts, known.name)
+                else:
+                    refused = f"told: {message.told} is no record of the journal yet"
             case Control():
                 refused = self._on_control(known, numbered, parts)
             case _:
@@ -685,7 +726,9 @@ class Hub:
             known.acks.append(self._ack(numbered, -1))
 
     def _ack(self, numbered: Numbered, number: int) -> Ack:
-        status = "unrecorded" if self._is_unrecorded else self._journal.config.durability
+        is_kept = not self._is_unrecorded and numbered.sequence not in self._unkept
+        self._unkept.discard(numbered.sequence)
+        status = self._journal.config.durability if is_kept else "unrecorded"
         return Ack(
             session=self.session,
             number=number,
@@ -694,17 +737,15 @@ class Hub:
         )
 
     def _on_hello(self, peer: bytes, key: str, hello: Hello) -> None:
-        if hello.role == "viewer":
-            self._router.send(peer, Bye(reason="a viewer listens at the view address only"))
+        if refused := self._why_not_welcome(peer, key, hello):
+            self.telemetry.message_refused("not welcome")
+            self._log.warning("not welcome", who=f"{hello.role} {hello.name}", reason=refused)
+            self._router.send(peer, Bye(reason=refused))
             return
         is_early = self._instrument is None and time.monotonic() < self._instrument_due_s
         if hello.role == "agent" and hello.beats and is_early:  # its link says Hello again
             return
         name = row_name(hello)
-        if self._has_another_key(name, key):
-            self.telemetry.message_refused("another key")
-            self._router.send(peer, Bye(reason="somebody with another key has this part"))
-            return
         row = self.progress.rows.get(name)
         is_new = row is None or row.instance != hello.instance or not hello.instance
         known = self._peers.get(peer)
@@ -732,7 +773,8 @@ class Hub:
             if self._state == "waiting":
                 self._state = "running"
         self._journal.sync()  # a Welcome acks what it says was received
-        known.acks = deque(ack for ack in known.acks if ack.status == "refused")
+        if known.refused:
+            self._say_again_acked(peer, known)
         self._router.send(peer, self._welcome(known))
         self._resend(peer, known, hello.last_record)
         if hello.role == "instrument" and self.holds and (is_new or not is_met):
@@ -741,6 +783,25 @@ class Hub:
             self._command("go", "the streamer is back")  # an earlier process of ours may have had it parked
         if self._state == "draining":
             self._router.send(peer, Bye(reason=self._end_reason))
+
+    def _why_not_welcome(self, peer: bytes, key: str, hello: Hello) -> str:
+        """Say why a peer cannot take part as it says; nothing if it can."""
+        name = row_name(hello)
+        row = self.progress.rows.get(name)
+        if hello.role == "viewer":
+            return "a viewer listens at the view address only"
+        if not may_send(hello.role, hello):
+            return f"nobody can be called {hello.name!r}"
+        if hello.instance and peer != hello.instance.encode():
+            return "the routing id of a connection is its instance"
+        if self._has_another_key(name, key):
+            return "somebody with another key has this part"
+        if hello.last_record >= self._journal.next_record:
+            return "the journal lacks what this program was told; start it again"
+        is_known = row is not None and self.progress.instances.get(hello.instance) == name
+        if is_known and row is not None and row.instance != hello.instance:
+            return "another program took this part over"
+        return ""
 
     def _has_another_key(self, name: str, key: str) -> bool:
         """A part is taken over by its own key; by another one once the first is silent or revoked."""
@@ -766,7 +827,8 @@ class Hub:
             window=self._config.window,
             next_number=self.progress.next_number,
             durability=self._journal.config.durability,
-            received=known.inbox.last,
+            # What is kept and has no ack yet, because the analysis is behind, still takes its place.
+            received=min([known.inbox.last, *(a.sequence - 1 for a in known.acks if a.sequence)]),
             last_record=row.last,
             history_record=row.joined if row.start < row.joined else 0,
         )
@@ -932,14 +994,12 @@ class Hub:
             return f"wrong session: {control.session}"
         if control.action != "abort" and known.hello.role != "operator":
             return "not its part: only an operator decides that"
-        if control.action == "abort":
-            self._send_unrecorded(Command(session=self.session, action="park", reason="abort"))
-            self._send_unrecorded(Command(session=self.session, action="cancel", reason="abort"))
         before = self.progress.operator_hold
         try:
             self._record(numbered, parts, known.name)
-        except OSError:  # what a person decides is done, also on a disk that fails
+        except OSError:  # what a person decides is done, also on a disk that fails, and the ack says so
             self.progress.apply(self._journal.next_record, numbered, known.name)
+            self._unkept.add(numbered.sequence)
         detail = f"{control.action} by {known}: {control.reason}".rstrip(": ")
         self._event("control", detail)
         self._follow_operator(before)
@@ -952,6 +1012,10 @@ class Hub:
         elif control.action == "resume":
             self._release(MODEL)
         return ""
+
+    def _break_off(self) -> None:
+        for action in ("park", "cancel"):
+            self._send_unrecorded(Command(session=self.session, action=action, reason="abort"))
 
     def _follow_operator(self, before: str) -> None:
         hold = self.progress.operator_hold
@@ -973,13 +1037,12 @@ class Hub:
             record = self._journal.next_record
             self._journal.next_record += 1
         else:
-            kind = str(type(message).__struct_config__.tag)
             monotonic_s = time.monotonic() if now_s is None else now_s  # of the review, to be reviewed again
-            record = self._journal.append(parts, time.time(), kind=kind, monotonic_s=monotonic_s)
+            record = self._journal.append(parts, time.time(), kind=kind_of(message), monotonic_s=monotonic_s)
             self.telemetry.journal_grew(_size(parts))
         rows = {name: row.last for name, row in self.progress.rows.items()}
         self.progress.apply(record, numbered, owner, now_s)
-        for name in self.progress.recipients(message, owner):
+        for name in self.progress.recipients(message):
             self._deliver(name, record, rows.get(name, 0), message)
         return record
 
@@ -1048,11 +1111,10 @@ class Hub:
 
     def _on_result(self, result: Result) -> None:
         frame = result.frame
-        record = self._waiting.pop(frame.number, 0)
+        self._waiting.pop(frame.number, None)
         self._last_word_s = time.monotonic()
-        known = self._known.pop(frame.number, None)
-        if known is not None:
-            self._compare_again(known, result)
+        if frame.number in self._known:
+            self._compare_again(self._known.pop(frame.number), result)
         elif result.processed is None:
             self._arrived_s.pop(frame.number, None)
             self.telemetry.frame_rejected(result.rejected_by, result.reason)
@@ -1064,15 +1126,16 @@ class Hub:
             self._send_latents(result)
             self._release(MODEL)
         if result.state is not None:
-            self._keep_state(result.state, record)
+            self._keep_state(result.state)
 
-    def _compare_again(self, known: Latents, result: Result) -> None:
-        """A frame whose latents the journal has was only analysed to bring the pipeline up to date."""
+    def _compare_again(self, known: Latents | None, result: Result) -> None:
+        """A frame that the journal has an answer to was only analysed to bring the pipeline up to date."""
         again = None if result.processed is None else result.processed.latents
-        if again is None or encode(again)[1:] != encode(known)[1:]:
+        is_same = again is known if again is None or known is None else encode(again)[1:] == encode(known)[1:]
+        if not is_same:
             self.telemetry.message_refused("recovered differently")
-            self._event("recovered differently", "other latents than before", known.number)
-        if result.processed is not None and known.request_id is None:
+            self._event("recovered differently", "another result than before", result.frame.number)
+        if result.processed is not None and known is not None and known.request_id is None:
             self._last_atoms = result.processed.atoms
             self._atoms_count = len(known.mean)
 
@@ -1092,7 +1155,7 @@ class Hub:
         for number in [n for n in self._undecided_s if n < frame.number - 256]:
             del self._undecided_s[number]
 
-    def _keep_state(self, state: PipelineState, record: int) -> None:
+    def _keep_state(self, state: PipelineState) -> None:
         """Write all that a restart needs, so that it need not read what lies before."""
         if self._is_unrecorded:
             return
@@ -1105,9 +1168,12 @@ class Hub:
             facts=msgspec.msgpack.encode(facts),
             arrays=dict(state.arrays),
         )
+        if not self._has_room(len(checkpoint.facts) + sum(array.nbytes for array in state.arrays.values())):
+            return
         self._record(Numbered(checkpoint))
-        oldest = min([replay_from, *(row.told + 1 for row in self.progress.rows.values() if row.checkpoint)])
-        self._journal.needed_record = oldest
+        agents = [row for name, row in self.progress.rows.items() if name.startswith("agent ")]
+        told = [row.told + 1 if row.checkpoint else row.first for row in agents]
+        self._journal.needed_record = min([replay_from, *told])
 
     def _send_acks(self) -> None:
         """Send the acks of what is in the journal, as long as the pipeline keeps up."""

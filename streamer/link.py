@@ -279,7 +279,7 @@ class Link:
             )
         self._welcome = welcome
         self.reconnects += 1
-        self._received = max(self._received, welcome.received)
+        self._received = welcome.received  # a streamer that was restarted may have less than it had heard
         self._outbox.acked_through(welcome.received)
         for parts in self._outbox.everything(self._heard_s):
             self._dealer.send(parts)

@@ -758,6 +758,9 @@ class Checkpoint(Message, frozen=True, kw_only=True, eq=False, tag="checkpoint")
     facts: bytes
     arrays: dict[str, NDArray[Any]]
 
+    def __post_init__(self) -> None:
+        _require_count("checkpoint", "told", self.told)
+
 
 class Bye(Message, frozen=True, kw_only=True, eq=False, tag="bye"):
     """A peer leaves (an instrument: no more frames), or the streamer ends the session.

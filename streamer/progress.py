@@ -11,9 +11,10 @@ from collections import Counter
 import msgspec
 
 from streamer.codec import Numbered
-from streamer.envelope import Envelope, EnvelopeState
+from streamer.envelope import MOST_IDS, Envelope, EnvelopeState, forget_oldest
 from streamer.messages import (
     AnyMessage,
+    Bye,
     Checkpoint,
     Command,
     Control,
@@ -30,6 +31,8 @@ from streamer.messages import (
 )
 
 INSTRUMENT = "instrument"
+# Processes that are remembered, of all that ever connected.
+MOST_INSTANCES = 1_000
 # What an agent must be told of what an earlier process of its name did.
 _DECISIONS = (Suggestion, ModelRevision, Score)
 
@@ -78,6 +81,7 @@ class ProgressState(msgspec.Struct, frozen=True):
     rows: dict[str, Row]
     operator_hold: str
     ended: str
+    ending: str
     tried: tuple[int, int]
     tally: dict[str, int]
     envelope: EnvelopeState
@@ -113,8 +117,8 @@ class Progress:
         The messages for each peer, by its name.
     operator_hold
         Why a person has the loop paused; empty while it is not.
-    ended
-        Why the session ended; empty while it has not.
+    ended, ending
+        Why the session ended, and why it was asked to end; empty while it has not, or was not.
     tried
         The frame with which the analysis last began after a restart, and how often it did.
     tally
@@ -134,6 +138,7 @@ class Progress:
         self.rows: dict[str, Row] = {}
         self.operator_hold = ""
         self.ended = ""
+        self.ending = ""
         self.tried = (-1, 0)
         self.tally: Counter[str] = Counter()
 
@@ -151,6 +156,7 @@ class Progress:
             rows={name: msgspec.structs.replace(row) for name, row in self.rows.items()},
             operator_hold=self.operator_hold,
             ended=self.ended,
+            ending=self.ending,
             tried=self.tried,
             tally=dict(self.tally),
             envelope=self.envelope.state(),
@@ -169,6 +175,7 @@ class Progress:
         self.rows = {name: msgspec.structs.replace(row) for name, row in state.rows.items()}
         self.operator_hold = state.operator_hold
         self.ended = state.ended
+        self.ending = state.ending
         self.tried = state.tried
         self.tally = Counter(state.tally)
         self.envelope.restore(state.envelope)
@@ -192,7 +199,8 @@ class Progress:
         sender = numbered.sender
         if sender and numbered.sequence:
             self.received[sender] = max(self.received.get(sender, 0), numbered.sequence)
-        owner = self.instances.get(sender, owner)
+            forget_oldest(self.received, MOST_INSTANCES)
+        owner = self.instances.get(sender, owner or sender)
         match numbered.message:
             case Frame() as frame:
                 missed = max(0, frame.number - self.next_number)
@@ -209,9 +217,11 @@ class Progress:
             case Suggestion() as suggestion:
                 self.envelope.note(suggestion.id)
                 self.owners[suggestion.id] = owner
+                forget_oldest(self.owners, MOST_IDS)
             case Request() as request:
                 self.envelope.grant(request, now_s)
                 self.positions[request.id] = request.position_nm
+                forget_oldest(self.positions, MOST_IDS)
                 self.tally["suggestions granted"] += 1
             case Outcome() as outcome:
                 self._settle(outcome)
@@ -219,6 +229,8 @@ class Progress:
                 self._score(score)
             case Control() as control:
                 self._control(control)
+            case Bye() as bye if owner == INSTRUMENT:
+                self.ending = bye.reason or "the instrument left"
             case Checkpoint() as checkpoint if owner in self.rows:
                 if checkpoint.of != "streamer":
                     self.rows[owner].checkpoint, self.rows[owner].told = record, checkpoint.told
@@ -226,7 +238,7 @@ class Progress:
                 self._note_event(event)
             case _:
                 pass
-        for name in self.recipients(numbered.message, owner):
+        for name in self.recipients(numbered.message):
             self.rows[name].last = record
 
     def _join(self, record: int, hello: Hello) -> None:
@@ -237,6 +249,7 @@ class Progress:
             return
         if hello.instance:
             self.instances[hello.instance] = name
+            forget_oldest(self.instances, MOST_INSTANCES)
         row = Row(hello.instance, record, record, record, 0, 0, record)
         if hello.role == "agent" and hello.instance and before is not None:
             start = before.told + 1 if before.checkpoint else before.first
@@ -270,16 +283,18 @@ class Progress:
                 self.operator_hold = "aborted by the operator"
             case "resume":
                 self.operator_hold = ""
+            case "stop":
+                self.ending = "stopped by the operator"
             case "veto":
                 place = control.position_nm or self.positions.get(control.id)
                 if place is not None:
                     self.envelope.veto(place, control.radius_nm)
-            case _:
-                pass
 
     def _note_event(self, event: Event) -> None:
         """Count the frames that are in the journal only as an event; note the end."""
         if event.what.startswith("session_"):
+            if self.ended:  # it is gone on with
+                self.ending = ""
             self.ended = event.detail if event.what == "session_ended" else ""
         if event.what == "analysis begun":
             times = self.tried[1] if event.number == self.tried[0] else 0
@@ -294,16 +309,8 @@ class Progress:
 
     # -- answer --------------------------------------------------------------------------------
 
-    def recipients(self, message: AnyMessage, owner: str = "") -> list[str]:
-        """Name the rows that a record belongs to, history apart.
-
-        Parameters
-        ----------
-        message
-            Of the record.
-        owner
-            Name of the row of whoever sent it.
-        """
+    def recipients(self, message: AnyMessage) -> list[str]:
+        """Name the rows that a record belongs to, history apart."""
         match message:
             case Request() | Command():
                 names = [INSTRUMENT]
