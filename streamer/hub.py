@@ -1040,10 +1040,11 @@ class Hub:
             monotonic_s = time.monotonic() if now_s is None else now_s  # of the review, to be reviewed again
             record = self._journal.append(parts, time.time(), kind=kind_of(message), monotonic_s=monotonic_s)
             self.telemetry.journal_grew(_size(parts))
-        rows = {name: row.last for name, row in self.progress.rows.items()}
+        names = self.progress.recipients(message)
+        before = [self.progress.rows[name].last for name in names]
         self.progress.apply(record, numbered, owner, now_s)
-        for name in self.progress.recipients(message):
-            self._deliver(name, record, rows.get(name, 0), message)
+        for name, after in zip(names, before, strict=True):
+            self._deliver(name, record, after, message)
         return record
 
     def _deliver(self, name: str, record: int, after: int, message: Message) -> None:
@@ -1182,10 +1183,13 @@ class Hub:
                 self._send_acks_of(peer, known)
 
     def _send_acks_of(self, peer: bytes, known: Peer) -> None:
-        has_place = len(self._waiting) <= self._config.max_waiting or self._state != "running"
+        # Frames that have their ack and still wait for the analysis; in the end that counts no more.
+        ahead = len(self._waiting) - sum(_is_of_frame(ack) for ack in known.acks)
+        most = self._config.max_waiting if self._state == "running" else len(self._waiting)
         kept: Ack | None = None
-        while known.acks and (has_place or known.acks[0].number < 0 or known.acks[0].status == "refused"):
+        while known.acks and (ahead < most or not _is_of_frame(known.acks[0])):
             ack = known.acks.popleft()
+            ahead += _is_of_frame(ack)
             if ack.status == "refused" or not ack.sequence:
                 self._router.send(peer, ack)
             if ack.status == "refused":
@@ -1293,7 +1297,12 @@ _ROW_KINDS = frozenset(
 
 
 def _size(parts: Parts) -> int:
-    return sum(len(part) for part in parts)
+    return sum(map(len, parts))
+
+
+def _is_of_frame(ack: Ack) -> bool:
+    """Is it the ack of a frame that was kept?"""
+    return ack.number >= 0 and ack.status != "refused"
 
 
 def _is_of(message: AnyMessage, known: Peer) -> bool:

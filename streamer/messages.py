@@ -124,13 +124,16 @@ class ScanGeometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     rotation_rad: float = 0.0
 
     def __post_init__(self) -> None:
-        if not all(1 <= n <= 16384 for n in self.shape):
+        rows, cols = self.shape
+        if not (1 <= rows <= 16384 and 1 <= cols <= 16384):
             raise ValueError(f"geometry.shape is {self.shape}; it takes 1 to 16384 rows and columns")
-        if not all(1e-3 <= edge <= 1e7 for edge in self.field_of_view_nm):
+        width, height = self.field_of_view_nm
+        if not (1e-3 <= width <= 1e7 and 1e-3 <= height <= 1e7):
             raise ValueError(
                 f"geometry.field_of_view_nm is {self.field_of_view_nm}; it takes 0.001 to 10000000 nm"
             )
-        if not all(abs(place) <= 1e9 for place in self.center_nm):
+        x, y = self.center_nm
+        if not (abs(x) <= 1e9 and abs(y) <= 1e9):
             raise ValueError(f"geometry.center_nm is {self.center_nm}; it takes up to 1e9 nm either way")
         _require_finite("geometry", "rotation_rad", self.rotation_rad)
 

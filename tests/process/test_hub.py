@@ -24,7 +24,9 @@ from streamer.messages import (
     Ack,
     Atoms,
     Bye,
+    Checkpoint,
     Command,
+    Control,
     Event,
     Frame,
     Hello,
@@ -50,13 +52,14 @@ class GatedProcessor:
     make_atoms: Callable[..., Atoms]
     gate: threading.Event = field(default_factory=threading.Event)
     fault: Exception | None = None
+    rejection: str = ""
 
     def process(self, frame: Frame, meter: Any) -> Processed | None:
         assert self.gate.wait(WAIT_S)
         if self.fault is not None:
             raise self.fault
-        if np.ptp(frame.image) == 0:
-            meter.stage_rejected("check", "constant")
+        if self.rejection or np.ptp(frame.image) == 0:
+            meter.stage_rejected("check", self.rejection or "constant")
             return None
         latents = self.make_latents(session=frame.session, number=frame.number)
         return Processed(corrected=frame, atoms=self.make_atoms(frame), latents=latents)
@@ -580,3 +583,110 @@ def test_welcome_says_the_window_and_what_an_ack_means(start_hub):
         "written",
     )
     assert isinstance(welcome, Welcome)
+
+
+def test_try_that_fails_again_parks_the_beam_again(start_hub, make_frame):
+    running = start_hub(retry_model_s=0.5)
+    instrument = running.link("instrument")
+    running.processor.rejection = "model not finite"
+    said = []
+    for number in range(3):
+        instrument.send(make_frame(number=number))
+        said += [await_message(instrument, Command).action, await_message(instrument, Command).action]
+    assert said == ["park", "go"] * 3
+    assert running.tally("held: model not finite") == 1  # one hold, three tries
+    running.processor.rejection = ""
+    instrument.send(make_frame(number=3))
+    await_true(lambda: not running.hub.holds)
+
+
+def test_program_that_was_replaced_does_not_take_its_part_back(start_hub, make_frame):
+    running = start_hub()
+    old = running.link("instrument", name="old")
+    new = running.link("instrument", name="new")
+    assert "took this part over" in await_message(old, Bye).reason
+    old.send(make_frame())  # what it had under way
+    assert "took this part over" in await_message(old, Bye).reason
+    new.send(make_frame())
+    assert await_message(new, Ack).status == "written"
+    running.end()
+    assert [hello.name for hello in running.kept(Hello)] == ["old", "new"]
+
+
+def test_checkpoint_that_knows_more_than_the_journal_is_refused(start_hub):
+    running = start_hub()
+    agent = running.link("agent", name="a")
+    agent.send(Checkpoint(session="s", of="a", told=2**52, facts=b"", arrays={}))
+    await_true(lambda: agent.receive(0.01) is None and bool(agent.refused))
+    assert agent.refused[0].reason.startswith("told: ")
+    running.end()
+    assert running.kept(Checkpoint) == []
+
+
+def test_nobody_speaks_in_the_streamers_name(start_hub):
+    running = start_hub()
+    with pytest.raises(ConnectionError, match="nobody can be called 'streamer'"):
+        running.link("agent", name="streamer")
+
+
+def test_peer_that_was_told_more_than_the_journal_has_is_told_to_start_again(start_hub):
+    running = start_hub()
+    dealer = Dealer(running.router.address, b"i" * 32)
+    running.plains.append(PlainClient(dealer))
+    hello = Hello(role="instrument", name="x", instance="i" * 32, last_record=10_000)
+    await_true(lambda: dealer.send(encode(hello)))
+    assert "lacks what this program was told" in running.plains[0].await_message(Bye).reason
+
+
+@pytest.mark.parametrize("how", ["stop", "bye"])
+def test_streamer_killed_while_it_ended_the_session_ends_it_after_the_restart(start_hub, make_frame, how):
+    first = start_hub(is_open=False)
+    instrument, operator = first.link("instrument"), first.link("operator")
+    instrument.send(make_frame())
+    await_true(lambda: first.tally("received") == 1)
+    if how == "stop":
+        operator.send(Control(action="stop"))
+        await_message(operator, Ack)
+    else:
+        instrument.close(reason="end of recording")
+    first.processor.fault = ZeroDivisionError("killed")
+    first.processor.gate.set()
+    assert isinstance(first.wait(), ZeroDivisionError)
+    second = start_hub()
+    assert second.wait() == ("stopped by the operator" if how == "stop" else "end of recording")
+
+
+def test_frame_that_was_rejected_before_a_restart_is_not_rejected_anew(start_hub, make_frame):
+    first = start_hub()
+    instrument = first.link("instrument")
+    instrument.send(make_frame(number=0, image=np.zeros((1, 4, 4), np.float32)))
+    instrument.send(make_frame(number=1))
+    await_true(lambda: first.tally("published") == 1)
+    first.end()
+    second = start_hub()
+    second.link("instrument").send(make_frame(number=2))
+    await_true(lambda: second.tally("published") == 2)
+    second.end()
+    tally = second.hub.progress.tally
+    assert (tally["received"], tally["published"], tally["rejected"]) == (3, 2, 1)
+
+
+def test_abort_does_not_wait_for_a_message_that_was_lost_before_it(start_hub):
+    running = start_hub()
+    instrument, agent = running.link("instrument"), running.link("agent")
+    lost = agent._outbox.next_sequence
+    agent._outbox.add([b"never sent"], is_frame=False, now_s=time.monotonic() + 60.0)
+    agent.send(Control(action="abort"))
+    assert agent._outbox.next_sequence == lost + 2
+    commands = [await_message(instrument, Command).action for _ in range(2)]
+    assert commands == ["park", "cancel"]
+    assert not running.hub.holds  # its turn has not come
+
+
+def test_message_in_anothers_name_is_refused(start_hub, make_frame):
+    running = start_hub()
+    instrument, agent = running.link("instrument"), running.link("agent")
+    agent._dealer.send(encode(make_frame(), sender=instrument.instance, sequence=1))
+    await_true(lambda: running.tally("message refused: another's name") == 1)
+    instrument.send(make_frame())
+    assert await_message(instrument, Ack).status == "written"
