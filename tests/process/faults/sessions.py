@@ -342,9 +342,9 @@ Kills = dict[tuple[int, str], str]
 
 
 def draw_kills(seed: int, count: int, cycles: int, who: Sequence[str]) -> Kills:
-    """Draw after which steps of which cycles who is killed."""
+    """Draw after which steps of which cycles who is killed; nobody in the last, which ends the session."""
     rng = np.random.default_rng(seed)
-    steps = [(number, step) for number in range(cycles) for step in STEPS]
+    steps = [(number, step) for number in range(cycles - 1) for step in STEPS]
     chosen = rng.choice(len(steps), count, replace=False)
     return {steps[place]: who[index % len(who)] for index, place in enumerate(sorted(chosen))}
 
