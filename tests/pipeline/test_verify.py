@@ -104,9 +104,7 @@ class Night:
         self.record(frame)
         processed = self.pipeline.process(frame, self)
         if processed is None:
-            self.record(
-                Event(at_s=1e9, what="frame rejected", detail=self.rejection, number=frame.number)
-            )
+            self.record(Event(at_s=1e9, what="frame rejected", detail=self.rejection, number=frame.number))
         else:
             self.tell(processed.latents)
 
