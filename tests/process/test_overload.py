@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import numpy as np
 import psutil
 import pytest
 
@@ -50,7 +49,7 @@ def test_slow_streamer_blocks_its_instrument_and_loses_nothing(nursery, tmp_path
     assert life.rss_mb() - before_mb <= (window + waiting) * frame_mb + 5
     assert psutil.Process().memory_info().rss / 1e6 - mine_mb <= window * frame_mb + 15
     assert unacked == window
-    assert np.mean(np.array(credits) == 0) > 0.5  # most of the time it had to wait
+    assert max(credits) <= 2  # a place is free when a frame is done, and taken at once
     assert took_s >= 60 * BUSY_S * 0.9  # at the streamer's pace
     feeder.finish()
     assert life.wait() == 0, life.log()
