@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import threading
 import time
@@ -690,3 +691,21 @@ def test_message_in_anothers_name_is_refused(start_hub, make_frame):
     await_true(lambda: running.tally("message refused: another's name") == 1)
     instrument.send(make_frame())
     assert await_message(instrument, Ack).status == "written"
+
+
+def test_what_could_not_be_written_has_not_happened(start_hub, make_frame, monkeypatch):
+    running = start_hub()
+    instrument = running.link("instrument")
+    real = running.journal.append
+
+    def failing(parts: Any, received_at_s: float, *, kind: str, monotonic_s: float) -> int:
+        if kind == "frame":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(parts, received_at_s, kind=kind, monotonic_s=monotonic_s)
+
+    monkeypatch.setattr(running.journal, "append", failing)
+    instrument.send(make_frame())
+    assert isinstance(running.wait(), OSError)
+    assert running.hub.progress.next_number == 0
+    assert running.hub.progress.tally["received"] == 0
+    assert instrument.unacked == 1
