@@ -10,16 +10,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from streamer.messages import Frame, ScanGeometry
-from streamer.stages.correct_distortion import (
-    CorrectConfig,
-    CorrectDistortion,
-    DriftTracker,
-    Matcher,
-    RunningReference,
-    displaced,
-    measure_rows,
-    shrunk,
-)
+from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion, DriftTracker
 
 ROWS, COLS, PIXEL_NM = 96, 128, 0.02
 SIGMA_PX = 3.0
@@ -67,24 +58,6 @@ def drift_px(corrected: Frame) -> NDArray[np.float64]:
     """(row, col) of an unrotated frame."""
     assert corrected.registration is not None
     return np.array(corrected.registration.drift_nm)[::-1] / PIXEL_NM
-
-
-def test_displaced_samples_a_parabola_where_it_was_asked_to() -> None:
-    row, col = np.meshgrid(np.arange(20.0), np.arange(30.0), indexing="ij")
-    image = (0.3 * row**2 - 0.2 * col**2 + row).astype(np.float32)
-    moved = displaced(image, np.array([0.4, -1.3]))
-    there = 0.3 * (row + 0.4) ** 2 - 0.2 * (col - 1.3) ** 2 + row + 0.4
-    np.testing.assert_allclose(moved[4:-4, 4:-4], there[4:-4, 4:-4], atol=2e-4)
-
-
-def test_displaced_by_whole_pixels_only_moves() -> None:
-    image = scan()
-    np.testing.assert_array_equal(displaced(image, np.array([2.0, -3.0]))[:-2, 3:], image[2:, :-3])
-
-
-def test_displaced_beyond_the_edge_repeats_the_edge() -> None:
-    image = scan()
-    np.testing.assert_allclose(displaced(image, np.array([0.0, 5.0]))[:, -2], image[:, -1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("drift", [(0.3, -0.4), (-2.7, 1.2), (5.5, 4.25)])
@@ -166,33 +139,6 @@ def test_row_jitter_is_measured_and_taken_out() -> None:
     shot_noise = np.sqrt(clean[inside].mean())
     assert before > 1.3 * shot_noise
     assert after < 1.05 * shot_noise
-
-
-def test_row_offsets_agree_with_those_that_were_drawn() -> None:
-    jitter = np.random.default_rng(12).normal(0, 0.5, ROWS)
-    rows = measure_rows(scan(offsets_px=jitter), scan(), np.zeros(2), 4.0)
-    # Between two rows of atoms there is nothing to measure an offset by.
-    brightness = scan().mean(axis=1)
-    told = brightness > np.median(brightness)
-    error = rows.offsets[1] + rows.mean[1] - jitter
-    assert np.sqrt(np.mean(error[told] ** 2)) < 0.05
-    assert np.sqrt(np.mean(error**2)) < 0.2
-
-
-def test_rows_without_jitter_are_left_exactly_where_they_are() -> None:
-    rng = np.random.default_rng(14)
-    rows = measure_rows(scan(rng=rng), scan(rng=rng), np.zeros(2), 4.0)
-    assert not rows.offsets.any()
-
-
-def test_shrinking_keeps_what_is_sure_and_drops_what_is_noise() -> None:
-    rng = np.random.default_rng(16)
-    offsets = rng.normal(0, 1, 400)
-    variance = np.where(np.arange(400) < 200, 1e-6, np.inf)
-    kept = shrunk(offsets, variance)
-    np.testing.assert_allclose(kept[:200], offsets[:200], rtol=1e-3)
-    assert not kept[200:].any()
-    assert not shrunk(rng.normal(0, 0.1, 400), np.full(400, 0.01)).any()
 
 
 @pytest.mark.parametrize("change", ["field", "centre", "rotation", "shape"])
@@ -370,33 +316,6 @@ def test_arrays_of_another_raster_are_refused(name: str, text: str) -> None:
     facts, arrays = stage.state()
     with pytest.raises(ValueError, match=text):
         CorrectDistortion().restore(facts, arrays | {name: arrays[name][1:]})
-
-
-def test_the_reference_averages_what_it_saw_and_takes_news_as_they_come() -> None:
-    reference = RunningReference(np.zeros((4, 5), dtype=np.float32), memory_frames=8)
-    reference.observe(np.full((4, 5), 2.0, dtype=np.float32), (0, 0))
-    np.testing.assert_allclose(reference.predict((0, 0)), 1.0)
-    # The raster moves a row down: its first row was never seen before.
-    reference.observe(np.full((4, 5), 4.0, dtype=np.float32), (1, 0))
-    np.testing.assert_allclose(reference.predict((1, 0))[0], 4.0)
-    np.testing.assert_allclose(reference.predict((1, 0))[1:], 2.0)
-
-
-def test_the_reference_forgets() -> None:
-    reference = RunningReference(np.zeros((3, 3), dtype=np.float32), memory_frames=2)
-    for _ in range(20):
-        reference.observe(np.ones((3, 3), dtype=np.float32), (0, 0))
-    assert reference.predict((0, 0)).min() > 0.999
-
-
-def test_the_matcher_prefers_the_expected_one_of_equal_matches() -> None:
-    row, col = np.meshgrid(np.arange(ROWS), np.arange(COLS), indexing="ij")
-    waves = (np.cos(2 * np.pi * row / 16) + np.cos(2 * np.pi * col / 16)).astype(np.float32)
-    matcher = Matcher((ROWS, COLS))
-    for expected in ((0.0, 0.0), (16.0, 0.0), (0.0, -16.0)):
-        found, match = matcher.match(waves, waves, np.array(expected), 4.0)
-        np.testing.assert_allclose(found, expected, atol=0.3)
-        assert match > 0.7
 
 
 @pytest.mark.parametrize(
