@@ -49,6 +49,9 @@ class EnvelopeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Electrons in one cell, frames included.
     max_pending
         Requests under way at once.
+    max_stage_move_nm
+        How far along one axis the specimen stage may be sent from where it was at the start of the
+        session; 0 for nowhere. ``separate`` needs about a fifth of the field.
     """
 
     beam_current_pa: float = 60.0
@@ -60,9 +63,16 @@ class EnvelopeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     cell_nm: float = 0.1
     max_dose_e_per_cell: float = 2e9
     max_pending: int = 16
+    max_stage_move_nm: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("beam_current_pa", "margin_nm", "max_dose_e", "max_dose_e_per_cell"):
+        for name in (
+            "beam_current_pa",
+            "margin_nm",
+            "max_dose_e",
+            "max_dose_e_per_cell",
+            "max_stage_move_nm",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"envelope.{name} is {getattr(self, name)}; it takes 0 and above")
         for name in ("min_dwell_time_us", "max_dwell_time_us", "max_rate_per_s", "cell_nm"):
@@ -263,6 +273,7 @@ class Envelope:
         if suggestion.id in self._seen:
             raise RefusedError("duplicate id", f"{suggestion.id} was suggested before")
         scan_position_nm = self._check_place(suggestion)
+        self._check_stage(suggestion)
         self._check_vetoes(suggestion)
         self._check_exposure(suggestion)
         self._check_rate(now_s)
@@ -277,6 +288,8 @@ class Envelope:
             dwell_time_us=suggestion.dwell_time_us,
             field_of_view_nm=suggestion.field_of_view_nm,
             shape=suggestion.shape,
+            rotation_rad=suggestion.rotation_rad,
+            stage_nm=suggestion.stage_nm,
             dose_e=dose.total_e,
         )
 
@@ -317,9 +330,8 @@ class Envelope:
             raise RefusedError("unknown id", f"no request {outcome.id} is under way")
         if outcome.scan_position_nm is None:
             return outcome
-        drift = self._registration.drift_nm
-        x, y = outcome.scan_position_nm
-        return msgspec.structs.replace(outcome, position_nm=(x - drift[0], y - drift[1]))
+        position_nm = self._registration.specimen_position_nm(outcome.scan_position_nm, self._geometry)
+        return msgspec.structs.replace(outcome, position_nm=position_nm)
 
     def release(self, outcome: Outcome) -> bool:
         """Close the request of an outcome; False where none is under way.
@@ -354,13 +366,20 @@ class Envelope:
             )
         if not all(math.isfinite(v) for v in suggestion.position_nm):
             raise RefusedError("not finite", f"position {suggestion.position_nm}")
-        position_nm = self._registration.scan_position_nm(suggestion.position_nm)
+        position_nm = self._registration.scan_position_nm(suggestion.position_nm, self._geometry)
         half_w, half_h = ((v / 2) for v in suggestion.field_of_view_nm or (0.0, 0.0))
         is_scan = suggestion.field_of_view_nm is not None
         if not (math.isfinite(half_w + half_h) and (min(half_w, half_h) > 0 or not is_scan)):
             raise RefusedError("not finite", f"field of view {suggestion.field_of_view_nm}")
+        turned_rad = suggestion.rotation_rad
+        if turned_rad is None:
+            turned_rad = self._geometry.rotation_rad
+        cos, sin = math.cos(turned_rad), math.sin(turned_rad)
         corners = [
-            (position_nm[0] + sx * half_w, position_nm[1] + sy * half_h)
+            (
+                position_nm[0] + sx * half_w * cos - sy * half_h * sin,
+                position_nm[1] + sx * half_w * sin + sy * half_h * cos,
+            )
             for sx, sy in product((-1, 1), repeat=2)
         ]
         if not all(self._is_inside(corner) for corner in corners):
@@ -374,10 +393,19 @@ class Envelope:
         height_nm, width_nm = self._geometry.pixel_size_nm
         rows, cols = self._geometry.shape
         margin_rows, margin_cols = self.config.margin_nm / height_nm, self.config.margin_nm / width_nm
+        rounding = 1e-6  # a scan of the whole field ends exactly on its edge
         return bool(
-            margin_rows - 0.5 <= row <= rows - 0.5 - margin_rows
-            and margin_cols - 0.5 <= col <= cols - 0.5 - margin_cols
+            margin_rows - 0.5 - rounding <= row <= rows - 0.5 - margin_rows + rounding
+            and margin_cols - 0.5 - rounding <= col <= cols - 0.5 - margin_cols + rounding
         )
+
+    def _check_stage(self, suggestion: Suggestion) -> None:
+        most_nm = self.config.max_stage_move_nm
+        if suggestion.stage_nm is not None and not max(map(abs, suggestion.stage_nm)) <= most_nm:
+            raise RefusedError(
+                "stage move",
+                f"to {suggestion.stage_nm} nm; envelope.max_stage_move_nm allows {most_nm:g}",
+            )
 
     def _check_exposure(self, suggestion: Suggestion) -> None:
         low, high = self.config.min_dwell_time_us, self.config.max_dwell_time_us
@@ -409,7 +437,7 @@ class Envelope:
         electrons = self._electrons(suggestion.dwell_time_us)
         if suggestion.shape is None or suggestion.field_of_view_nm is None:
             return Dose(electrons, {self.ledger.cell_of(suggestion.position_nm): electrons})
-        x, y = suggestion.position_nm
+        x, y = (p - s for p, s in zip(suggestion.position_nm, suggestion.stage_nm or (0.0, 0.0), strict=True))
         width, height = suggestion.field_of_view_nm
         total_e = electrons * math.prod(suggestion.shape)
         first = self.ledger.cell_of((x - width / 2, y - height / 2))

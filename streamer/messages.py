@@ -15,9 +15,11 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from scipy.interpolate import RectBivariateSpline
 
 Float32 = NDArray[np.float32]
 PairNm = tuple[float, float]
+DistortionMode = Literal["off", "drift-only", "frozen", "calibrate", "separate"]
 Role = Literal["instrument", "agent", "operator", "viewer"]
 Action = Literal["spectrum", "scan"]
 OutcomeStatus = Literal["ok", "failed", "refused", "skipped", "aborted"]
@@ -63,6 +65,115 @@ def _require_positive(owner: str, name: str, *values: float) -> None:
         raise ValueError(f"{owner}.{name} is {values}; it takes numbers above 0")
 
 
+class Distortion(msgspec.Struct, frozen=True, kw_only=True, eq=False, forbid_unknown_fields=True):
+    """Where the probe really was while a frame was scanned, the drift of its middle left out.
+
+    Pixel ``s`` was recorded with the probe at raster place ``s + D(s)``, in pixels ``(row, col)``:
+    ``D(s) = grid(s) + rows[row] + cols[col] + row_offset[row]``. ``grid`` is what a beam at rest
+    suffers too; the others come from the way it was scanned.
+
+    Attributes
+    ----------
+    mode
+        What was corrected: ``drift-only`` (drift, row jitter, hum; what every frame shares is left for
+        the specimen), ``calibrate`` (everything, on a specimen known to be a perfect lattice),
+        ``frozen`` (the static part of a calibration, and the drift as above), ``separate`` (strain and
+        distortion told apart by rotated and moved scans), ``off``.
+    observer
+        What the frame was measured against: ``lattice``, ``registration`` (the frames before), ``none``.
+    grid_px
+        On nodes spread evenly from the first pixel to the last, shape ``(2, n, m)``, float32.
+    rows_px, cols_px
+        Shape ``(2, rows)`` and ``(2, cols)``, float32.
+    row_offset_px
+        What each row has of its own in this frame, shape ``(2, rows)``, float32.
+    sd_px
+        Standard deviation of ``D`` along each axis on the nodes of ``grid_px``, ``(2, n, m)``, float32.
+    observations
+        Columns, rows or blocks that were used.
+    residual_px
+        Root mean square, along one axis, of what is left at places held out of the fit, their own
+        noise taken off; NaN where none were held out.
+    model_revision
+        Counts the hyperparameters of the model: 0 are those it began with.
+    flags
+        What the operator should know, in short fixed words: ``lost``, ``jump``, ``blank``, ``faded``,
+        ``relative``, ``learning``.
+    """
+
+    mode: DistortionMode
+    observer: Literal["lattice", "registration", "none"] = "none"
+    grid_px: Float32
+    rows_px: Float32
+    cols_px: Float32
+    row_offset_px: Float32
+    sd_px: Float32
+    observations: int = 0
+    residual_px: float = math.nan
+    model_revision: int = 0
+    flags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require_array("distortion", "grid_px", self.grid_px, (2, None, None), "float32")
+        _require_array("distortion", "sd_px", self.sd_px, self.grid_px.shape, "float32")
+        _require_array("distortion", "rows_px", self.rows_px, (2, None), "float32")
+        _require_array("distortion", "cols_px", self.cols_px, (2, None), "float32")
+        _require_array("distortion", "row_offset_px", self.row_offset_px, self.rows_px.shape, "float32")
+        if min(self.grid_px.shape[1:]) < 2 or min(self.shape) < 2:
+            raise ValueError("distortion has an empty side; it takes 2 nodes, rows and columns at least")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(rows, cols)`` of the frame."""
+        return (self.rows_px.shape[1], self.cols_px.shape[1])
+
+    def at(self, positions_px: NDArray[np.floating], *, at_rest: bool = False) -> NDArray[np.float64]:
+        """Say ``D`` at pixel positions ``(row, col)`` of the frame as acquired, shape ``(n, 2)``.
+
+        Parameters
+        ----------
+        positions_px
+            Shape ``(n, 2)``; beyond the edge that of the edge is said.
+        at_rest
+            For a beam sent there and held: without what comes from scanning.
+        """
+        positions = np.asarray(positions_px, dtype=np.float64).reshape(-1, 2)
+        found = self._on_nodes(self.grid_px, positions)
+        if not at_rest:
+            for axis in range(2):
+                rows = self.rows_px[axis] + self.row_offset_px[axis]
+                found[:, axis] += np.interp(positions[:, 0], np.arange(rows.size), rows)
+                cols = self.cols_px[axis]
+                found[:, axis] += np.interp(positions[:, 1], np.arange(cols.size), cols)
+        return found
+
+    def sd_at(self, positions_px: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Say the standard deviation of ``D`` along each axis at pixel positions, shape ``(n, 2)``."""
+        positions = np.asarray(positions_px, dtype=np.float64).reshape(-1, 2)
+        return self._on_nodes(self.sd_px, positions, order=1)
+
+    def seen_at(self, places_px: NDArray[np.floating], *, at_rest: bool = False) -> NDArray[np.float64]:
+        """Say at which position a raster place is met: ``s`` with ``s + D(s)`` = place, shape ``(n, 2)``."""
+        places = np.asarray(places_px, dtype=np.float64).reshape(-1, 2)
+        seen = places
+        # D changes by far less than a pixel from one to the next: each turn gains a digit or more.
+        for _ in range(6):
+            seen = places - self.at(seen, at_rest=at_rest)
+        return seen
+
+    def _on_nodes(
+        self, values: Float32, positions: NDArray[np.float64], order: int = 3
+    ) -> NDArray[np.float64]:
+        """Interpolate between the nodes, by splines of an order that the nodes allow."""
+        (high, wide), (rows, cols) = values.shape[1:], self.shape
+        node_rows, node_cols = np.linspace(0, rows - 1, high), np.linspace(0, cols - 1, wide)
+        row, col = np.clip(positions[:, 0], 0, rows - 1), np.clip(positions[:, 1], 0, cols - 1)
+        degrees = {"kx": min(order, high - 1), "ky": min(order, wide - 1)}
+        # A spline without ends to reflect at: it carries a straight line on as one.
+        splines = (RectBivariateSpline(node_rows, node_cols, value, **degrees) for value in values)
+        return np.stack([spline.ev(row, col) for spline in splines], axis=1)
+
+
 class Registration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the specimen was when a frame was taken, seen from the reference frame.
 
@@ -78,6 +189,8 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Standard deviation of ``drift_nm`` along one axis.
     at_s
         Instrument clock (seconds since the epoch) at which the drift holds.
+    distortion
+        What else the scan did to the frame; None for a frame that was not corrected.
     """
 
     revision: int = 0
@@ -85,22 +198,38 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     drift_rate_nm_per_s: PairNm = (0.0, 0.0)
     sd_nm: float = 0.0
     at_s: float = 0.0
+    distortion: Distortion | None = None
 
-    def scan_position_nm(self, position_nm: PairNm, at_s: float | None = None) -> PairNm:
+    def scan_position_nm(
+        self, position_nm: PairNm, geometry: ScanGeometry | None = None, at_s: float | None = None
+    ) -> PairNm:
         """Say where to send the beam to meet a specimen position, ``(x, y)`` in nm.
 
         Parameters
         ----------
         position_nm
             Specimen position ``(x, y)``.
+        geometry
+            Raster of the frame as acquired; None leaves the distortion of a beam at rest uncorrected.
         at_s
             Instrument clock when the beam will be there; None takes the drift as it was.
         """
         ahead_s = 0.0 if at_s is None else max(0.0, at_s - self.at_s)
-        return (
-            position_nm[0] + self.drift_nm[0] + ahead_s * self.drift_rate_nm_per_s[0],
-            position_nm[1] + self.drift_nm[1] + ahead_s * self.drift_rate_nm_per_s[1],
-        )
+        x = position_nm[0] + self.drift_nm[0] + ahead_s * self.drift_rate_nm_per_s[0]
+        y = position_nm[1] + self.drift_nm[1] + ahead_s * self.drift_rate_nm_per_s[1]
+        if geometry is None or self.distortion is None or self.distortion.shape != geometry.shape:
+            return (x, y)
+        place_px = geometry.to_px(np.array([[x, y]]))
+        x, y = geometry.to_nm(self.distortion.seen_at(place_px, at_rest=True))[0]
+        return (float(x), float(y))
+
+    def specimen_position_nm(self, scan_position_nm: PairNm, geometry: ScanGeometry | None = None) -> PairNm:
+        """Say what a beam at rest met, ``(x, y)`` in nm: the inverse of ``scan_position_nm``."""
+        x, y = scan_position_nm
+        if geometry is not None and self.distortion is not None and self.distortion.shape == geometry.shape:
+            seen_px = geometry.to_px(np.array([[x, y]]))
+            x, y = geometry.to_nm(seen_px + self.distortion.at(seen_px, at_rest=True))[0]
+        return (float(x) - self.drift_nm[0], float(y) - self.drift_nm[1])
 
 
 class ScanGeometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -202,6 +331,9 @@ class Frame(Message, frozen=True, kw_only=True, eq=False, tag="frame"):
         ``raster`` (with fly-back), ``serpentine`` or ``sinusoidal`` (resonant fast axis).
     request_id
         Id of the Request this frame answers (a sub-scan); None for the frames of the experiment.
+    stage_nm
+        Where the specimen stage was told to be, ``(x, y)``, against the first frame of the session: a
+        specimen point moves by as much in scan coordinates. Commanded, not measured.
     registration
         Filled in by the streamer's correction: in a corrected frame ``geometry`` speaks specimen
         coordinates and ``registration`` says where the specimen then was.
@@ -217,6 +349,7 @@ class Frame(Message, frozen=True, kw_only=True, eq=False, tag="frame"):
     dose_e_per_nm2: float = 0.0
     scan_path: Literal["raster", "serpentine", "sinusoidal"] = "raster"
     request_id: str | None = None
+    stage_nm: PairNm = (0.0, 0.0)
     registration: Registration | None = None
 
     def __post_init__(self) -> None:
@@ -367,6 +500,55 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
         _require_array("latents", "track", self.track, (n,), "int64")
 
 
+class StrainMap(Message, frozen=True, kw_only=True, eq=False, tag="strain_map"):
+    """Strain of the specimen, told apart from the distortion of the scan.
+
+    Attributes
+    ----------
+    session, number, acquired_at_s
+        Those of the last frame that went into it.
+    geometry
+        How the nodes lie on the specimen: their raster.
+    displacement_nm
+        Of the specimen against the ideal lattice, ``(x, y)``, shape ``(2, n, m)``, float32; without
+        translation, and without the mean dilation and rotation where ``gauge`` is ``specimen``.
+    strain
+        ``xx``, ``yy``, ``xy`` (symmetric, tensor shear), shape ``(3, n, m)``, float32.
+    rotation_rad
+        Of the lattice, from x to y, shape ``(n, m)``, float32.
+    strain_sd, rotation_sd_rad
+        Standard deviations, of the same shapes.
+    gauge
+        ``specimen``: the mean strain of the field is taken for the scan's pixel size; ``scan``: pixel
+        size and rotation are calibrated, and the strain is absolute.
+    frames
+        Number of frames that went into it.
+    registration_revision
+        Revision of the registration that the positions speak of.
+    """
+
+    session: str
+    number: int
+    acquired_at_s: float
+    geometry: ScanGeometry
+    displacement_nm: Float32
+    strain: Float32
+    rotation_rad: Float32
+    strain_sd: Float32
+    rotation_sd_rad: Float32
+    gauge: Literal["specimen", "scan"] = "specimen"
+    frames: int
+    registration_revision: int = 0
+
+    def __post_init__(self) -> None:
+        nodes = self.geometry.shape
+        _require_array("strain_map", "displacement_nm", self.displacement_nm, (2, *nodes), "float32")
+        for name in ("strain", "strain_sd"):
+            _require_array("strain_map", name, getattr(self, name), (3, *nodes), "float32")
+        for name in ("rotation_rad", "rotation_sd_rad"):
+            _require_array("strain_map", name, getattr(self, name), nodes, "float32")
+
+
 class Suggestion(Message, frozen=True, kw_only=True, eq=False, tag="suggestion"):
     """What the agent would measure next, and why.
 
@@ -388,6 +570,10 @@ class Suggestion(Message, frozen=True, kw_only=True, eq=False, tag="suggestion")
         Id of the atom aimed at; -1 for none.
     field_of_view_nm, shape
         Extent ``(width, height)`` and raster ``(rows, cols)`` of a sub-scan; None for a spectrum.
+    rotation_rad
+        Scan rotation of a sub-scan; None leaves it as it is.
+    stage_nm
+        Where the specimen stage goes before, ``(x, y)`` as in ``Frame.stage_nm``; None leaves it.
     predicted_mean, predicted_sd
         The surrogate's forecast of the objective; NaN before there is one.
     acquisition
@@ -413,6 +599,8 @@ class Suggestion(Message, frozen=True, kw_only=True, eq=False, tag="suggestion")
     track: int = -1
     field_of_view_nm: PairNm | None = None
     shape: tuple[int, int] | None = None
+    rotation_rad: float | None = None
+    stage_nm: PairNm | None = None
     predicted_mean: float = math.nan
     predicted_sd: float = math.nan
     acquisition: float = math.nan
@@ -426,6 +614,8 @@ class Suggestion(Message, frozen=True, kw_only=True, eq=False, tag="suggestion")
             raise ValueError("suggestion.id is empty; it takes a name unique in the session")
         if (self.action == "scan") != (self.field_of_view_nm is not None and self.shape is not None):
             raise ValueError("suggestion.field_of_view_nm and shape go with action 'scan', and only with it")
+        for name, values in (("rotation_rad", (self.rotation_rad,)), ("stage_nm", self.stage_nm or ())):
+            _require_finite("suggestion", name, *(value for value in values if value is not None))
 
 
 class Request(Message, frozen=True, kw_only=True, eq=False, tag="request"):
@@ -433,7 +623,7 @@ class Request(Message, frozen=True, kw_only=True, eq=False, tag="request"):
 
     Attributes
     ----------
-    session, id, action, dwell_time_us, field_of_view_nm, shape
+    session, id, action, dwell_time_us, field_of_view_nm, shape, rotation_rad, stage_nm
         As in the Suggestion.
     scan_position_nm
         Where to send the beam, scan coordinates ``(x, y)``: the drift is already in it.
@@ -451,6 +641,8 @@ class Request(Message, frozen=True, kw_only=True, eq=False, tag="request"):
     dwell_time_us: float
     field_of_view_nm: PairNm | None = None
     shape: tuple[int, int] | None = None
+    rotation_rad: float | None = None
+    stage_nm: PairNm | None = None
     dose_e: float = 0.0
 
 
@@ -878,7 +1070,7 @@ class Score(Message, frozen=True, kw_only=True, eq=False, tag="score"):
 
 
 AnyMessage = (
-    Frame | Atoms | Patches | Latents | Suggestion | Request | Outcome | Score
+    Frame | Atoms | Patches | Latents | StrainMap | Suggestion | Request | Outcome | Score
     | Hello | Welcome | Ack | Heartbeat | Resend | Bye | Control | Command
     | ModelRevision | Checkpoint | Event | Status
 )  # fmt: skip

@@ -297,3 +297,39 @@ def test_frames_that_were_broken_off_count_as_much_as_the_next_one(envelope, mak
     before_e = made.ledger.total_e
     made.observe_frame(make_frame(dose_e_per_nm2=100.0, number=5), missed=3)
     assert made.ledger.total_e - before_e == pytest.approx(4 * 100.0 * area_nm2)
+
+
+def test_the_stage_stays_where_it_is_unless_the_operator_allowed_it_to_move(envelope, make_suggestion):
+    scan = {"action": "scan", "field_of_view_nm": (1.0, 1.0), "shape": (8, 8)}
+    there = make_suggestion(**scan, stage_nm=(0.4, 0.0))
+    assert reason_of(envelope(), there) == "stage move"
+    allowed = envelope(max_stage_move_nm=0.5)
+    assert granted(allowed, there).stage_nm == (0.4, 0.0)
+    assert reason_of(allowed, make_suggestion("far", **scan, stage_nm=(0.0, -0.6))) == "stage move"
+
+
+def test_a_moved_stage_takes_the_dose_along_on_the_specimen(envelope, make_suggestion):
+    made = envelope(max_stage_move_nm=1.0)
+    scan = {"action": "scan", "field_of_view_nm": (0.1, 0.1), "shape": (8, 8), "position_nm": (0.0, 0.0)}
+    before = dict(made.ledger.cells_e)
+    granted(made, make_suggestion(**scan, stage_nm=(0.5, 0.0)))
+    touched = [cell for cell, dose in made.ledger.cells_e.items() if dose != before.get(cell, 0.0)]
+    centre = made.ledger.cell_of((-0.5, 0.0))
+    assert centre in touched
+    assert made.ledger.cell_of((0.0, 0.0)) not in touched
+
+
+def test_a_turned_scan_must_lie_in_the_field_with_all_its_corners(envelope, make_suggestion):
+    wide = {"action": "scan", "field_of_view_nm": (2.0, 1.0), "shape": (8, 16)}
+    made = envelope()
+    assert granted(made, make_suggestion(**wide, rotation_rad=0.0)).rotation_rad == 0.0
+    assert reason_of(made, make_suggestion("up", **wide, rotation_rad=math.pi / 2)) == "outside field"
+
+
+def test_a_scan_of_the_whole_field_is_inside_it(envelope, make_suggestion):
+    made = envelope()
+    made.observe_registration(Registration(drift_nm=(0.1, -0.2)))
+    whole = make_suggestion(
+        action="scan", position_nm=(-0.1, 0.2), field_of_view_nm=(2.4, 1.6), shape=(16, 24)
+    )
+    assert granted(made, whole).scan_position_nm == pytest.approx((0.0, 0.0), abs=1e-12)

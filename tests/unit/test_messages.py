@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from streamer.messages import Outcome, Registration, ScanGeometry, Score
+from streamer.messages import Distortion, Outcome, Registration, ScanGeometry, Score
 
 
 def test_frame_of_the_wrong_dtype_is_refused_by_name(make_frame):
@@ -104,3 +104,79 @@ def test_outcome_with_an_impossible_number_is_refused_by_name(field, value):
 def test_score_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match=r"score.value"):
         Score(session="s", id="a", objective="counts", value=math.nan, variance=1.0)
+
+
+def distortion(grid=None, rows=None, cols=None, offsets=None, shape=(33, 65)) -> Distortion:
+    """Make one of 33 rows and 65 columns, with nodes every 8 pixels; what is not told is zero."""
+    zeros = [np.zeros((2, n), np.float32) for n in (shape[0], shape[1], shape[0])]
+    parts = [
+        zero if given is None else np.asarray(given, np.float32)
+        for given, zero in zip((rows, cols, offsets), zeros, strict=True)
+    ]
+    nodes = np.zeros((2, 5, 9), np.float32) if grid is None else np.asarray(grid, np.float32)
+    return Distortion(
+        mode="calibrate",
+        grid_px=nodes,
+        rows_px=parts[0],
+        cols_px=parts[1],
+        row_offset_px=parts[2],
+        sd_px=np.full_like(nodes, 0.1),
+    )
+
+
+def test_a_distortion_is_the_sum_of_its_parts():
+    row, col = np.mgrid[0:5, 0:9] * 8.0
+    made = distortion(
+        grid=[0.01 * row, 0.02 * col],
+        rows=np.stack([np.full(33, 0.5), np.arange(33) * 0.1]),
+        cols=np.stack([np.zeros(65), np.arange(65) * 0.001]),
+        offsets=np.stack([np.zeros(33), np.full(33, -0.2)]),
+    )
+    found = made.at(np.array([[4.0, 10.0], [20.5, 33.25]]))
+    expected = [[0.04 + 0.5, 0.2 + 0.4 + 0.01 - 0.2], [0.205 + 0.5, 0.665 + 2.05 + 0.03325 - 0.2]]
+    assert found == pytest.approx(np.array(expected), abs=1e-6)
+    assert made.sd_at(np.array([[3.3, 7.7]])) == pytest.approx(0.1)
+
+
+def test_a_beam_at_rest_suffers_only_what_does_not_come_from_scanning():
+    made = distortion(grid=np.full((2, 5, 9), 0.3), rows=np.ones((2, 33)), cols=np.ones((2, 65)))
+    assert made.at(np.array([[5.0, 5.0]]), at_rest=True) == pytest.approx(0.3)
+
+
+def test_where_a_place_is_seen_is_the_inverse_of_where_a_pixel_was():
+    rng = np.random.default_rng(0)
+    row, col = np.mgrid[0:5, 0:9] * 8.0
+    made = distortion(
+        grid=np.stack([np.sin(col / 20), 2 * np.cos(row / 15)]),
+        cols=np.stack([np.zeros(65), 3 * np.exp(-np.arange(65) / 20)]),
+    )
+    seen = rng.uniform((2, 2), (30, 60), (50, 2))
+    assert made.seen_at(seen + made.at(seen)) == pytest.approx(seen, abs=1e-3)
+
+
+def test_the_beam_is_sent_where_the_distortion_will_carry_it_onto_the_atom():
+    geometry = ScanGeometry(
+        shape=(33, 65), field_of_view_nm=(6.5, 3.3), rotation_rad=0.4, center_nm=(2.0, 1.0)
+    )
+    row, _ = np.mgrid[0:5, 0:9] * 8.0
+    made = distortion(grid=np.stack([0.02 * row, 1.5 + 0.01 * row]), cols=np.ones((2, 65)))
+    registration = Registration(drift_nm=(0.1, -0.2), distortion=made)
+    sent = registration.scan_position_nm((2.5, 1.1), geometry)
+    pixel = geometry.to_px(np.array([sent]))
+    met = geometry.to_nm(pixel + made.at(pixel, at_rest=True))[0]
+    assert met - (0.1, -0.2) == pytest.approx((2.5, 1.1), abs=1e-6)
+    assert registration.specimen_position_nm(sent, geometry) == pytest.approx((2.5, 1.1), abs=1e-6)
+    assert registration.scan_position_nm((2.5, 1.1)) == pytest.approx((2.6, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"grid": np.zeros((2, 1, 9))}, "empty side"),
+        ({"rows": np.zeros((1, 33))}, "rows_px"),
+        ({"offsets": np.zeros((2, 32))}, "row_offset_px"),
+    ],
+)
+def test_a_distortion_whose_parts_do_not_fit_is_refused_by_name(fields, text):
+    with pytest.raises(ValueError, match=text):
+        distortion(**fields)
