@@ -7,7 +7,7 @@ says that a specimen point of pixel ``u`` appears in the frame at pixel ``u + d`
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from streamer.messages import Float32
+
+if TYPE_CHECKING:
+    from models.distortion_gp import Observations
 
 Float64 = NDArray[np.float64]
 
@@ -148,7 +151,7 @@ class Matcher:
         return float(whole) / (self._shape[0] * self._shape[1])
 
 
-class RowOffsets(msgspec.Struct, frozen=True):
+class RowOffsets(msgspec.Struct, frozen=True, eq=False):
     """How far each row is off.
 
     Attributes
@@ -159,11 +162,17 @@ class RowOffsets(msgspec.Struct, frozen=True):
         Displacement common to all rows, ``(row, col)``, px.
     mean_sd
         Its standard deviation along one axis, px.
+    raw
+        ``offsets`` before they were shrunk, shape ``(2, rows)``, px.
+    variance
+        Of each of ``raw``, shape ``(2, rows)``, px²; infinite where a row tells nothing.
     """
 
     offsets: Float64
     mean: Float64
     mean_sd: float
+    raw: Float64
+    variance: Float64
 
 
 def measure_rows(image: Float32, reference: Float32, shift_px: Float64, max_offset_px: float) -> RowOffsets:
@@ -192,7 +201,48 @@ def measure_rows(image: Float32, reference: Float32, shift_px: Float64, max_offs
         offsets=np.stack([shrunk(o, v) for o, v in zip(rest, variance, strict=True)]),
         mean=mean,
         mean_sd=float(np.sqrt(1 / total).max()),
+        raw=rest,
+        variance=variance,
     )
+
+
+def rows_as_observations(
+    rows: RowOffsets, cols: int, shift_px: Float64, *, worst_px: float = 1.0
+) -> tuple[Observations, int]:
+    """Say the measured rows as samples of the displacement field, at the middle of each row.
+
+    A specimen point that appears displaced by ``d`` was recorded by a probe that stood at ``-d`` from
+    where it was thought to be, so the sign turns.
+
+    Parameters
+    ----------
+    rows
+        As measured.
+    cols
+        Pixels in a row.
+    shift_px
+        What ``measure_rows`` was told, ``(row, col)``.
+    worst_px
+        Rows with a larger standard deviation along either axis are left out.
+
+    Returns
+    -------
+    observations
+        One for each row that tells something, jitter, drift, shear and hum in it.
+    left_out
+        How many rows do not.
+    """
+    from models.distortion_gp import Observations  # not before it is needed: it brings torch
+
+    tells = (rows.variance <= worst_px**2).all(axis=0)
+    places = np.flatnonzero(tells).astype(np.float64)
+    seen = -(rows.raw + (rows.mean + shift_px)[:, None])
+    observations = Observations(
+        positions_px=np.stack([places, np.full_like(places, (cols - 1) / 2)], axis=1),
+        displacement_px=seen[:, tells].T.copy(),
+        variance_px2=rows.variance[:, tells].T.copy(),
+    )
+    return observations, int(tells.size - places.size)
 
 
 def _row_step(image: Float32, expected: Float32) -> tuple[Float64, Float64]:
