@@ -93,6 +93,19 @@ def abort(
 
 
 @app.command()
+def separate(
+    connect: Connect = None, session_folder: SessionFolder = None, key: Key = None, reason: Reason = ""
+) -> None:
+    """Ask again for the four scans that tell strain from distortion: turned, moved, and back."""
+    _decide(
+        _Console(connect, session_folder, key),
+        "separate",
+        "four scans are asked for, one after the other; the strain map follows",
+        reason,
+    )
+
+
+@app.command()
 def veto(
     identifier: Annotated[
         str, typer.Argument(metavar="[ID]", help="A suggestion or request, as the live view names it.")

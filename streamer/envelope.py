@@ -393,7 +393,7 @@ class Envelope:
         height_nm, width_nm = self._geometry.pixel_size_nm
         rows, cols = self._geometry.shape
         margin_rows, margin_cols = self.config.margin_nm / height_nm, self.config.margin_nm / width_nm
-        rounding = 1e-6  # a scan of the whole field ends exactly on its edge
+        rounding = 1e-3  # a scan of the whole field ends exactly on its edge
         return bool(
             margin_rows - 0.5 - rounding <= row <= rows - 0.5 - margin_rows + rounding
             and margin_cols - 0.5 - rounding <= col <= cols - 0.5 - margin_cols + rounding

@@ -51,6 +51,7 @@ from streamer.messages import (
 )
 from streamer.pipeline import PipelineState
 from streamer.progress import INSTRUMENT, Progress, ProgressState, row_name
+from streamer.separation import is_of_separation, next_scan
 from streamer.telemetry import Telemetry
 from streamer.wire import Publisher, Router
 from streamer.worker import FrameProcessor, Result, Worker
@@ -912,6 +913,9 @@ class Hub:
         assert isinstance(suggestion, Suggestion)
         age_s = self._age_of(suggestion)
         now_s = time.monotonic()
+        if is_of_separation(suggestion.id):
+            self.telemetry.suggestion_came("reserved id", age_s)
+            return f"reserved id: {suggestion.id} belongs to the streamer's own scans"
         if suggestion.id in self.progress.owners:
             self.telemetry.suggestion_came("duplicate id", age_s)
             return f"duplicate id: {suggestion.id} was suggested before"
@@ -927,6 +931,35 @@ class Hub:
         self._say(suggestion, "granted")
         self._record(Numbered(request), now_s=now_s)
         return ""
+
+    def _separate(self, frame: Frame) -> None:
+        """Ask for the scan that is due of those that tell strain from distortion."""
+        if not self._is_separating() or self._state == "draining":
+            return
+        if self.progress.separation.round == 0:
+            self._record(Numbered(Control(action="separate", reason="as configured")))
+        if not self.progress.separation.next_id or self.holds or self._instrument is None:
+            return
+        suggestion = next_scan(
+            self.progress.separation,
+            session=self.session,
+            number=frame.number,
+            acquired_at_s=frame.acquired_at_s,
+            dwell_time_us=frame.dwell_time_us,
+            geometry=frame.geometry,
+            registration=self.envelope.registration,
+        )
+        now_s = time.monotonic()
+        try:
+            request = self.envelope.review(suggestion, now_s)
+        except RefusedError as refusal:
+            self._record(Numbered(suggestion), now_s=now_s)
+            self._refuse_suggestion(suggestion, refusal, None)
+            self._event("separation ended", str(refusal), frame.number)
+            return
+        self._record(Numbered(suggestion), now_s=now_s)
+        self._say(suggestion, "granted")
+        self._record(Numbered(request), now_s=now_s)
 
     def _refuse_out_of_season(self, suggestion: Suggestion) -> None:
         """Refuse what no limit forbids, but the state of the session does."""
@@ -994,6 +1027,8 @@ class Hub:
             return f"wrong session: {control.session}"
         if control.action != "abort" and known.hello.role != "operator":
             return "not its part: only an operator decides that"
+        if control.action == "separate" and not self._is_separating():
+            return "not separating: start the session with correct.mode = 'separate'"
         before = self.progress.operator_hold
         try:
             self._record(numbered, parts, known.name)
@@ -1012,6 +1047,10 @@ class Hub:
         elif control.action == "resume":
             self._release(MODEL)
         return ""
+
+    def _is_separating(self) -> bool:
+        distortion = self.envelope.registration.distortion
+        return distortion is not None and distortion.mode == "separate"
 
     def _break_off(self) -> None:
         for action in ("park", "cancel"):
@@ -1152,7 +1191,12 @@ class Hub:
             self._undecided_s[frame.number] = arrived_s
         self._record(Numbered(latents))
         self._publisher.publish(latents)
+        for message in processed.also:
+            self._record(Numbered(message))
+            self._publisher.publish(message)
         self.telemetry.frame_published(now_s - arrived_s)
+        if frame.request_id is None:
+            self._separate(frame)
         for number in [n for n in self._undecided_s if n < frame.number - 256]:
             del self._undecided_s[number]
 

@@ -859,7 +859,8 @@ class Control(Message, frozen=True, kw_only=True, eq=False, tag="control"):
     action
         ``pause`` (beam parked, no new requests) and ``resume``; ``stop`` ends the session in order;
         ``abort`` parks the beam at once, breaks off what is under way and holds until ``resume``;
-        ``veto`` forbids a request under way (``id``) or a place (``position_nm``).
+        ``veto`` forbids a request under way (``id``) or a place (``position_nm``); ``separate`` asks for
+        the four scans that tell strain from distortion.
     id
         Of the vetoed suggestion or request; empty for none.
     position_nm, radius_nm
@@ -869,7 +870,7 @@ class Control(Message, frozen=True, kw_only=True, eq=False, tag="control"):
     """
 
     session: str = ""
-    action: Literal["pause", "resume", "stop", "abort", "veto"]
+    action: Literal["pause", "resume", "stop", "abort", "veto", "separate"]
     id: str = ""
     position_nm: PairNm | None = None
     radius_nm: float = 0.0

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from streamer.messages import Atoms, Frame, Latents
+from streamer.messages import Atoms, Frame, Latents, ModelRevision, StrainMap
 from streamer.stage import Meter, drive
 from streamer.stages.check_frame import CheckConfig, CheckFrame
 from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion, CorrectState
@@ -45,11 +45,14 @@ class Processed(msgspec.Struct, frozen=True, kw_only=True):
         All columns found in it.
     latents
         Those whose window lies in the frame, encoded and linked.
+    also
+        What else was learnt from it, for the journal and whoever listens.
     """
 
     corrected: Frame
     atoms: Atoms
     latents: Latents
+    also: tuple[ModelRevision | StrainMap, ...] = ()
 
 
 class PipelineState(msgspec.Struct, frozen=True, kw_only=True, eq=False):

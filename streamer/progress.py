@@ -27,8 +27,10 @@ from streamer.messages import (
     PairNm,
     Request,
     Score,
+    StrainMap,
     Suggestion,
 )
+from streamer.separation import Separation, is_of_separation
 
 INSTRUMENT = "instrument"
 # Processes that are remembered, of all that ever connected.
@@ -84,6 +86,7 @@ class ProgressState(msgspec.Struct, frozen=True):
     ending: str
     tried: tuple[int, int]
     tally: dict[str, int]
+    separation: Separation
     envelope: EnvelopeState
 
 
@@ -123,6 +126,8 @@ class Progress:
         The frame with which the analysis last began after a restart, and how often it did.
     tally
         Counts that a restart must not lose.
+    separation
+        How far the four scans are that tell strain from distortion.
     """
 
     def __init__(self, envelope: Envelope) -> None:
@@ -141,6 +146,7 @@ class Progress:
         self.ending = ""
         self.tried = (-1, 0)
         self.tally: Counter[str] = Counter()
+        self.separation = Separation()
 
     def state(self) -> ProgressState:
         """Give all of it, to go on from."""
@@ -159,6 +165,7 @@ class Progress:
             ending=self.ending,
             tried=self.tried,
             tally=dict(self.tally),
+            separation=self.separation,
             envelope=self.envelope.state(),
         )
 
@@ -178,6 +185,7 @@ class Progress:
         self.ending = state.ending
         self.tried = state.tried
         self.tally = Counter(state.tally)
+        self.separation = state.separation
         self.envelope.restore(state.envelope)
 
     # -- learn ---------------------------------------------------------------------------------
@@ -201,6 +209,8 @@ class Progress:
             self.received[sender] = max(self.received.get(sender, 0), numbered.sequence)
             forget_oldest(self.received, MOST_INSTANCES)
         owner = self.instances.get(sender, owner or sender)
+        if isinstance(numbered.message, Control | Suggestion | Request | Outcome):
+            self.separation = self.separation.apply(numbered.message)
         match numbered.message:
             case Frame() as frame:
                 missed = max(0, frame.number - self.next_number)
@@ -263,6 +273,8 @@ class Progress:
             self.tally["suggestions refused"] += 1
             return
         self.envelope.release(outcome)
+        if is_of_separation(outcome.id):  # asked for by nobody, and no measurement
+            return
         self.tally[f"outcomes {outcome.status}"] += 1
         if outcome.status in ("ok", "failed", "aborted"):
             self.measured += 1
@@ -314,7 +326,7 @@ class Progress:
         match message:
             case Request() | Command():
                 names = [INSTRUMENT]
-            case Latents():
+            case Latents() | StrainMap():
                 names = [name for name in self.rows if name.startswith("agent ")]
             case Outcome():
                 names = [self.owners.get(message.id, "")]
