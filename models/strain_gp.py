@@ -1,0 +1,713 @@
+"""Strain of the specimen and distortion of the scan, told apart by scans that were turned and moved.
+
+One frame says only where a column was seen, and a column is out of its place because the specimen is
+strained or because the scan is distorted: from one orientation the two are the same data. A distortion
+turns with the scan and stays with the raster, a strain stays with the specimen. With the scan rotation
+θ, its matrix R, the frame's centre c, the commanded place of the stage, and τ the time in the frame:
+
+    X + u(X) = c + R (s - c + d(s) + jitter of the row) - stage - drift - velocity τ
+
+X is where the ideal lattice has the column, u the displacement of the specimen there, s where the column
+lies on the raster and d the distortion there. Both fields are Hilbert-space GPs; their weights, whitened
+by the prior, are one state together with drift, velocity and the error of the rotation's angle:
+
+    [ d row | d col | u row | u col | drift (2), velocity (2), turn ]
+
+It is kept in information form: a frame adds ``H'R⁻¹H`` and ``H'R⁻¹y`` and costs the same however many
+came before. Two things decide whether it works, both measured.
+
+* The features of d are evaluated where the model *predicts* the column on the raster, never where it was
+  seen. Scaling ``X + u`` and ``s + d`` by the same factor leaves the equation true; at seen places such
+  a scaling shrinks every residual, noise included, and both fields collapse frame by frame (1 px of
+  dilation at the edge after 8 frames).
+* Fields that a pure rotation about one point leaves alone (barrel, spiral) stay invisible however many
+  angles are scanned: a move of the *stage* is needed beside the rotation. Moving the scan coils instead
+  does not help against what is fixed to the coils.
+
+What no scan can tell is dilation and rotation of the whole field: `Gauge` says who gets them.
+
+Axes: N observation, M feature of d, K feature of u; 2 is (row, col), in pixels of the raster. Specimen
+places are those of the raster of a frame that is neither turned nor moved. All of it is float64 on the
+CPU; only the largest product is float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import blas, lapack
+
+Float64 = NDArray[np.float64]
+
+_X = 5  # drift (2), velocity (2), turn
+_GRID = 25  # nodes of the mean over the field that the gauge speaks of
+_GAUGE_SD_PX = 0.002
+_SETTLED_PX = 0.06  # a smaller change of the predicted places is not worth a second pass
+_MAX_PASSES = 3
+_LEAST_SEEN = 24
+
+
+class NotIdentifiable(ValueError):
+    """What was scanned does not tell strain from distortion; the text says which scan is missing."""
+
+
+class ScanFeatures(Protocol):
+    """The features of the distortion: d of component i is ``features(s) @ (prior_sd[i] * white)``."""
+
+    @property
+    def prior_sd(self) -> Float64:
+        """Prior sd of each weight, shape ``(2, m)``, row component first, in pixels."""
+
+    def features(self, positions_px: Float64) -> Float64:
+        """Features at raster positions ``(n, 2)`` as (row, col) in pixels, shape ``(n, m)``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtocolStep:
+    """One of the four scans that tell strain from distortion.
+
+    Attributes
+    ----------
+    rotation_rad
+        Scan rotation, to be added to that of the frames before.
+    stage_nm
+        Where the specimen stage goes, ``(x, y)``, against where it was.
+    """
+
+    rotation_rad: float
+    stage_nm: tuple[float, float]
+
+
+def protocol(field_of_view_nm: tuple[float, float], fraction: float = 0.2) -> tuple[ProtocolStep, ...]:
+    """Say which four scans to ask for: unturned and turned at A, turned and unturned at B.
+
+    One move of the stage and two changes of rotation; the scan ends as it began, but for the stage.
+
+    Parameters
+    ----------
+    field_of_view_nm
+        ``(width, height)`` of the frames.
+    fraction
+        Length of the stage's move in shorter edges of the field, 0.05 to 0.5.
+
+    Examples
+    --------
+    >>> [(round(s.rotation_rad, 2), s.stage_nm) for s in protocol((10.0, 10.0))][1:3]
+    [(1.57, (0.0, 0.0)), (1.57, (1.2, 1.6))]
+    """
+    if not 0.05 <= fraction <= 0.5:
+        raise ValueError(f"fraction is {fraction:g}; a stage move takes 0.05 to 0.5 of the field")
+    edge = min(field_of_view_nm)
+    if not edge > 0:
+        raise ValueError(f"field_of_view_nm is {field_of_view_nm}; both edges must be above 0")
+    # oblique, so that it is a period of neither axis of the lattice nor of the scan
+    moved = (0.6 * fraction * edge, 0.8 * fraction * edge)
+    quarter = math.pi / 2
+    scans = ((0.0, (0.0, 0.0)), (quarter, (0.0, 0.0)), (quarter, moved), (0.0, moved))
+    return tuple(ProtocolStep(rotation_rad=turn, stage_nm=stage) for turn, stage in scans)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrainConfig:
+    """What is believed before the first frame.
+
+    Attributes
+    ----------
+    amplitude_px, length_px
+        Prior sd and length scale (Matérn-5/2) of the specimen's displacement.
+    finest_px
+        Shortest wavelength that the displacement can follow; the cost grows as its inverse to the sixth.
+    reach
+        How far from the centre a column may lie on the specimen, in half edges of the raster. The
+        boundary of the features is 15 % further.
+    jitter_px
+        Sd of the independent shift of each raster row, ``(row, col)``; 0 for none.
+    forget_frames
+        Frames in which the distortion forgets (an Ornstein-Uhlenbeck process); 0 holds it constant.
+    offset_px, moved_px
+        Sd of the unknown offset of the first frame, and of each frame whose rotation or stage changed.
+    velocity_px, velocity_step_px
+        Sd of the first drift velocity per frame, and of its change from frame to frame.
+    turn_rad
+        Sd of the error of the angle by which the scan is turned; 0 trusts the angle.
+    """
+
+    amplitude_px: float = 0.4
+    length_px: float = 72.0
+    finest_px: float = 66.0
+    reach: float = 1.35
+    jitter_px: tuple[float, float] = (0.0, 0.0)
+    forget_frames: float = 0.0
+    offset_px: float = 1.0
+    moved_px: float = 2.0
+    velocity_px: float = 0.1
+    velocity_step_px: float = 0.025
+    turn_rad: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("amplitude_px", "length_px", "finest_px", "offset_px", "moved_px", "velocity_px"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"strain.{name} is {getattr(self, name)}; it takes more than 0")
+        for name in ("forget_frames", "velocity_step_px", "turn_rad"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"strain.{name} is {getattr(self, name)}; it takes 0 or more")
+        if not min(self.jitter_px) >= 0:
+            raise ValueError(f"strain.jitter_px is {self.jitter_px}; it takes 0 or more")
+        if not 1 <= self.reach <= 3:
+            raise ValueError(f"strain.reach is {self.reach}; it takes 1 to 3 half edges")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrainUpdate:
+    """What one frame did.
+
+    Attributes
+    ----------
+    used, gated, outside
+        Columns that were learnt from, that lay too far from where they were expected, and that were
+        beyond the reach of the specimen's field or off the raster. They add up to those given.
+    passes
+        How often the places on the raster were predicted before they settled.
+    residual_px
+        RMS of what the model leaves of the columns used, per component, row jitter included.
+    moved
+        Whether the offset was taken as unknown.
+    """
+
+    used: int
+    gated: int
+    outside: int
+    passes: int
+    residual_px: float
+    moved: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StrainMap:
+    """Displacement and strain of the specimen on a grid of places, each with its sd.
+
+    Attributes
+    ----------
+    rows_px, cols_px
+        Places of the grid, ``(h,)`` and ``(w,)``, on the raster of an unturned, unmoved frame.
+    displacement_px, displacement_sd_px
+        Shape ``(2, h, w)``, as (row, col).
+    strain, strain_sd
+        Shape ``(3, h, w)``: along the rows e_rr, along the columns e_cc, and the shear e_rc; no unit.
+    rotation_rad, rotation_sd_rad
+        Turn of the lattice, shape ``(h, w)``, positive clockwise on the screen as a scan rotation.
+    """
+
+    rows_px: Float64
+    cols_px: Float64
+    displacement_px: Float64
+    displacement_sd_px: Float64
+    strain: Float64
+    strain_sd: Float64
+    rotation_rad: Float64
+    rotation_sd_rad: Float64
+
+
+@dataclass(frozen=True, slots=True)
+class _Pose:
+    """Commanded rotation and stage of a frame."""
+
+    rotation_rad: float
+    stage_px: tuple[float, float]
+
+    def matrix(self) -> Float64:
+        """From raster to specimen, for (row, col)."""
+        cos, sin = math.cos(self.rotation_rad), math.sin(self.rotation_rad)
+        return np.array([[cos, sin], [-sin, cos]])
+
+
+def _sines(places: Float64, half: float, modes: int) -> tuple[Float64, Float64]:
+    """Return the eigenfunctions ``(n, modes)`` of the interval from -half to half, and their derivatives."""
+    frequency = np.pi * np.arange(1, modes + 1) / (2 * half)
+    phase = (places + half)[:, None] * frequency
+    scale = 1 / math.sqrt(half)
+    return np.sin(phase) * scale, np.cos(phase) * (frequency * scale)
+
+
+def _matern_density(squared_frequency: Float64, length: float) -> Float64:
+    """Spectral density of the two-dimensional Matérn-5/2 kernel of unit variance."""
+    nu = 2.5
+    scale = 4 * math.pi * math.gamma(nu + 1) * (2 * nu) ** nu / (math.gamma(nu) * length ** (2 * nu))
+    return np.asarray(scale * (2 * nu / length**2 + squared_frequency) ** -(nu + 1))
+
+
+class _SpecimenBasis:
+    """Products of sines over a square of the specimen, up to one wavelength in every direction."""
+
+    def __init__(self, centre_px: Float64, half_px: float, finest_px: float) -> None:
+        self._centre, self._half = centre_px, half_px
+        self._modes = max(2, round(4 * half_px / finest_px))
+        number = np.arange(1, self._modes + 1) ** 2
+        squared = number[:, None] + number[None, :]
+        self._row_mode, self._col_mode = np.nonzero(squared <= self._modes**2 + 1)
+        self._squared = squared[self._row_mode, self._col_mode] * (np.pi / (2 * half_px)) ** 2
+
+    def __len__(self) -> int:
+        return len(self._squared)
+
+    def prior_sd(self, amplitude_px: float, length_px: float) -> Float64:
+        """Return the prior sd of each weight, ``(K,)``."""
+        return amplitude_px * np.sqrt(_matern_density(self._squared, length_px))
+
+    def features(self, places_px: Float64) -> Float64:
+        """Return the features ``(n, K)`` at specimen places ``(n, 2)``."""
+        across, along = (places_px - self._centre).T
+        rows, _ = _sines(across, self._half, self._modes)
+        cols, _ = _sines(along, self._half, self._modes)
+        return rows[:, self._row_mode] * cols[:, self._col_mode]
+
+    def with_derivatives(self, rows_px: Float64, cols_px: Float64) -> tuple[Float64, Float64, Float64]:
+        """Return the features on a grid and their derivatives along row and col, each ``(h * w, K)``."""
+        rows, rows_slope = _sines(rows_px - self._centre[0], self._half, self._modes)
+        cols, cols_slope = _sines(cols_px - self._centre[1], self._half, self._modes)
+
+        def product(across: Float64, along: Float64) -> Float64:
+            pairs = across[:, None, self._row_mode] * along[None, :, self._col_mode]
+            return pairs.reshape(-1, len(self))
+
+        return product(rows, cols), product(rows_slope, cols), product(rows, cols_slope)
+
+
+def _cholesky(precision: Float64) -> Float64:
+    """Return the lower factor; only the lower triangle is read, and the upper one is left unsaid."""
+    factor, info = lapack.dpotrf(precision, lower=1, clean=0)
+    if info != 0:
+        raise np.linalg.LinAlgError(f"the information is not positive definite at its row {info}")
+    return np.asarray(factor)
+
+
+def _symmetric(lower: Float64) -> Float64:
+    """Return the symmetric matrix whose lower triangle is given."""
+    return np.tril(lower) + np.tril(lower, -1).T
+
+
+@dataclass(slots=True, eq=False)
+class _Information:
+    """A Gaussian over the weights of both fields and the five numbers x of the frame.
+
+    The precision is ``[[fields, cross'], [cross, own]]`` and the mean solves precision · mean = shift.
+    Of ``fields`` only the lower triangle is kept: it cannot lose its symmetry, which an update of both
+    triangles does (1e-12 grew to 2e-4 in 64 frames, and the factorisation failed at frame 89).
+    """
+
+    fields: Float64  # (n, n), column-major, lower triangle
+    cross: Float64  # (5, n)
+    own: Float64  # (5, 5)
+    fields_shift: Float64  # (n,)
+    own_shift: Float64  # (5,)
+
+    def copy(self) -> _Information:
+        """Return a copy that shares nothing."""
+        return _Information(
+            self.fields.copy(order="F"),
+            self.cross.copy(),
+            self.own.copy(),
+            self.fields_shift.copy(),
+            self.own_shift.copy(),
+        )
+
+    def marginal(self) -> _Marginal:
+        """Return the belief about both fields, whatever x is."""
+        factor = np.linalg.cholesky(self.own)
+        seen = np.linalg.solve(factor, np.column_stack([self.cross, self.own_shift]))
+        return self._less(seen)
+
+    def _less(self, seen: Float64) -> _Marginal:
+        lower = blas.dsyrk(-1.0, seen[:, :-1], beta=1.0, c=self.fields, trans=1, lower=1)
+        shift = self.fields_shift - seen[:, :-1].T @ seen[:, -1]
+        return _Marginal(np.asarray(lower), shift)
+
+    def advance_own(self, transition: Float64, variance: Float64) -> None:
+        """Carry x one frame on, ``x' = transition x + noise``, and marginalise the old one exactly."""
+        drive = np.diag(1 / variance)
+        factor = np.linalg.cholesky(self.own + transition.T @ drive @ transition)
+        seen = np.linalg.solve(factor, np.column_stack([self.cross, self.own_shift]))
+        carried = np.linalg.solve(factor, transition.T @ drive)
+        less = self._less(seen)
+        self.fields, self.fields_shift = less.precision, less.shift
+        self.cross = carried.T @ seen[:, :-1]
+        self.own_shift = carried.T @ seen[:, -1]
+        self.own = drive - carried.T @ carried
+
+    def forget(self, count: int, keep: float) -> None:
+        """Let the first ``count`` weights, of unit prior variance, forget towards their prior."""
+        drive = 1 / (1 - keep**2)
+        rest = slice(count, None)
+        own = np.asfortranarray(self.fields[:count, :count]) + keep**2 * drive * np.eye(count)
+        factor = _cholesky(own)
+        below = np.column_stack([self.fields[rest, :count].T, self.cross[:, :count].T, self.fields_shift[:count]])
+        seen = np.asarray(blas.dtrsm(1.0, factor, below, lower=1))
+        fields, x = seen[:, : -_X - 1], seen[:, -_X - 1 : -1]
+        later = np.asfortranarray(self.fields[rest, rest])
+        self.fields[rest, rest] = blas.dsyrk(-1.0, fields, beta=1.0, c=later, trans=1, lower=1, overwrite_c=1)
+        self.cross[:, rest] -= x.T @ fields
+        self.own -= x.T @ x
+        self.fields_shift[rest] -= fields.T @ seen[:, -1]
+        self.own_shift -= x.T @ seen[:, -1]
+        back = np.asarray(blas.dtrsm(keep * drive, factor, seen, lower=1, trans_a=1))
+        self.fields[rest, :count] = back[:, : -_X - 1].T
+        self.cross[:, :count] = back[:, -_X - 1 : -1].T
+        self.fields_shift[:count] = back[:, -1]
+        inverse = _symmetric(np.asarray(lapack.dpotri(factor, lower=1)[0]))
+        self.fields[:count, :count] = drive * np.eye(count) - (keep * drive) ** 2 * inverse
+
+
+@dataclass(slots=True, eq=False)
+class _Marginal:
+    """The same Gaussian over the fields alone: precision (lower triangle) and precision · mean."""
+
+    precision: Float64
+    shift: Float64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """One frame's columns, checked: ideal places, where they were seen, and the weight of each."""
+
+    ideal: Float64  # (n, 2) specimen
+    seen: Float64  # (n, 2) raster
+    weight: Float64  # (n, 2) 1 / variance
+
+    def only(self, keep: NDArray[np.bool_]) -> _Seen:
+        return _Seen(self.ideal[keep], self.seen[keep], self.weight[keep])
+
+    def __len__(self) -> int:
+        return len(self.seen)
+
+
+def _row_whitener(rows: NDArray[np.int64], weight: Float64, jitter_px: float) -> tuple[Float64, Float64]:
+    """Return ``sqrt(weight)`` and the share of each row's mean that its jitter takes away.
+
+    A row of n columns has the covariance ``diag(1/l) + s² 11'``. With v the unit vector along sqrt(l), its
+    inverse is ``sqrt(l) (1 - b vv') sqrt(l)``, b = s² Σl / (1 + s² Σl), whose root takes
+    1 - sqrt(1 - b) of the mean along v. A product of the whitened features is positive by construction.
+    """
+    root = np.sqrt(weight)
+    total = np.bincount(rows, weight)
+    told = jitter_px**2 * total
+    taken = (1 - 1 / np.sqrt(1 + told)) / np.where(total > 0, total, 1)
+    return root, taken
+
+
+def _whitened(values: Float64, rows: NDArray[np.int64], weight: Float64, jitter_px: float) -> Float64:
+    """Return ``values`` (n, p), sorted by row, so that columns of one row are independent of unit variance."""
+    root, taken = _row_whitener(rows, weight, jitter_px)
+    out = values * root[:, None]
+    if jitter_px == 0:
+        return out
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    means = np.add.reduceat(out * root[:, None], starts, axis=0) * taken[rows[starts]][:, None]
+    return out - root[:, None] * np.repeat(means, np.diff(starts, append=len(rows)), axis=0)
+
+
+class StrainGP:
+    """The displacement of a specimen and the distortion of its scans, learnt together.
+
+    Parameters
+    ----------
+    shape
+        Rows and columns of the raster.
+    scan
+        Features of the distortion and their prior.
+    config
+        What is believed before the first frame.
+    calibrated_affine_px
+        Mean of the distortion and its slope per half edge along row and col, shape ``(2, 3)``, known from
+        a lattice of known size. Fixes the pixel size of the scan, so that the strain is absolute. None
+        says instead that the specimen has no mean shift, dilation and turn over the field of view: what
+        is found of them is put down to the scan.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        scan: ScanFeatures,
+        config: StrainConfig | None = None,
+        calibrated_affine_px: Float64 | None = None,
+    ) -> None:
+        self.shape, self.config, self._scan = shape, config or StrainConfig(), scan
+        self._centre = (np.array(shape) - 1.0) / 2
+        half = max(shape) / 2
+        self._half, self._reach = half, self.config.reach * half
+        self._basis = _SpecimenBasis(self._centre, 1.15 * self._reach, self.config.finest_px)
+        self._scan_sd = np.asarray(scan.prior_sd, dtype=np.float64)
+        self._strain_sd = self._basis.prior_sd(self.config.amplitude_px, self.config.length_px)
+        self._scan_count, self._strain_count = 2 * self._scan_sd.shape[1], 2 * len(self._basis)
+        self._information = self._prior()
+        if calibrated_affine_px is None:
+            self._fix_specimen()
+        else:
+            self._fix_scan(np.asarray(calibrated_affine_px, dtype=np.float64))
+        self._solve()
+        self.poses: list[_Pose] = []
+        self._pose: _Pose | None = None
+        self.frames = 0
+
+    # -- before the first frame
+
+    def _prior(self) -> _Information:
+        count = self._scan_count + self._strain_count
+        config = self.config
+        turn = max(config.turn_rad, 1e-9)
+        sd = np.array([config.offset_px] * 2 + [config.velocity_px] * 2 + [turn])
+        return _Information(
+            np.eye(count, order="F"), np.zeros((_X, count)), np.diag(sd**-2), np.zeros(count), np.zeros(_X)
+        )
+
+    def _field_nodes(self) -> Float64:
+        """Places over the whole raster that means over the field are taken at, ``(n, 2)``."""
+        rows, cols = (np.linspace(0, size - 1, _GRID) for size in self.shape)
+        return np.stack(np.meshgrid(rows, cols, indexing="ij"), -1).reshape(-1, 2)
+
+    def _fix_specimen(self) -> None:
+        """Give mean shift, dilation and turn of the field to the scan."""
+        nodes = self._field_nodes()
+        across, along = ((nodes - self._centre) / self._half).T
+        one, zero = np.ones(len(nodes)), np.zeros(len(nodes))
+        shapes = ((one, zero), (zero, one), (across, along), (along, -across))
+        features = self._basis.features(nodes) * self._strain_sd
+        rows = [np.concatenate([features.T @ shape[0], features.T @ shape[1]]) for shape in shapes]
+        size = [np.sum(np.square(shape)) for shape in shapes]
+        mean = np.array(rows) / np.array(size)[:, None]
+        self._pretend(mean, slice(self._scan_count, None), np.zeros(4), _GAUGE_SD_PX)
+
+    def _fix_scan(self, affine_px: Float64) -> None:
+        """Hold the mean and the slopes of the distortion to what calibration found."""
+        if affine_px.shape != (2, 3) or not np.all(np.isfinite(affine_px)):
+            raise ValueError(f"calibrated_affine_px must be 2 x 3 finite numbers, not {affine_px.shape}")
+        nodes = self._field_nodes()
+        shapes = np.column_stack([np.ones(len(nodes)), (nodes - self._centre) / self._half])
+        fit = np.linalg.pinv(shapes) @ self._scan.features(nodes)
+        count = fit.shape[1]
+        mean = np.zeros((6, 2 * count))
+        for axis in (0, 1):
+            mean[3 * axis : 3 * axis + 3, axis * count : (axis + 1) * count] = fit * self._scan_sd[axis]
+        self._pretend(mean, slice(0, self._scan_count), affine_px.ravel(), 5 * _GAUGE_SD_PX)
+
+    def _pretend(self, rows: Float64, block: slice, value: Float64, sd_px: float) -> None:
+        """Take in made-up observations ``rows @ weights = value``."""
+        self._information.fields[block, block] += rows.T @ rows / sd_px**2
+        self._information.fields_shift[block] += rows.T @ value / sd_px**2
+
+    # -- the mean
+
+    def _solve(self) -> None:
+        """Bring the mean of all weights and of x up to date with the information."""
+        information = self._information
+        marginal = information.marginal()
+        self._factor = _cholesky(marginal.precision)
+        self._mean = np.asarray(lapack.dpotrs(self._factor, marginal.shift, lower=1)[0])
+        left = information.own_shift - information.cross @ self._mean
+        self._own = np.linalg.solve(information.own, left)
+
+    def distortion_weights(self) -> Float64:
+        """Return the weights of the distortion's features, shape ``(2, m)``, in pixels."""
+        return self._scan_sd * self._mean[: self._scan_count].reshape(2, -1)
+
+    def _strain_weights(self) -> Float64:
+        return self._strain_sd * self._mean[self._scan_count :].reshape(2, -1)
+
+    def distortion_px(self, positions_px: Float64) -> Float64:
+        """Return the distortion d ``(n, 2)`` at raster positions ``(n, 2)``; drift and jitter apart."""
+        inside = np.clip(positions_px, 0, np.array(self.shape) - 1.0)
+        return self._scan.features(inside) @ self.distortion_weights().T
+
+    def displacement_px(self, places_px: Float64) -> Float64:
+        """Return the specimen's displacement u ``(n, 2)`` at specimen places ``(n, 2)``."""
+        return self._basis.features(np.asarray(places_px, dtype=np.float64)) @ self._strain_weights().T
+
+    def _raster_px(self, pose: _Pose, places_px: Float64, start_px: Float64, rounds: int) -> Float64:
+        """Return where displaced specimen places ``(n, 2)`` lie on the raster, by fixed point."""
+        drift, velocity, turn = self._own[:2], self._own[2:4], self._own[4]
+        matrix = _Pose(pose.rotation_rad + turn, pose.stage_px).matrix()
+        still = (places_px + pose.stage_px + drift - self._centre) @ matrix + self._centre
+        carried = velocity @ matrix
+        found = start_px
+        for _ in range(rounds):
+            found = still + self._time(found)[:, None] * carried - self.distortion_px(found)
+        return found
+
+    def _time(self, positions_px: Float64) -> Float64:
+        """Return the time in the frame, 0 to 1, of raster positions."""
+        return (positions_px[:, 0] + 0.5) / self.shape[0]
+
+    # -- one frame later
+
+    def observe(
+        self,
+        ideal_px: Float64,
+        seen_px: Float64,
+        *,
+        rotation_rad: float = 0.0,
+        stage_px: tuple[float, float] = (0.0, 0.0),
+        moved: bool | None = None,
+        variance_px2: float | Float64 = 0.08**2,
+    ) -> StrainUpdate:
+        """Learn from one frame.
+
+        Parameters
+        ----------
+        ideal_px
+            Where the unstrained lattice has the columns that were seen, specimen places ``(n, 2)``.
+        seen_px
+            Where they were seen on the raster, ``(n, 2)``.
+        rotation_rad, stage_px
+            Scan rotation and commanded place of the stage ``(row, col)``, both against the frame of reference.
+        moved
+            Whether the offset is unknown again; None takes it so when rotation or stage have changed.
+        variance_px2
+            Noise of the seen positions without jitter: one number, ``(n,)`` or ``(n, 2)``.
+
+        Raises
+        ------
+        ValueError
+            If shapes disagree, a number is not finite, a variance is not above 0, or fewer than 24 columns
+            are within reach. The state is then as before.
+        """
+        frame, outside = self._checked(ideal_px, seen_px, variance_px2)
+        pose = _Pose(rotation_rad, (float(stage_px[0]), float(stage_px[1])))
+        moved = pose != self._pose and self.frames > 0 if moved is None else moved
+        if self.frames:
+            self._predict(moved)
+        update = self._learn(frame, pose, outside, moved)
+        self._pose, self.frames = pose, self.frames + 1
+        if pose not in self.poses:
+            self.poses.append(pose)
+        return update
+
+    def _checked(self, ideal: Float64, seen: Float64, variance: float | Float64) -> tuple[_Seen, int]:
+        ideal, seen = np.asarray(ideal, dtype=np.float64), np.asarray(seen, dtype=np.float64)
+        if ideal.ndim != 2 or ideal.shape[1] != 2 or seen.shape != ideal.shape:
+            raise ValueError(f"ideal_px and seen_px must both be (n, 2), not {ideal.shape} and {seen.shape}")
+        variance = np.asarray(variance, dtype=np.float64)
+        spread = np.broadcast_to(variance[:, None] if variance.ndim == 1 else variance, seen.shape)
+        if not (np.isfinite(ideal).all() and np.isfinite(seen).all() and np.isfinite(spread).all()):
+            raise ValueError("ideal_px, seen_px and variance_px2 must be finite: leave out what was not found")
+        if not (spread > 0).all():
+            raise ValueError("variance_px2 must be above 0")
+        near = (np.abs(ideal - self._centre) <= self._reach).all(1)
+        near &= ((seen >= -0.5) & (seen <= np.array(self.shape) - 0.5)).all(1)
+        if near.sum() < _LEAST_SEEN:
+            raise ValueError(f"{near.sum()} columns are within reach; it takes at least {_LEAST_SEEN}")
+        # by row, so that the columns of a row lie together
+        order = np.flatnonzero(near)[np.argsort(np.rint(seen[near, 0]), kind="stable")]
+        return _Seen(ideal[order], seen[order], 1 / spread[order]), int((~near).sum())
+
+    def _predict(self, moved: bool) -> None:
+        config = self.config
+        transition = np.eye(_X)
+        transition[0, 2] = transition[1, 3] = 1.0
+        # the angle is off by another amount after each move; a free angle is told apart only slowly
+        variance = np.array([0.01] * 2 + [config.velocity_step_px] * 2 + [1e-12]) ** 2
+        if moved:
+            transition[4, 4] = 0.0
+            variance[:2], variance[4] = config.moved_px**2, max(config.turn_rad, 1e-9) ** 2
+        self._information.advance_own(transition, np.maximum(variance, 1e-18))
+        self._own = transition @ self._own
+        if config.forget_frames:
+            keep = math.exp(-1 / config.forget_frames)
+            self._information.forget(self._scan_count, keep)
+            self._mean[: self._scan_count] *= keep
+
+    def _learn(self, frame: _Seen, pose: _Pose, outside: int, moved: bool) -> StrainUpdate:
+        before, given = self._information, len(frame)
+        strain = self._basis.features(frame.ideal)
+        raster = self._first_guess(frame, strain, pose)
+        for passes in range(1, _MAX_PASSES + 1):
+            self._information = before.copy()
+            self._add(frame, strain, raster, pose)
+            self._solve()
+            places = frame.ideal + strain @ self._strain_weights().T
+            settled = self._raster_px(pose, places, raster, 2)
+            change = float(np.sqrt(np.mean((settled - raster) ** 2)))
+            raster = settled
+            keep = _near(frame.seen - raster, 5.0)
+            if keep.all() and change < _SETTLED_PX:
+                break
+            if passes < _MAX_PASSES:
+                frame, strain, raster = frame.only(keep), strain[keep], raster[keep]
+        residual = float(np.sqrt(np.mean((frame.seen - raster) ** 2)))
+        return StrainUpdate(
+            used=len(frame), gated=given - len(frame), outside=outside, passes=passes, residual_px=residual, moved=moved
+        )
+
+    def _first_guess(self, frame: _Seen, strain: Float64, pose: _Pose) -> Float64:
+        """Predict the raster places, then follow the smooth part of what was seen.
+
+        Ten numbers per component cannot follow the noise of two thousand columns, which is what must stay out.
+        """
+        places = frame.ideal + strain @ self._strain_weights().T
+        found = self._raster_px(pose, places, frame.seen, 3)
+        across, along = ((frame.seen - self._centre) / self._half).T
+        smooth = np.stack([across**i * along**j for i in range(4) for j in range(4 - i)], 1)
+        surprise = frame.seen - found
+        surprise = surprise - np.median(surprise, 0)
+        fit = np.linalg.lstsq(smooth, surprise, rcond=None)[0]
+        moved = found + np.median(frame.seen - found, 0) + smooth @ fit
+        return np.clip(moved, 0, np.array(self.shape) - 1.0)
+
+    def _add(self, frame: _Seen, strain: Float64, raster: Float64, pose: _Pose) -> None:
+        """Add the information of one frame, linearised at the raster places."""
+        matrix = pose.matrix()
+        still = (frame.ideal + pose.stage_px - self._centre) @ matrix
+        value = still + self._centre - frame.seen
+        scan = self._scan.features(np.clip(raster, 0, np.array(self.shape) - 1.0))
+        time = self._time(raster)
+        rows = np.rint(frame.seen[:, 0]).astype(np.int64)
+        rows -= rows.min()
+        for axis in (0, 1):
+            # a turn by ε moves the expected raster place by ε (-col, row)
+            turn = still[:, 1] if axis == 0 else -still[:, 0]
+            columns = np.column_stack([scan, strain, np.ones(len(time)), time, turn, value[:, axis]])
+            white = _whitened(columns, rows, frame.weight[:, axis], self.config.jitter_px[axis])
+            self._add_axis(axis, white, matrix[:, axis])
+
+    def _add_axis(self, axis: int, white: Float64, direction: Float64) -> None:
+        """Add ``G = [Φ Ψ 1 τ t]' [Φ Ψ 1 τ t]`` of one component; ``direction`` is its axis on the specimen."""
+        information = self._information
+        single = white[:, :-1].astype(np.float32)
+        gram = (single.T @ single).astype(np.float64)
+        shift = white[:, :-1].T @ white[:, -1]
+        m, k = self._scan_sd.shape[1], len(self._basis)
+        scale = np.concatenate([self._scan_sd[axis], self._strain_sd, np.ones(3)])
+        gram *= scale[:, None] * scale
+        shift *= scale
+        scan, strain, own = slice(0, m), slice(m, m + k), slice(m + k, None)
+        d = slice(axis * m, (axis + 1) * m)
+        to_x = np.zeros((3, _X))
+        to_x[0, :2] = to_x[1, 2:4] = -direction
+        to_x[2, 4] = 1.0
+        information.fields[d, d] += gram[scan, scan]
+        information.fields_shift[d] += shift[scan]
+        information.cross[:, d] += to_x.T @ gram[own, scan]
+        information.own += to_x.T @ gram[own, own] @ to_x
+        information.own_shift += to_x.T @ shift[own]
+        for c in (0, 1):
+            if abs(direction[c]) < 1e-12:
+                continue
+            u = slice(self._scan_count + c * k, self._scan_count + (c + 1) * k)
+            information.fields[u, d] -= direction[c] * gram[strain, scan]
+            information.fields_shift[u] -= direction[c] * shift[strain]
+            information.cross[:, u] -= direction[c] * (to_x.T @ gram[own, strain])
+            for other in range(c + 1):
+                share = direction[c] * direction[other]
+                if abs(share) > 1e-12:
+                    v = slice(self._scan_count + other * k, self._scan_count + (other + 1) * k)
+                    information.fields[u, v] += share * gram[strain, strain]
+
+
+def _near(residual_px: Float64, robust_sds: float) -> NDArray[np.bool_]:
+    """Say which residuals ``(n, 2)`` are within so many robust sd, and at least 0.3 px."""
+    centred = np.abs(residual_px - np.median(residual_px, 0))
+    limit = np.maximum(robust_sds * 1.4826 * np.median(centred, 0), 0.3)
+    return np.asarray((centred <= limit).all(1))
