@@ -10,22 +10,17 @@ the shear of a steady drift) is taken for the specimen.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from streamer.messages import Frame, PairNm, Registration, ScanGeometry
+from streamer.drift import DriftTracker, middle_s, on_specimen, to_raster_px, to_scan_nm
+from streamer.messages import Frame, Registration, ScanGeometry
 from streamer.observers.registration import Matcher, RunningReference, displaced, measure_rows
 
 Float64 = NDArray[np.float64]
-
-# A straight line through a few frames says nothing of a time ten intervals further. A pause that
-# long, or an instrument clock that was set, is a step across which no motion is predicted.
-_STEP_INTERVALS = 10.0
-_STEP_LEAST_S = 10.0  # frames may be quick, and a row of spectra lie between two of them
 
 
 class CorrectConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,63 +85,6 @@ class CorrectState(msgspec.Struct, frozen=True, kw_only=True):
     usual_match: float | None = None
     anchor_px: tuple[int, int] = (0, 0)
     seen: tuple[tuple[float, float, float], ...] = ()
-
-
-class DriftTracker:
-    """Where the specimen went, and where it will be: a straight line through the last frames.
-
-    Times come from the instrument's clock, which may be set at any moment: across a step of it, as
-    across a long pause, the drift is taken to have stayed as it was.
-    """
-
-    def __init__(self, frames: int, seen: tuple[tuple[float, float, float], ...] = ()) -> None:
-        self._frames = frames
-        self._seen = seen[-frames:]
-
-    @property
-    def seen(self) -> tuple[tuple[float, float, float], ...]:
-        """``(at_s, x, y)`` of the frames remembered, oldest first."""
-        return self._seen
-
-    def observe(self, drift_nm: PairNm, at_s: float) -> None:
-        """Learn the drift ``(x, y)`` of a frame."""
-        longest_s = self._longest_s()
-        seen = (*self._seen, (at_s, *drift_nm))
-        intervals = np.diff([time for time, _, _ in seen])
-        steps = np.flatnonzero((intervals < 0) | (intervals > longest_s))
-        start = int(steps[-1]) + 1 if steps.size else 0
-        self._seen = seen[start:][-self._frames :]
-
-    @property
-    def rate_nm_per_s(self) -> PairNm:
-        """Least-squares slope ``(x, y)`` over the frames remembered; 0 before there are two times."""
-        seen = np.asarray(self._seen, dtype=np.float64).reshape(-1, 3)
-        if len(seen) < 2:
-            return (0.0, 0.0)
-        centred = seen - seen.mean(axis=0)
-        spread = float(centred[:, 0] @ centred[:, 0])
-        if spread <= 0:
-            return (0.0, 0.0)
-        slope = centred[:, 0] @ centred[:, 1:] / spread
-        return (float(slope[0]), float(slope[1]))
-
-    def predict(self, at_s: float) -> PairNm:
-        """Say the drift ``(x, y)`` in nm at a time; (0, 0) before anything was observed."""
-        if not self._seen:
-            return (0.0, 0.0)
-        last_s, x, y = self._seen[-1]
-        ahead_s = at_s - last_s
-        if not 0 <= ahead_s <= self._longest_s():
-            return (x, y)
-        rate = self.rate_nm_per_s
-        return (x + ahead_s * rate[0], y + ahead_s * rate[1])
-
-    def _longest_s(self) -> float:
-        """Say the longest time between frames that is no step; any after the first, that has no rate."""
-        if len(self._seen) < 2:
-            return math.inf
-        times = [time for time, _, _ in self._seen]
-        return max(_STEP_LEAST_S, _STEP_INTERVALS * float(np.median(np.diff(times))))
 
 
 class CorrectDistortion:
@@ -220,13 +158,13 @@ class CorrectDistortion:
 
         The first channel is registered; all are resampled alike.
         """
-        at_s = _middle_s(frame)
+        at_s = middle_s(frame)
         if frame.request_id is not None:
             return self._pass_on(frame, at_s)
         if frame.geometry != self._geometry:
             return self._start_anew(frame, at_s)
 
-        predicted = _drift_px(self._tracker.predict(at_s), frame.geometry)
+        predicted = to_raster_px(self._tracker.predict(at_s), frame.geometry)
         anchor = np.rint(predicted)
         reference = self._reference.predict(_pair(anchor))
         reach_px = self.config.reach_nm / min(frame.geometry.pixel_size_nm)
@@ -262,7 +200,7 @@ class CorrectDistortion:
         # The reference takes the frame without its row offsets: those average out over frames,
         # where a reference of corrected rows would keep the jitter of the first frame for ever.
         self._reference.observe(displaced(frame.image[0], rest), _pair(anchor))
-        drift_nm = _drift_nm(drift_px, frame.geometry)
+        drift_nm = to_scan_nm(drift_px, frame.geometry)
         self._tracker.observe(drift_nm, at_s)
         registration = Registration(
             revision=self._revision,
@@ -272,7 +210,7 @@ class CorrectDistortion:
             at_s=at_s,
         )
         image = np.stack([displaced(channel, rest[:, None] + offsets_px) for channel in frame.image])
-        geometry = _moved_geometry(frame.geometry, _drift_nm(anchor, frame.geometry))
+        geometry = on_specimen(frame.geometry, to_scan_nm(anchor, frame.geometry))
         return msgspec.structs.replace(frame, image=image, geometry=geometry, registration=registration)
 
     def _pass_on(self, frame: Frame, at_s: float) -> Frame:
@@ -286,37 +224,9 @@ class CorrectDistortion:
             drift_rate_nm_per_s=self._tracker.rate_nm_per_s,
             at_s=at_s,
         )
-        geometry = _moved_geometry(frame.geometry, drift_nm)
+        geometry = on_specimen(frame.geometry, drift_nm)
         return msgspec.structs.replace(frame, geometry=geometry, registration=registration)
-
-
-def _middle_s(frame: Frame) -> float:
-    """Instrument clock when the middle of the frame was scanned: there its mean drift holds."""
-    rows, cols = frame.geometry.shape
-    return frame.acquired_at_s - 0.5e-6 * frame.dwell_time_us * rows * cols
 
 
 def _pair(whole_px: Float64) -> tuple[int, int]:
     return (int(whole_px[0]), int(whole_px[1]))
-
-
-def _drift_px(drift_nm: PairNm, geometry: ScanGeometry) -> Float64:
-    """Turn a displacement ``(x, y)`` in nm into ``(row, col)`` in pixels."""
-    cos, sin = math.cos(geometry.rotation_rad), math.sin(geometry.rotation_rad)
-    height_nm, width_nm = geometry.pixel_size_nm
-    x, y = drift_nm
-    return np.array([(-sin * x + cos * y) / height_nm, (cos * x + sin * y) / width_nm])
-
-
-def _drift_nm(drift_px: Float64, geometry: ScanGeometry) -> PairNm:
-    """Turn a displacement ``(row, col)`` in pixels into ``(x, y)`` in nm."""
-    cos, sin = math.cos(geometry.rotation_rad), math.sin(geometry.rotation_rad)
-    height_nm, width_nm = geometry.pixel_size_nm
-    across, along = float(drift_px[0]) * height_nm, float(drift_px[1]) * width_nm
-    return (cos * along - sin * across, sin * along + cos * across)
-
-
-def _moved_geometry(geometry: ScanGeometry, drift_nm: PairNm) -> ScanGeometry:
-    """Say the raster in specimen coordinates: scan position minus drift."""
-    x, y = geometry.center_nm
-    return msgspec.structs.replace(geometry, center_nm=(x - drift_nm[0], y - drift_nm[1]))

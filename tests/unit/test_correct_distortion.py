@@ -9,8 +9,9 @@ import pytest
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from streamer.drift import DriftTracker
 from streamer.messages import Frame, ScanGeometry
-from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion, DriftTracker
+from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
 
 ROWS, COLS, PIXEL_NM = 96, 128, 0.02
 SIGMA_PX = 3.0
