@@ -11,7 +11,7 @@ X is where the ideal lattice has the column, u the displacement of the specimen 
 lies on the raster and d the distortion there. Both fields are Hilbert-space GPs; their weights, whitened
 by the prior, are one state together with drift, velocity and the error of the rotation's angle:
 
-    [ d row | d col | u row | u col | drift (2), velocity (2), turn ]
+    [ d row | d col | u row | u col | x: drift (2), velocity (2), turn, hum (4) ]
 
 It is kept in information form: a frame adds ``H'R⁻¹H`` and ``H'R⁻¹y`` and costs the same however many
 came before. Two things decide whether it works, both measured.
@@ -26,27 +26,32 @@ came before. Two things decide whether it works, both measured.
 
 What no scan can tell is dilation and rotation of the whole field: `Gauge` says who gets them.
 
-Axes: N observation, M feature of d, K feature of u; 2 is (row, col), in pixels of the raster. Specimen
-places are those of the raster of a frame that is neither turned nor moved. All of it is float64 on the
-CPU; only the largest product is float32.
+Shapes: n columns, m features of d, k features of u; 2 is (row, col), in pixels of the raster. Specimen
+places are those of the raster of a frame that is neither turned nor moved. The algebra is float64 in
+numpy, which knows that ``A.T @ A`` is symmetric (half the time of the same in torch); the features of
+a frame and their product are float32, which moves the fields by less than 1e-4 px.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.linalg import blas, lapack
 
-Float64 = NDArray[np.float64]
+from models.scan_basis import Hyperparameters, ScanBasis, ScanModel
 
-_X = 5  # drift (2), velocity (2), turn
+Float64 = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+
+_X = 9  # drift (2), velocity (2), turn, hum: cosine and sine of row, then of col
+_OWN = 6  # features that x has a part in: 1, time, turn of row and of col, cosine and sine
 _GRID = 25  # nodes of the mean over the field that the gauge speaks of
 _GAUGE_SD_PX = 0.002
+_NOTHING = 1e-6  # sd of what is not looked for
 _SETTLED_PX = 0.06  # a smaller change of the predicted places is not worth a second pass
 _MAX_PASSES = 3
 _LEAST_SEEN = 24
@@ -54,17 +59,6 @@ _LEAST_SEEN = 24
 
 class NotIdentifiable(ValueError):
     """What was scanned does not tell strain from distortion; the text says which scan is missing."""
-
-
-class ScanFeatures(Protocol):
-    """The features of the distortion: d of component i is ``features(s) @ (prior_sd[i] * white)``."""
-
-    @property
-    def prior_sd(self) -> Float64:
-        """Prior sd of each weight, shape ``(2, m)``, row component first, in pixels."""
-
-    def features(self, positions_px: Float64) -> Float64:
-        """Features at raster positions ``(n, 2)`` as (row, col) in pixels, shape ``(n, m)``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +119,6 @@ class StrainConfig:
     reach
         How far from the centre a column may lie on the specimen, in half edges of the raster. The
         boundary of the features is 15 % further.
-    jitter_px
-        Sd of the independent shift of each raster row, ``(row, col)``; 0 for none.
     forget_frames
         Frames in which the distortion forgets (an Ornstein-Uhlenbeck process); 0 holds it constant.
     offset_px, moved_px
@@ -141,7 +133,6 @@ class StrainConfig:
     length_px: float = 72.0
     finest_px: float = 66.0
     reach: float = 1.35
-    jitter_px: tuple[float, float] = (0.0, 0.0)
     forget_frames: float = 0.0
     offset_px: float = 1.0
     moved_px: float = 2.0
@@ -156,8 +147,6 @@ class StrainConfig:
         for name in ("forget_frames", "velocity_step_px", "turn_rad"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"strain.{name} is {getattr(self, name)}; it takes 0 or more")
-        if not min(self.jitter_px) >= 0:
-            raise ValueError(f"strain.jitter_px is {self.jitter_px}; it takes 0 or more")
         if not 1 <= self.reach <= 3:
             raise ValueError(f"strain.reach is {self.reach}; it takes 1 to 3 half edges")
 
@@ -246,11 +235,12 @@ class _SpecimenBasis:
 
     def __init__(self, centre_px: Float64, half_px: float, finest_px: float) -> None:
         self._centre, self._half = centre_px, half_px
-        self._modes = max(2, round(4 * half_px / finest_px))
-        number = np.arange(1, self._modes + 1) ** 2
-        squared = number[:, None] + number[None, :]
-        self._row_mode, self._col_mode = np.nonzero(squared <= self._modes**2 + 1)
-        self._squared = squared[self._row_mode, self._col_mode] * (np.pi / (2 * half_px)) ** 2
+        modes = max(2, round(4 * half_px / finest_px))
+        number = np.arange(1, modes + 1) ** 2
+        inside = number[:, None] + number <= modes**2 + 1
+        self._modes, self._along = modes, inside.sum(1)  # modes of col beside each mode of row
+        self._stops = np.cumsum(self._along)
+        self._squared = (number[:, None] + number)[inside] * (np.pi / (2 * half_px)) ** 2
 
     def __len__(self) -> int:
         return len(self._squared)
@@ -259,41 +249,44 @@ class _SpecimenBasis:
         """Return the prior sd of each weight, ``(K,)``."""
         return amplitude_px * np.sqrt(_matern_density(self._squared, length_px))
 
-    def features(self, places_px: Float64) -> Float64:
-        """Return the features ``(n, K)`` at specimen places ``(n, 2)``."""
+    def features(self, places_px: Float64, scale: Float64) -> Float32:
+        """Return the features ``(n, k)`` at specimen places ``(n, 2)``, each times its ``scale``."""
         across, along = (places_px - self._centre).T
         rows, _ = _sines(across, self._half, self._modes)
         cols, _ = _sines(along, self._half, self._modes)
-        return rows[:, self._row_mode] * cols[:, self._col_mode]
+        return self._products(rows, cols, scale)
 
-    def with_derivatives(self, rows_px: Float64, cols_px: Float64) -> tuple[Float64, Float64, Float64]:
-        """Return the features on a grid and their derivatives along row and col, each ``(h * w, K)``."""
-        rows, rows_slope = _sines(rows_px - self._centre[0], self._half, self._modes)
-        cols, cols_slope = _sines(cols_px - self._centre[1], self._half, self._modes)
+    def with_derivatives(self, places_px: Float64, scale: Float64) -> tuple[Float32, Float32, Float32]:
+        """Return the features and their derivatives along row and col, each ``(n, k)``."""
+        across, along = (places_px - self._centre).T
+        rows, rows_slope = _sines(across, self._half, self._modes)
+        cols, cols_slope = _sines(along, self._half, self._modes)
+        return (
+            self._products(rows, cols, scale),
+            self._products(rows_slope, cols, scale),
+            self._products(rows, cols_slope, scale),
+        )
 
-        def product(across: Float64, along: Float64) -> Float64:
-            pairs = across[:, None, self._row_mode] * along[None, :, self._col_mode]
-            return pairs.reshape(-1, len(self))
-
-        return product(rows, cols), product(rows_slope, cols), product(rows, cols_slope)
+    def _products(self, rows: Float64, cols: Float64, scale: Float64) -> Float32:
+        out = np.empty((len(rows), len(self)), np.float32)
+        rows, cols, scale = rows.astype(np.float32), cols.astype(np.float32), scale.astype(np.float32)
+        for mode, (count, stop) in enumerate(zip(self._along, self._stops, strict=True)):
+            block = slice(stop - count, stop)
+            np.multiply(rows[:, mode : mode + 1], cols[:, :count], out=out[:, block])
+        return out * scale
 
 
 def _cholesky(precision: Float64) -> Float64:
-    """Return the lower factor; only the lower triangle is read, and the upper one is left unsaid."""
-    factor, info = lapack.dpotrf(precision, lower=1, clean=0)
+    """Turn the lower triangle of a column-major matrix into its factor, in place."""
+    factor, info = lapack.dpotrf(precision, lower=1, clean=0, overwrite_a=1)
     if info != 0:
         raise np.linalg.LinAlgError(f"the information is not positive definite at its row {info}")
     return np.asarray(factor)
 
 
-def _symmetric(lower: Float64) -> Float64:
-    """Return the symmetric matrix whose lower triangle is given."""
-    return np.tril(lower) + np.tril(lower, -1).T
-
-
 @dataclass(slots=True, eq=False)
 class _Information:
-    """A Gaussian over the weights of both fields and the five numbers x of the frame.
+    """A Gaussian over the weights of both fields and the numbers x of the frame.
 
     The precision is ``[[fields, cross'], [cross, own]]`` and the mean solves precision · mean = shift.
     Of ``fields`` only the lower triangle is kept: it cannot lose its symmetry, which an update of both
@@ -301,10 +294,10 @@ class _Information:
     """
 
     fields: Float64  # (n, n), column-major, lower triangle
-    cross: Float64  # (5, n)
-    own: Float64  # (5, 5)
+    cross: Float64  # (x, n)
+    own: Float64  # (x, x)
     fields_shift: Float64  # (n,)
-    own_shift: Float64  # (5,)
+    own_shift: Float64  # (x,)
 
     def copy(self) -> _Information:
         """Return a copy that shares nothing."""
@@ -345,7 +338,9 @@ class _Information:
         rest = slice(count, None)
         own = np.asfortranarray(self.fields[:count, :count]) + keep**2 * drive * np.eye(count)
         factor = _cholesky(own)
-        below = np.column_stack([self.fields[rest, :count].T, self.cross[:, :count].T, self.fields_shift[:count]])
+        below = np.column_stack(
+            [self.fields[rest, :count].T, self.cross[:, :count].T, self.fields_shift[:count]]
+        )
         seen = np.asarray(blas.dtrsm(1.0, factor, below, lower=1))
         fields, x = seen[:, : -_X - 1], seen[:, -_X - 1 : -1]
         later = np.asfortranarray(self.fields[rest, rest])
@@ -358,7 +353,7 @@ class _Information:
         self.fields[rest, :count] = back[:, : -_X - 1].T
         self.cross[:, :count] = back[:, -_X - 1 : -1].T
         self.fields_shift[:count] = back[:, -1]
-        inverse = _symmetric(np.asarray(lapack.dpotri(factor, lower=1)[0]))
+        inverse = np.asarray(lapack.dpotri(factor, lower=1)[0])  # its lower triangle is all that is read
         self.fields[:count, :count] = drive * np.eye(count) - (keep * drive) ** 2 * inverse
 
 
@@ -385,29 +380,23 @@ class _Seen:
         return len(self.seen)
 
 
-def _row_whitener(rows: NDArray[np.int64], weight: Float64, jitter_px: float) -> tuple[Float64, Float64]:
-    """Return ``sqrt(weight)`` and the share of each row's mean that its jitter takes away.
+def _whitened(design: Float32, rows: NDArray[np.int64], weight: Float64, jitter_px: float) -> Float32:
+    """Make columns of ``design`` (n, p), sorted by ``rows``, independent and of unit variance.
 
-    A row of n columns has the covariance ``diag(1/l) + s² 11'``. With v the unit vector along sqrt(l), its
-    inverse is ``sqrt(l) (1 - b vv') sqrt(l)``, b = s² Σl / (1 + s² Σl), whose root takes
-    1 - sqrt(1 - b) of the mean along v. A product of the whitened features is positive by construction.
+    A row of several columns with weights l has the covariance ``diag(1/l) + s² 11'``. With v the unit vector
+    along sqrt(l) its inverse is ``sqrt(l) (1 - b vv') sqrt(l)``, b = s² Σl / (1 + s² Σl), and the root of that
+    takes 1 - sqrt(1 - b) of the part along v. A product of such features is positive by construction.
     """
-    root = np.sqrt(weight)
-    total = np.bincount(rows, weight)
-    told = jitter_px**2 * total
-    taken = (1 - 1 / np.sqrt(1 + told)) / np.where(total > 0, total, 1)
-    return root, taken
-
-
-def _whitened(values: Float64, rows: NDArray[np.int64], weight: Float64, jitter_px: float) -> Float64:
-    """Return ``values`` (n, p), sorted by row, so that columns of one row are independent of unit variance."""
-    root, taken = _row_whitener(rows, weight, jitter_px)
-    out = values * root[:, None]
+    root = np.sqrt(weight).astype(np.float32)[:, None]
+    white = design * root
     if jitter_px == 0:
-        return out
-    starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    means = np.add.reduceat(out * root[:, None], starts, axis=0) * taken[rows[starts]][:, None]
-    return out - root[:, None] * np.repeat(means, np.diff(starts, append=len(rows)), axis=0)
+        return white
+    starts = np.flatnonzero(np.diff(rows, prepend=rows[0] - 1))
+    total = np.add.reduceat(weight, starts)
+    taken = ((1 - 1 / np.sqrt(1 + jitter_px**2 * total)) / total).astype(np.float32)
+    common = np.add.reduceat(white * root, starts, axis=0) * taken[:, None]
+    white -= root * np.repeat(common, np.diff(starts, append=len(rows)), axis=0)
+    return white
 
 
 class StrainGP:
@@ -415,10 +404,10 @@ class StrainGP:
 
     Parameters
     ----------
-    shape
-        Rows and columns of the raster.
     scan
-        Features of the distortion and their prior.
+        How the frames are scanned. Hum and drift are told apart for each frame; the rest is the distortion.
+    hyper
+        Prior of the distortion, and the jitter of the rows.
     config
         What is believed before the first frame.
     calibrated_affine_px
@@ -430,19 +419,24 @@ class StrainGP:
 
     def __init__(
         self,
-        shape: tuple[int, int],
-        scan: ScanFeatures,
+        scan: ScanModel,
+        hyper: Hyperparameters | None = None,
         config: StrainConfig | None = None,
         calibrated_affine_px: Float64 | None = None,
     ) -> None:
-        self.shape, self.config, self._scan = shape, config or StrainConfig(), scan
-        self._centre = (np.array(shape) - 1.0) / 2
-        half = max(shape) / 2
-        self._half, self._reach = half, self.config.reach * half
+        self.scan, self.hyper, self.config = scan, hyper or Hyperparameters(), config or StrainConfig()
+        self._shape = np.array(scan.shape, dtype=np.float64)
+        self._centre, self._half = (self._shape - 1) / 2, max(scan.shape) / 2
+        self._reach = self.config.reach * self._half
+        self._scan_basis = ScanBasis(scan)
+        self._static = self._scan_basis.dynamic_start  # hum and drift come after, and are parts of x
+        if self._static == 0:
+            raise ValueError(f"scan.blocks is {scan.blocks}; without a part that frames share all is strain")
+        variance = self._scan_basis.prior_variance(self.hyper)[:, : self._static]
+        self._scan_sd = np.sqrt(variance.numpy())
         self._basis = _SpecimenBasis(self._centre, 1.15 * self._reach, self.config.finest_px)
-        self._scan_sd = np.asarray(scan.prior_sd, dtype=np.float64)
         self._strain_sd = self._basis.prior_sd(self.config.amplitude_px, self.config.length_px)
-        self._scan_count, self._strain_count = 2 * self._scan_sd.shape[1], 2 * len(self._basis)
+        self._scan_count, self._strain_count = 2 * self._static, 2 * len(self._basis)
         self._information = self._prior()
         if calibrated_affine_px is None:
             self._fix_specimen()
@@ -458,15 +452,19 @@ class StrainGP:
     def _prior(self) -> _Information:
         count = self._scan_count + self._strain_count
         config = self.config
-        turn = max(config.turn_rad, 1e-9)
-        sd = np.array([config.offset_px] * 2 + [config.velocity_px] * 2 + [turn])
+        sd = np.concatenate([[config.offset_px] * 2, [config.velocity_px] * 2, self._fresh_sd()])
         return _Information(
             np.eye(count, order="F"), np.zeros((_X, count)), np.diag(sd**-2), np.zeros(count), np.zeros(_X)
         )
 
+    def _fresh_sd(self) -> Float64:
+        """Sd of the parts of x that a moved frame knows nothing of: turn and hum, ``(5,)``."""
+        hum = self.hyper.amplitude_px["hum"] if "hum" in self._scan_basis.blocks else (0.0, 0.0)
+        return np.maximum([self.config.turn_rad, hum[0], hum[0], hum[1], hum[1]], _NOTHING)
+
     def _field_nodes(self) -> Float64:
         """Places over the whole raster that means over the field are taken at, ``(n, 2)``."""
-        rows, cols = (np.linspace(0, size - 1, _GRID) for size in self.shape)
+        rows, cols = (np.linspace(0, size - 1, _GRID) for size in self.scan.shape)
         return np.stack(np.meshgrid(rows, cols, indexing="ij"), -1).reshape(-1, 2)
 
     def _fix_specimen(self) -> None:
@@ -475,7 +473,7 @@ class StrainGP:
         across, along = ((nodes - self._centre) / self._half).T
         one, zero = np.ones(len(nodes)), np.zeros(len(nodes))
         shapes = ((one, zero), (zero, one), (across, along), (along, -across))
-        features = self._basis.features(nodes) * self._strain_sd
+        features = self._basis.features(nodes, self._strain_sd).astype(np.float64)
         rows = [np.concatenate([features.T @ shape[0], features.T @ shape[1]]) for shape in shapes]
         size = [np.sum(np.square(shape)) for shape in shapes]
         mean = np.array(rows) / np.array(size)[:, None]
@@ -487,7 +485,7 @@ class StrainGP:
             raise ValueError(f"calibrated_affine_px must be 2 x 3 finite numbers, not {affine_px.shape}")
         nodes = self._field_nodes()
         shapes = np.column_stack([np.ones(len(nodes)), (nodes - self._centre) / self._half])
-        fit = np.linalg.pinv(shapes) @ self._scan.features(nodes)
+        fit = np.linalg.pinv(shapes) @ self._scan_features(nodes)
         count = fit.shape[1]
         mean = np.zeros((6, 2 * count))
         for axis in (0, 1):
@@ -510,36 +508,52 @@ class StrainGP:
         left = information.own_shift - information.cross @ self._mean
         self._own = np.linalg.solve(information.own, left)
 
-    def distortion_weights(self) -> Float64:
-        """Return the weights of the distortion's features, shape ``(2, m)``, in pixels."""
-        return self._scan_sd * self._mean[: self._scan_count].reshape(2, -1)
+    def _scan_weights(self) -> torch.Tensor:
+        """Weights of all features of the scan, those of hum and drift 0, shape ``(2, m)``."""
+        weights = np.zeros((2, self._scan_basis.size))
+        weights[:, : self._static] = self._scan_sd * self._mean[: self._scan_count].reshape(2, -1)
+        return torch.from_numpy(weights)
 
-    def _strain_weights(self) -> Float64:
-        return self._strain_sd * self._mean[self._scan_count :].reshape(2, -1)
+    def _scan_features(self, positions_px: Float64) -> Float64:
+        places = torch.from_numpy(np.ascontiguousarray(positions_px))
+        return np.asarray(self._scan_basis.features(places)[:, : self._static].numpy())
 
     def distortion_px(self, positions_px: Float64) -> Float64:
-        """Return the distortion d ``(n, 2)`` at raster positions ``(n, 2)``; drift and jitter apart."""
-        inside = np.clip(positions_px, 0, np.array(self.shape) - 1.0)
-        return self._scan.features(inside) @ self.distortion_weights().T
+        """Return the distortion d ``(n, 2)`` at raster positions ``(n, 2)``; drift, hum and jitter apart."""
+        inside = np.clip(positions_px, -0.5, self._shape - 0.5)
+        return np.asarray(self._scan_basis.field(torch.from_numpy(inside), self._scan_weights()).numpy())
 
     def displacement_px(self, places_px: Float64) -> Float64:
         """Return the specimen's displacement u ``(n, 2)`` at specimen places ``(n, 2)``."""
-        return self._basis.features(np.asarray(places_px, dtype=np.float64)) @ self._strain_weights().T
+        features = self._basis.features(np.asarray(places_px, dtype=np.float64), self._strain_sd)
+        return self._displacement(features)
+
+    def _displacement(self, strain: Float32) -> Float64:
+        weights = self._mean[self._scan_count :].reshape(2, -1)
+        return np.asarray((strain @ weights.astype(np.float32).T).astype(np.float64))
 
     def _raster_px(self, pose: _Pose, places_px: Float64, start_px: Float64, rounds: int) -> Float64:
         """Return where displaced specimen places ``(n, 2)`` lie on the raster, by fixed point."""
-        drift, velocity, turn = self._own[:2], self._own[2:4], self._own[4]
-        matrix = _Pose(pose.rotation_rad + turn, pose.stage_px).matrix()
+        drift, velocity, turn, hum = np.split(self._own, [2, 4, 5])
+        matrix = _Pose(pose.rotation_rad + turn[0], pose.stage_px).matrix()
         still = (places_px + pose.stage_px + drift - self._centre) @ matrix + self._centre
         carried = velocity @ matrix
         found = start_px
         for _ in range(rounds):
-            found = still + self._time(found)[:, None] * carried - self.distortion_px(found)
+            late = self._time(found)[:, None] * carried - self._hum(found) @ hum.reshape(2, 2).T
+            found = still + late - self.distortion_px(found)
         return found
 
     def _time(self, positions_px: Float64) -> Float64:
         """Return the time in the frame, 0 to 1, of raster positions."""
-        return (positions_px[:, 0] + 0.5) / self.shape[0]
+        return (positions_px[:, 0] + 0.5) / self.scan.shape[0]
+
+    def _hum(self, positions_px: Float64) -> Float64:
+        """Return cosine and sine of the hum's phase, ``(n, 2)``; its offset is another in each frame."""
+        if self.scan.hum_period_rows is None:
+            return np.zeros((len(positions_px), 2))
+        phase = positions_px[:, 0] * (2 * math.pi / self.scan.hum_period_rows)
+        return np.column_stack([np.cos(phase), np.sin(phase)])
 
     # -- one frame later
 
@@ -592,11 +606,13 @@ class StrainGP:
         variance = np.asarray(variance, dtype=np.float64)
         spread = np.broadcast_to(variance[:, None] if variance.ndim == 1 else variance, seen.shape)
         if not (np.isfinite(ideal).all() and np.isfinite(seen).all() and np.isfinite(spread).all()):
-            raise ValueError("ideal_px, seen_px and variance_px2 must be finite: leave out what was not found")
+            raise ValueError(
+                "ideal_px, seen_px and variance_px2 must be finite: leave out what was not found"
+            )
         if not (spread > 0).all():
             raise ValueError("variance_px2 must be above 0")
         near = (np.abs(ideal - self._centre) <= self._reach).all(1)
-        near &= ((seen >= -0.5) & (seen <= np.array(self.shape) - 0.5)).all(1)
+        near &= ((seen >= -0.5) & (seen <= self._shape - 0.5)).all(1)
         if near.sum() < _LEAST_SEEN:
             raise ValueError(f"{near.sum()} columns are within reach; it takes at least {_LEAST_SEEN}")
         # by row, so that the columns of a row lie together
@@ -607,12 +623,14 @@ class StrainGP:
         config = self.config
         transition = np.eye(_X)
         transition[0, 2] = transition[1, 3] = 1.0
-        # the angle is off by another amount after each move; a free angle is told apart only slowly
-        variance = np.array([0.01] * 2 + [config.velocity_step_px] * 2 + [1e-12]) ** 2
+        sd = np.concatenate([[0.01] * 2, [config.velocity_step_px] * 2, self._fresh_sd()])
+        transition[5:] = 0.0  # the mains run on between frames
         if moved:
-            transition[4, 4] = 0.0
-            variance[:2], variance[4] = config.moved_px**2, max(config.turn_rad, 1e-9) ** 2
-        self._information.advance_own(transition, np.maximum(variance, 1e-18))
+            transition[4] = 0.0
+            sd[:2] = config.moved_px
+        else:
+            sd[4] = _NOTHING
+        self._information.advance_own(transition, sd**2)
         self._own = transition @ self._own
         if config.forget_frames:
             keep = math.exp(-1 / config.forget_frames)
@@ -621,13 +639,13 @@ class StrainGP:
 
     def _learn(self, frame: _Seen, pose: _Pose, outside: int, moved: bool) -> StrainUpdate:
         before, given = self._information, len(frame)
-        strain = self._basis.features(frame.ideal)
+        strain = self._basis.features(frame.ideal, self._strain_sd)
         raster = self._first_guess(frame, strain, pose)
         for passes in range(1, _MAX_PASSES + 1):
             self._information = before.copy()
             self._add(frame, strain, raster, pose)
             self._solve()
-            places = frame.ideal + strain @ self._strain_weights().T
+            places = frame.ideal + self._displacement(strain)
             settled = self._raster_px(pose, places, raster, 2)
             change = float(np.sqrt(np.mean((settled - raster) ** 2)))
             raster = settled
@@ -638,15 +656,20 @@ class StrainGP:
                 frame, strain, raster = frame.only(keep), strain[keep], raster[keep]
         residual = float(np.sqrt(np.mean((frame.seen - raster) ** 2)))
         return StrainUpdate(
-            used=len(frame), gated=given - len(frame), outside=outside, passes=passes, residual_px=residual, moved=moved
+            used=len(frame),
+            gated=given - len(frame),
+            outside=outside,
+            passes=passes,
+            residual_px=residual,
+            moved=moved,
         )
 
-    def _first_guess(self, frame: _Seen, strain: Float64, pose: _Pose) -> Float64:
+    def _first_guess(self, frame: _Seen, strain: Float32, pose: _Pose) -> Float64:
         """Predict the raster places, then follow the smooth part of what was seen.
 
         Ten numbers per component cannot follow the noise of two thousand columns, which is what must stay out.
         """
-        places = frame.ideal + strain @ self._strain_weights().T
+        places = frame.ideal + self._displacement(strain)
         found = self._raster_px(pose, places, frame.seen, 3)
         across, along = ((frame.seen - self._centre) / self._half).T
         smooth = np.stack([across**i * along**j for i in range(4) for j in range(4 - i)], 1)
@@ -654,56 +677,83 @@ class StrainGP:
         surprise = surprise - np.median(surprise, 0)
         fit = np.linalg.lstsq(smooth, surprise, rcond=None)[0]
         moved = found + np.median(frame.seen - found, 0) + smooth @ fit
-        return np.clip(moved, 0, np.array(self.shape) - 1.0)
+        return np.clip(moved, -0.5, self._shape - 0.5)
 
-    def _add(self, frame: _Seen, strain: Float64, raster: Float64, pose: _Pose) -> None:
+    def _add(self, frame: _Seen, strain: Float32, raster: Float64, pose: _Pose) -> None:
         """Add the information of one frame, linearised at the raster places."""
         matrix = pose.matrix()
         still = (frame.ideal + pose.stage_px - self._centre) @ matrix
-        value = still + self._centre - frame.seen
-        scan = self._scan.features(np.clip(raster, 0, np.array(self.shape) - 1.0))
-        time = self._time(raster)
+        value = (still + self._centre - frame.seen).astype(np.float32)
+        # a turn by a small angle moves the expected raster place by that times (-col, row)
+        own = [np.ones(len(frame)), self._time(raster), still[:, 1], -still[:, 0], *self._hum(raster).T]
+        features = self._scan_features(np.clip(raster, -0.5, self._shape - 0.5))
+        design = np.empty((len(frame), self._static + len(self._basis) + _OWN + 2), np.float32)
+        np.concatenate([features, strain, np.stack(own, 1), value], 1, out=design, casting="same_kind")
         rows = np.rint(frame.seen[:, 0]).astype(np.int64)
-        rows -= rows.min()
-        for axis in (0, 1):
-            # a turn by ε moves the expected raster place by ε (-col, row)
-            turn = still[:, 1] if axis == 0 else -still[:, 0]
-            columns = np.column_stack([scan, strain, np.ones(len(time)), time, turn, value[:, axis]])
-            white = _whitened(columns, rows, frame.weight[:, axis], self.config.jitter_px[axis])
-            self._add_axis(axis, white, matrix[:, axis])
+        jitter, weight = self.hyper.jitter_px, frame.weight
+        gram = _gram(_whitened(design, rows, weight[:, 0], jitter[0]))
+        alike = jitter[0] == jitter[1] and np.array_equal(weight[:, 0], weight[:, 1])
+        other = gram if alike else _gram(_whitened(design, rows, weight[:, 1], jitter[1]))
+        for axis, product in enumerate((gram, other)):
+            self._add_axis(axis, product, matrix[:, axis])
+        self._add_strain((gram, other), matrix)
 
-    def _add_axis(self, axis: int, white: Float64, direction: Float64) -> None:
-        """Add ``G = [Φ Ψ 1 τ t]' [Φ Ψ 1 τ t]`` of one component; ``direction`` is its axis on the specimen."""
-        information = self._information
-        single = white[:, :-1].astype(np.float32)
-        gram = (single.T @ single).astype(np.float64)
-        shift = white[:, :-1].T @ white[:, -1]
-        m, k = self._scan_sd.shape[1], len(self._basis)
-        scale = np.concatenate([self._scan_sd[axis], self._strain_sd, np.ones(3)])
-        gram *= scale[:, None] * scale
-        shift *= scale
-        scan, strain, own = slice(0, m), slice(m, m + k), slice(m + k, None)
+    def _add_axis(self, axis: int, gram: Float32, direction: Float64) -> None:
+        """Add all of one raster axis but u by u; ``direction`` is the axis as the specimen has it."""
+        information, m, k = self._information, self._static, len(self._basis)
+        scan, strain, own, value = (
+            slice(0, m),
+            slice(m, m + k),
+            slice(m + k, m + k + _OWN),
+            m + k + _OWN + axis,
+        )
+        to_x, sd = _to_x(axis, direction), self._scan_sd[axis]
         d = slice(axis * m, (axis + 1) * m)
-        to_x = np.zeros((3, _X))
-        to_x[0, :2] = to_x[1, 2:4] = -direction
-        to_x[2, 4] = 1.0
-        information.fields[d, d] += gram[scan, scan]
-        information.fields_shift[d] += shift[scan]
-        information.cross[:, d] += to_x.T @ gram[own, scan]
-        information.own += to_x.T @ gram[own, own] @ to_x
-        information.own_shift += to_x.T @ shift[own]
+        information.fields[d, d] += gram[scan, scan] * (sd[:, None] * sd)
+        information.fields_shift[d] += gram[value, scan] * sd
+        information.cross[:, d] += to_x @ (gram[own, scan] * sd)
+        information.own += to_x @ gram[own, own] @ to_x.T
+        information.own_shift += to_x @ gram[own, value]
+        mixed = gram[scan, strain] * sd[:, None]
         for c in (0, 1):
-            if abs(direction[c]) < 1e-12:
+            if abs(direction[c]) > 1e-12:
+                u = self._strain_block(c)
+                information.fields[u, d] -= direction[c] * mixed.T
+                information.fields_shift[u] -= direction[c] * gram[value, strain]
+                information.cross[:, u] -= direction[c] * (to_x @ gram[own, strain])
+
+    def _add_strain(self, grams: tuple[Float32, Float32], matrix: Float64) -> None:
+        """Add u by u of both raster axes; alike axes leave the components of u independent."""
+        strain = slice(self._static, self._static + len(self._basis))
+        first, second = (gram[strain, strain] for gram in grams)
+        for c, other in ((0, 0), (1, 1), (1, 0)):
+            shares = matrix[c] * matrix[other]
+            block = self._strain_block(c), self._strain_block(other)
+            if grams[0] is grams[1]:
+                if c == other:
+                    self._information.fields[block] += first
                 continue
-            u = slice(self._scan_count + c * k, self._scan_count + (c + 1) * k)
-            information.fields[u, d] -= direction[c] * gram[strain, scan]
-            information.fields_shift[u] -= direction[c] * shift[strain]
-            information.cross[:, u] -= direction[c] * (to_x.T @ gram[own, strain])
-            for other in range(c + 1):
-                share = direction[c] * direction[other]
+            for share, gram in zip(shares, (first, second), strict=True):
                 if abs(share) > 1e-12:
-                    v = slice(self._scan_count + other * k, self._scan_count + (other + 1) * k)
-                    information.fields[u, v] += share * gram[strain, strain]
+                    self._information.fields[block] += np.float32(share) * gram
+
+    def _strain_block(self, component: int) -> slice:
+        """Where a component of u lies among the fields' weights."""
+        k = len(self._basis)
+        return slice(self._scan_count + component * k, self._scan_count + (component + 1) * k)
+
+
+def _gram(white: Float32) -> Float32:
+    return white.T @ white
+
+
+def _to_x(axis: int, direction: Float64) -> Float64:
+    """Say what part each number of x has in the own features of one raster axis, ``(x, own)``."""
+    to_x = np.zeros((_X, _OWN))
+    to_x[:2, 0] = to_x[2:4, 1] = -direction
+    to_x[4, 2 + axis] = 1.0
+    to_x[5 + 2 * axis, 4] = to_x[6 + 2 * axis, 5] = 1.0
+    return to_x
 
 
 def _near(residual_px: Float64, robust_sds: float) -> NDArray[np.bool_]:
