@@ -28,6 +28,8 @@ SMOOTHING_PX = 1.0
 
 _ITERATIONS = 5
 _AT_REST_PX = 0.003
+# Channels of a probe on a feedback: each line has an offset of its own.
+_BY_LINE = ("height", "topo", "zsensor", "z ", "deflection", "frequency")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,6 +47,8 @@ class Blocks:
         they know as much as if each variance were 1.8 times as large.
     match
         Correlation coefficient of block and reference after displacement, ``(n,)``.
+    number
+        Which block of the grid each is, ``(n,)``, counted along rows.
     blank
         Blocks left out since they show too little structure to tell.
     unmatched
@@ -55,6 +59,7 @@ class Blocks:
     displacement_px: Float64
     variance_px2: Float64
     match: Float64
+    number: NDArray[np.int64]
     blank: int = 0
     unmatched: int = 0
 
@@ -68,6 +73,7 @@ class Blocks:
             displacement_px=self.displacement_px[chosen],
             variance_px2=self.variance_px2[chosen],
             match=self.match[chosen],
+            number=self.number[chosen],
             blank=self.blank,
             unmatched=self.unmatched,
         )
@@ -176,36 +182,135 @@ def warped(image: Float32, displacement_px: Float64) -> Float32:
 
 
 def merged(channels: list[Blocks]) -> Blocks:
-    """Join what several channels of one frame say, each with the weight of its variance.
+    """Join what several channels of one frame say, each block with the weight of its variance.
 
     Channels were scanned at the same time and share one field; a block that only some of them show is
-    taken from those. ``blank`` and ``unmatched`` are summed over the channels.
+    taken from those. Where they disagree by more than their noise, the variance is raised by as much.
+
+    Parameters
+    ----------
+    channels
+        Of the same grid. ``blank`` and ``unmatched`` count the blocks of the grid that no channel tells.
     """
-    if len(channels) == 1:
-        return channels[0]
-    # Positions follow the structure, so a block is known by its neighbourhood, not by its position.
-    all_positions = np.concatenate([blocks.positions_px for blocks in channels])
-    place, inverse = np.unique(np.rint(all_positions / 8).astype(np.int64), axis=0, return_inverse=True)
-    group = inverse.reshape(-1)
-    precision = 1 / np.concatenate([blocks.variance_px2 for blocks in channels])
+    numbers, group = np.unique(np.concatenate([one.number for one in channels]), return_inverse=True)
+    precision = 1 / np.concatenate([one.variance_px2 for one in channels])
+    said = np.concatenate([one.displacement_px for one in channels])
+    weight = _summed(precision, group, len(numbers))
 
     def mean(values: Float64) -> Float64:
-        total = np.zeros((len(place), 2))
-        np.add.at(total, group, precision * values)
-        return total / weight
+        return _summed(precision * values, group, len(numbers)) / weight
 
-    weight = np.zeros((len(place), 2))
-    np.add.at(weight, group, precision)
-    match = np.zeros(len(place))
-    np.maximum.at(match, group, np.concatenate([blocks.match for blocks in channels]))
+    displacement = mean(said)
+    votes = np.bincount(group, minlength=len(numbers))[:, None]
+    disagreement = _summed(precision * (said - displacement[group]) ** 2, group, len(numbers))
+    excess = np.maximum(1.0, disagreement / np.maximum(votes - 1, 1))
+    match = np.zeros(len(numbers))
+    np.maximum.at(match, group, np.concatenate([one.match for one in channels]))
+    all_blocks = len(channels[0]) + channels[0].blank + channels[0].unmatched
+    blank = min(one.blank for one in channels)
     return Blocks(
-        positions_px=mean(all_positions),
-        displacement_px=mean(np.concatenate([blocks.displacement_px for blocks in channels])),
-        variance_px2=1 / weight,
+        positions_px=mean(np.concatenate([one.positions_px for one in channels])),
+        displacement_px=displacement,
+        variance_px2=excess / weight,
         match=match,
-        blank=sum(blocks.blank for blocks in channels),
-        unmatched=sum(blocks.unmatched for blocks in channels),
+        number=numbers,
+        blank=min(blank, all_blocks - len(numbers)),
+        unmatched=max(0, all_blocks - len(numbers) - blank),
     )
+
+
+def comparable(image: Float32, channels: tuple[str, ...]) -> tuple[Float32, tuple[str, ...]]:
+    """Turn the channels of a frame into images that may be compared between frames.
+
+    A phase jumps by a full turn where nothing happens: it is given as its cosine and its sine. A
+    height, or whatever a feedback or a detector says line by line, loses the offsets of its lines.
+
+    Parameters
+    ----------
+    image
+        Shape ``(channels, rows, cols)``, float32; phases in degrees, or in radians where none is
+        beyond 7.
+    channels
+        Their names.
+
+    Returns
+    -------
+    images
+        Shape ``(more, rows, cols)``, float32.
+    names
+        Of each.
+    """
+    images: list[Float32] = []
+    names: list[str] = []
+    for name, channel in zip(channels, image, strict=True):
+        low = name.lower()
+        if "phase" in low:
+            angle = channel if float(np.abs(channel).max(initial=0)) <= 7 else np.deg2rad(channel)
+            images += [np.cos(angle), np.sin(angle)]
+            names += [f"cos {name}", f"sin {name}"]
+        else:
+            images.append(levelled(channel) if any(word in low for word in _BY_LINE) else channel)
+            names.append(name)
+    return np.stack(images).astype(np.float32), tuple(names)
+
+
+def levelled(image: Float32) -> Float32:
+    """Take out the offset of each line against the one before, as the median of their difference."""
+    steps = np.median(np.diff(image, axis=0), axis=1)
+    offsets = np.concatenate([[0.0], np.cumsum(steps)])
+    # A specimen that slopes down the frame is not an offset of lines; half a block counts as slope.
+    offsets -= ndimage.gaussian_filter1d(offsets, 16.0, mode="nearest")
+    level: Float32 = image - offsets.astype(np.float32)[:, None]
+    return level
+
+
+def channel_displacements(
+    images: Float32,
+    reference: Float32,
+    block_px: tuple[int, int] = (64, 64),
+    expected_px: Float64 | None = None,
+    *,
+    most: int = 2,
+    rows_px: Float64 | None = None,
+    reach_px: float = 8.0,
+) -> Blocks:
+    """Measure blocks in those channels that show most structure, and join what they say.
+
+    Parameters
+    ----------
+    images, reference
+        As ``comparable`` makes them, shape ``(channels, rows, cols)``, float32.
+    block_px, expected_px, rows_px, reach_px
+        As in ``block_displacements``.
+    most
+        How many channels to use.
+    """
+    clear = [clearness(one, block_px) for one in reference]
+    best = sorted(range(len(clear)), key=lambda index: -clear[index])[:most]
+    return merged(
+        [
+            block_displacements(
+                images[index], reference[index], block_px, expected_px, rows_px=rows_px, reach_px=reach_px
+            )
+            for index in best
+        ]
+    )
+
+
+def clearness(image: Float32, block_px: tuple[int, int] = (64, 64)) -> float:
+    """Say how well displacements can be told by an image: energy of its gradients over that of its noise.
+
+    Noise is what differs between a pixel and the mean of its two neighbours along the row.
+    """
+    by_row, by_col = np.gradient(structure(image, block_px))
+    noise = np.median(np.abs(image[:, 1:-1] - (image[:, :-2] + image[:, 2:]) / 2)) / 0.6745
+    return float(np.minimum((by_row**2).mean(), (by_col**2).mean()) / (noise**2 + 1e-30)) if noise else 0.0
+
+
+def _summed(values: Float64, group: NDArray[np.intp], groups: int) -> Float64:
+    total = np.zeros((groups, 2))
+    np.add.at(total, group, values)
+    return total
 
 
 def _require_fitting(image: Float32, reference: Float32, block_px: tuple[int, int]) -> None:
@@ -306,6 +411,7 @@ def _chosen(
         displacement_px=moved[good] + expected,
         variance_px2=white[good] * colour,
         match=fits[good, 8],
+        number=np.flatnonzero(good),
         blank=int(is_blank.sum()),
         unmatched=int((~is_blank & ~is_matched).sum()),
     )

@@ -7,7 +7,7 @@ says that a specimen point of pixel ``u`` appears in the frame at pixel ``u + d`
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
@@ -22,6 +22,87 @@ if TYPE_CHECKING:
 Float64 = NDArray[np.float64]
 
 _ROWS_AT_ONCE = 64  # 128 kB of a 512-pixel row: stays in the cache between taps
+
+
+class Judgement(msgspec.Struct, frozen=True, eq=False):
+    """What a frame is, against a reference, and the numbers that say so.
+
+    Attributes
+    ----------
+    verdict
+        ``ok``; ``blank``: next to no structure, as of a blanked beam or a withdrawn tip; ``jump``: the
+        specimen of the reference, far from where it was expected; ``lost``: something else.
+    displacement_px
+        Where it matches best, ``(row, col)``; means nothing unless ``ok`` or ``jump``.
+    match
+        Correlation coefficient there.
+    surprise_px
+        How far that is from what was expected.
+    structure
+        Standard deviation of the band-passed frame over that of the reference.
+    counts
+        Mean of the frame over that of the reference; NaN where that is 0.
+    """
+
+    verdict: Literal["ok", "blank", "jump", "lost"]
+    displacement_px: Float64
+    match: float
+    surprise_px: float
+    structure: float
+    counts: float
+
+
+def judge(
+    image: Float32,
+    reference: Float32,
+    matcher: Matcher,
+    expected_px: Float64,
+    reach_px: float,
+    *,
+    usual_match: float = 1.0,
+    lost_below: float = 0.3,
+    jump_px: float = 12.0,
+    blank_below: float = 0.2,
+) -> Judgement:
+    """Say whether a frame shows what it should, before anything is learnt from it.
+
+    A blank frame and a lost one ask for different things: after the first the reference is still good.
+    On a perfect lattice a jump shows only modulo a lattice vector.
+
+    Parameters
+    ----------
+    image, reference
+        Shape ``(rows, cols)``, float32.
+    matcher
+        For that shape.
+    expected_px, reach_px
+        As in ``Matcher.match``.
+    usual_match
+        What frames match as a rule.
+    lost_below
+        A frame that matches worse than this part of the usual is lost, or blank.
+    jump_px
+        What matches further from its expected place has jumped.
+    blank_below
+        A frame with less than this part of the reference's structure, that does not match, is blank.
+    """
+    displacement, match = matcher.match(image, reference, expected_px, reach_px)
+    structure = matcher.contrast(image) / max(matcher.contrast(reference), 1e-30)
+    surprise_px = float(np.linalg.norm(displacement - expected_px))
+    verdict: Literal["ok", "blank", "jump", "lost"] = "ok"
+    if not match >= lost_below * usual_match:
+        verdict = "blank" if structure < blank_below else "lost"
+    elif surprise_px > jump_px:
+        verdict = "jump"
+    usual_counts = float(reference.mean())
+    return Judgement(
+        verdict=verdict,
+        displacement_px=displacement,
+        match=match,
+        surprise_px=surprise_px,
+        structure=structure,
+        counts=float(image.mean()) / usual_counts if usual_counts else math.nan,
+    )
 
 
 class RunningReference:
@@ -134,6 +215,11 @@ class Matcher:
         row, col = self._preferred(correlation, expected_px, reach_px)
         displacement = np.array([self._rows[row], self._cols[col]]) + _vertex(correlation, row, col)
         return displacement, float(correlation[row, col]) / scale
+
+    def contrast(self, image: Float32) -> float:
+        """Say the standard deviation of the tapered, band-passed image."""
+        spectrum = fft.rfft2((image - image.mean()) * self._taper) * self._band
+        return math.sqrt(self._energy(spectrum) / (self._shape[0] * self._shape[1]))
 
     def _preferred(self, correlation: Float32, expected_px: Float64, reach_px: float) -> tuple[int, int]:
         """Pick the place that is both high and not too surprising."""
