@@ -178,7 +178,6 @@ class Trajectories:
         slots = free[: len(tracks)]
         self._track[slots] = tracks
         self._is_seen[:, slots] = False
-        self._missed[slots] = 0
         return slots
 
     def _grow(self, more: int) -> None:

@@ -127,6 +127,13 @@ class Distortion(msgspec.Struct, frozen=True, kw_only=True, eq=False, forbid_unk
         """``(rows, cols)`` of the frame."""
         return (self.rows_px.shape[1], self.cols_px.shape[1])
 
+    @property
+    def rms_px(self) -> float:
+        """Root mean square length of ``D`` over the frame, from 64 rows and columns of it."""
+        rows, cols = (np.linspace(0, size - 1, 64).round() for size in self.shape)
+        places = np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
+        return float(np.sqrt((self.at(places) ** 2).sum(axis=1).mean()))
+
     def at(self, positions_px: NDArray[np.floating], *, at_rest: bool = False) -> NDArray[np.float64]:
         """Say ``D`` at pixel positions ``(row, col)`` of the frame as acquired, shape ``(n, 2)``.
 

@@ -12,6 +12,11 @@ import msgspec
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from models.trajectories import TrajectorySummary
+from streamer.messages import Distortion
+
+# Of the flags of a Distortion, those that say that something went wrong.
+FAULTS = ("blank", "jump", "lost")
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _RECENT = 256
 
@@ -50,6 +55,9 @@ class Telemetry:
         def seconds(name: str, text: str, *labels: str) -> Histogram:
             return Histogram(f"probeloop_{name}", text, labels, registry=self.registry, buckets=_BUCKETS_S)
 
+        def level(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"probeloop_{name}", text, labels, registry=self.registry)
+
         self._received = counter("frames_received_total", "Frames that came, readable or not")
         self._published = counter("frames_published_total", "Frames whose latents were sent on")
         self._rejected = counter("frames_rejected_total", "Frames refused or unusable", "stage", "reason")
@@ -76,9 +84,27 @@ class Telemetry:
             "frame_to_suggestion_seconds", "From a frame's arrival to the first suggestion on it"
         )
         self._journal = counter("journal_bytes_total", "Bytes appended to the journal")
-        self._dose = Gauge("probeloop_dose_electrons", "Electrons given or reserved", registry=self.registry)
-        self._waiting = Gauge(
-            "probeloop_frames_waiting", "Frames before the pipeline", registry=self.registry
+        self._dose = level("dose_electrons", "Electrons given or reserved")
+        self._waiting = level("frames_waiting", "Frames before the pipeline")
+        self._distortion_rms = level("distortion_rms_px", "Distortion of the latest frame, over its pixels")
+        self._distortion_residual = level(
+            "distortion_residual_px", "What was left of it at places held out, along one axis"
+        )
+        self._distortion_sd = level("distortion_sd_px", "Its standard deviation along one axis")
+        self._distortion_faults = counter(
+            "distortion_faults_total", "Frames whose distortion could not be followed", "fault"
+        )
+        self._explained = level(
+            "distortion_explained_variance_ratio",
+            "Part of the columns' motion in each principal component",
+            "when",
+            "component",
+        )
+        self._motion = level(
+            "distortion_motion_px2",
+            "Mean square motion of the columns, common to many and the rest",
+            "when",
+            "part",
         )
         self._server: object | None = None
 
@@ -117,6 +143,28 @@ class Telemetry:
     def stage_rejected(self, stage: str, reason: str) -> None:
         """Count a frame that a stage could not use."""
         self.frame_rejected(stage, reason)
+
+    def distortion_came(self, distortion: Distortion) -> None:
+        """Set the figures of the latest frame's distortion, and count its faults."""
+        self._distortion_rms.set(distortion.rms_px)
+        self._distortion_residual.set(distortion.residual_px)
+        self._distortion_sd.set(math.sqrt(float((distortion.sd_px.astype(np.float64) ** 2).mean())))
+        for flag in distortion.flags:
+            if flag in FAULTS:
+                self.distortion_fault(flag)
+
+    def distortion_fault(self, fault: str) -> None:
+        """Count a frame whose distortion could not be followed, under a short fixed word."""
+        self._distortion_faults.labels(fault).inc()
+        self._count(f"distortion: {fault}")
+
+    def columns_moved(self, summary: TrajectorySummary) -> None:
+        """Set how the columns moved over the last frames, before and after the correction."""
+        for when, motion in (("before", summary.before), ("after", summary.after)):
+            for component, ratio in enumerate(motion.explained_variance_ratio, start=1):
+                self._explained.labels(when, str(component)).set(ratio)
+            self._motion.labels(when, "common").set(motion.common_px2)
+            self._motion.labels(when, "local").set(motion.local_px2)
 
     # -- the hub's side ------------------------------------------------------------------------
 
