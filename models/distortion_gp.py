@@ -1,0 +1,828 @@
+"""The scan distortion, learnt online: a Hilbert-space GP in space, a Kalman filter in time.
+
+``D_t(s) = features(s) @ w_t``: a pixel ``s`` of frame t was recorded with the probe at raster place
+``s + D_t(s)``. Components and positions are ``(row, col)`` in pixels: 0 is the slow axis, 1 the fast one.
+The weights of each component follow a linear model from frame to frame, and a frame teaches them by
+columns, rows or blocks whose true place is known. Work and memory are the same for every frame.
+
+Shapes: n observations, m features, k of them that learn, 2 components.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, overload
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.scan_basis import BLOCKS, Float64, Hyperparameters, ScanBasis, ScanModel
+
+__all__ = [
+    "BLOCKS",
+    "DistortionGP",
+    "FieldParts",
+    "GPFacts",
+    "Hyperparameters",
+    "Observations",
+    "ScanModel",
+    "Update",
+]
+
+Float32: TypeAlias = NDArray[np.float32]
+
+_HOLD_OUT = 12  # one observation in so many is kept from the fit, to judge it by
+_HOLD_OUT_LEAST = 48  # of fewer, none
+_GATE_SD, _GATE_LEAST_PX = 4.0, 0.3
+_FIRST_PASSES = 3  # nothing is known yet of what an outlier is
+_FLOOR_PX2 = 1e-4  # what no fit of a column knows better
+_TINY = 1e-13  # px²: keeps a Cholesky factor of the covariance real
+_HUM_WANDER = 0.12  # of its amplitude, from frame to frame
+_DRIFT_WANDER = 0.3  # of drift_change_px: how far a position strays from its velocity
+_OFFSET_VARIANCE = 4.0  # px²: where a specimen lies that was never seen
+_SHARE = 0.3  # of a frame in the running estimate of the jitter
+_NODES_PX = 16
+_PAST = 5.0
+_MEMORY = 0.95  # of what held-out observations said of the noise
+_NOISE_RANGE = (0.7, 4.0)
+_LOCK_SD = 3.0  # a hum that stands out less has no phase worth following
+_LOCK_GAIN = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observations:
+    """Places of one frame whose true place is known: columns, rows or blocks.
+
+    Attributes
+    ----------
+    positions_px
+        Where they were seen on the raster, ``(row, col)``, shape ``(n, 2)``.
+    displacement_px
+        True place minus position, shape ``(n, 2)``: it samples ``D``, with row jitter and noise on it.
+    variance_px2
+        Of the noise of the measurement along each axis, jitter not counted, shape ``(n, 2)``.
+    column_sigma_px
+        Sd of an atom column's image, over whose rows a fit averages jitter and hum; 0 for points and for
+        blocks.
+
+    Raises
+    ------
+    ValueError
+        If shapes are unlike, or a number is NaN, infinite, or no variance.
+    """
+
+    positions_px: Float64
+    displacement_px: Float64
+    variance_px2: Float64
+    column_sigma_px: float = 0.0
+
+    def __post_init__(self) -> None:
+        shape = (len(self.positions_px), 2)
+        for name in ("positions_px", "displacement_px", "variance_px2"):
+            array = getattr(self, name)
+            if array.shape != shape:
+                raise ValueError(f"observations.{name} has shape {array.shape}; it takes {shape}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"observations.{name} holds NaN or infinity; leave such places out")
+        if not (self.variance_px2 >= 0).all():
+            raise ValueError("observations.variance_px2 holds numbers below 0; it takes variances")
+        if not 0 <= self.column_sigma_px < 100:
+            raise ValueError(f"observations.column_sigma_px is {self.column_sigma_px}; it takes 0 to 100")
+
+    def __len__(self) -> int:
+        return len(self.positions_px)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What one frame taught.
+
+    Attributes
+    ----------
+    used, held_out, gated
+        Observations that taught, that were kept back, and that lay too far off to be believed; they add up.
+    held_out_rms_px
+        Root mean square along one axis of what the model leaves at those kept back, their own noise taken
+        off: row jitter and error of the field. NaN where none were kept.
+    log_evidence
+        Log density of the frame under what was known before it, in nats per observation. It falls when
+        the hyperparameters fit no longer.
+    jitter_px
+        Sd ``(row, col)`` of what the columns of a line shared in this frame.
+    noise_factor
+        By how much ``variance_px2`` was too small, ``(row, col)``, over the last frames.
+    """
+
+    used: int
+    held_out: int
+    gated: int
+    held_out_rms_px: float
+    log_evidence: float
+    jitter_px: tuple[float, float]
+    noise_factor: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FieldParts:
+    """A smooth displacement field, taken apart: ``D(s) = translation + grid(s) + rows[row] + cols[col]``.
+
+    Attributes
+    ----------
+    grid_px
+        Affine and coil part on nodes spread evenly from the first pixel to the last, ``(2, n, m)``, float32.
+    rows_px
+        All that depends on the row only (settling, creep, hum, the shear of the drift), ``(2, rows)``.
+    cols_px
+        All that depends on the column only (fly-back, lag), ``(2, cols)``.
+    odd_cols_px
+        The same on odd lines, where these run the other way; None where all lines are alike.
+    translation_px
+        The drift in the middle of the frame, ``(row, col)``.
+    """
+
+    grid_px: Float32
+    rows_px: Float32
+    cols_px: Float32
+    odd_cols_px: Float32 | None
+    translation_px: tuple[float, float]
+
+
+class GPFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that a ``DistortionGP`` knows, beside its arrays.
+
+    Attributes
+    ----------
+    scan, hyperparameters
+        Of the model.
+    frames
+        Frames observed.
+    is_frozen
+        Whether the static part learns no more.
+    hum_period_rows, hum_period_variance
+        The period as tracked, and how well it is known, as an angular frequency per row.
+    hum_advance_rad, hum_locks
+        By how much its phase runs on from frame to frame, and how often that was seen.
+    jitter_px2
+        Variance ``(row, col)``.
+    noise
+        Excess and said variance ``(row, col)`` of held-out residuals, forgotten slowly.
+    """
+
+    scan: ScanModel
+    hyperparameters: Hyperparameters
+    frames: int
+    is_frozen: bool
+    hum_period_rows: float | None
+    hum_period_variance: float
+    hum_advance_rad: float
+    hum_locks: int
+    jitter_px2: tuple[float, float]
+    noise: tuple[tuple[float, float], tuple[float, float]]
+
+
+class DistortionGP:
+    """The distortion of a stream of frames: ``predict`` once a frame, then ``observe`` if there is anything.
+
+    Parameters
+    ----------
+    scan
+        How frames are scanned, and what may be wrong with them.
+    hyperparameters
+        How large and how lasting that may be; defaults are those of a STEM at atomic resolution.
+    device, dtype
+        Where features are evaluated and multiplied, and in what; float64 on a CPU, float32 elsewhere. The
+        weights themselves are float64 always: they are few.
+    """
+
+    def __init__(
+        self,
+        scan: ScanModel,
+        hyperparameters: Hyperparameters | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.scan = scan
+        self.hyperparameters = hyperparameters or Hyperparameters()
+        self._device = torch.device(device)
+        self._dtype = dtype or (torch.float64 if self._device.type == "cpu" else torch.float32)
+        self.basis = ScanBasis(scan, device=self._device, dtype=self._dtype)
+        self._prior = self.basis.prior_variance(self.hyperparameters)
+        self._mean = torch.zeros(2, self.basis.size, dtype=torch.float64)
+        self._static: Tensor | None = None  # covariance of the frozen part, with what drift makes up for
+        self._live = _all_but_shear(self.basis)
+        self._covariance = torch.diag_embed(self._prior[:, self._live])
+        self._frames = 0
+        self._jitter_px2 = [sd**2 for sd in self.hyperparameters.jitter_px]
+        self._noise = [[_PAST, _PAST], [_PAST, _PAST]]  # a past, in frames, that found nothing wrong
+        self._period = scan.hum_period_rows
+        self._frequency_variance = (2e-3 * self._frequency) ** 2
+        self._advance_rad = math.remainder(self._frequency * scan.shape[0], 2 * math.pi)
+        self._locks = 0
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the static part learns no more."""
+        return self._static is not None
+
+    @property
+    def frames(self) -> int:
+        """Frames observed."""
+        return self._frames
+
+    @property
+    def hum_period_rows(self) -> float | None:
+        """Period of the hum as tracked; None without hum."""
+        return self._period if "hum" in self.basis.blocks else None
+
+    @property
+    def translation_px(self) -> tuple[float, float]:
+        """Drift ``(row, col)`` in the middle of the frame, as part of ``D``."""
+        row, col = self._mean[:, self.basis.blocks["drift"].start].tolist()
+        return (row, col)
+
+    def predict(self, frames: float = 1.0) -> None:
+        """Go on to the next frame, or to one ``frames`` later; the time between frames counts as one.
+
+        Raises
+        ------
+        ValueError
+            If ``frames`` is not above 0.
+        """
+        if not 0 < frames < math.inf:
+            raise ValueError(f"predict goes on by {frames} frames; it takes numbers above 0")
+        live = self._live
+        self._mean[:, live] = self._advanced(self._mean[:, live, None], frames)[..., 0]
+        half = self._advanced(self._covariance, frames)
+        self._covariance = self._advanced(half.mT.contiguous(), frames)
+        self._covariance.diagonal(dim1=1, dim2=2).add_(self._wander(frames))
+        if "hum" in self.basis.blocks and self._locks < 2:
+            self._forget_hum_phase()
+
+    def observe(self, seen: Observations) -> Update:
+        """Learn from one frame.
+
+        An observation further from the prediction than four robust standard deviations (0.3 px at least)
+        teaches nothing; one in twelve, in turn, is kept back to judge by.
+        """
+        frame = _Frame(self, seen)
+        before = self._mean[:, self._live].clone(), self._covariance
+        use = frame.gate(frame.residual(before[0]))
+        found = self._posterior(frame, use, *before)
+        if self._frames == 0:
+            self._jitter_px2 = frame.jitter_px2(frame.residual(found.mean), use)
+            for _ in range(_FIRST_PASSES - 1):
+                use = frame.gate(frame.residual(found.mean))
+                found = self._posterior(frame, use, *before)
+        predicted_hum = self._hum_weights(before[0])
+        self._mean[:, self._live], self._covariance = found.mean, found.covariance
+        left = frame.residual(found.mean)
+        held_out_px = self._judge(frame, left)
+        self._learn_jitter(frame, left, use)
+        self._lock_on_hum(frame, left, use, predicted_hum)
+        self._frames += 1
+        count = int(use.sum())
+        return Update(
+            used=count,
+            held_out=int(frame.held_out.sum()),
+            gated=len(seen) - count - int(frame.held_out.sum()),
+            held_out_rms_px=held_out_px,
+            log_evidence=found.log_evidence / max(2 * count, 1),
+            jitter_px=_pair(np.sqrt(self._jitter_px2)),
+            noise_factor=self._noise_factor,
+        )
+
+    def jumped(self) -> None:
+        """Take the specimen to lie anywhere: after a move of the stage, or on another specimen."""
+        drift, live = self.basis.blocks["drift"], self._live
+        place = drift.start - live.start
+        self._covariance[:, place, place] += _OFFSET_VARIANCE
+
+    def freeze(self) -> None:
+        """Stop learning all that frames share; hum and drift go on.
+
+        The static part keeps its mean, and its uncertainty as far as drift does not make up for it. From
+        now on a shear of the specimen itself is told apart from that of the drift, which moves.
+        """
+        if self.is_frozen:
+            return
+        first = self.basis.dynamic_start
+        covariance = torch.zeros(2, self.basis.size, self.basis.size, dtype=torch.float64)
+        covariance[:, self._live, self._live] = self._covariance
+        self._static = self._unmoved(covariance[:, :first, :first])
+        self._covariance = _conditioned(covariance, first)
+        self._live = slice(first, self.basis.size)
+        self._covariance[:, -1, -1] = self._prior[:, -1]
+        self.jumped()
+
+    @classmethod
+    def frozen(
+        cls,
+        scan: ScanModel,
+        hyperparameters: Hyperparameters,
+        mean_px: Float64,
+        covariance_px2: Float64,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> DistortionGP:
+        """Make one whose static part is known from a calibration, and that follows hum and drift.
+
+        Parameters
+        ----------
+        mean_px, covariance_px2
+            As ``static`` gives them.
+
+        Raises
+        ------
+        ValueError
+            If they are not those of this scan model.
+        """
+        gp = cls(scan, hyperparameters, device=device, dtype=dtype)
+        first = gp.basis.dynamic_start
+        if mean_px.shape != (2, first) or covariance_px2.shape != (2, first, first):
+            raise ValueError(
+                f"a static part of shapes {mean_px.shape} and {covariance_px2.shape} is none of this scan "
+                f"model, that has {first} static features"
+            )
+        gp._mean[:, :first] = torch.from_numpy(np.array(mean_px, dtype=np.float64))
+        gp._covariance[:, :first, :first] = torch.from_numpy(np.array(covariance_px2, dtype=np.float64))
+        gp.freeze()
+        return gp
+
+    def static(self) -> tuple[Float64, Float64]:
+        """Say what frames share: mean ``(2, k)`` and covariance ``(2, k, k)`` of its weights."""
+        first = self.basis.dynamic_start
+        covariance = self._covariance if self._static is None else self._static
+        mean = self._mean[:, :first].numpy().copy()
+        return mean, covariance[:, :first, :first].numpy().copy()
+
+    @overload
+    def displacement_px(self, positions_px: Float64, with_sd: Literal[False] = False) -> Float64: ...
+
+    @overload
+    def displacement_px(self, positions_px: Float64, with_sd: Literal[True]) -> tuple[Float64, Float64]: ...
+
+    def displacement_px(
+        self, positions_px: Float64, with_sd: bool = False
+    ) -> Float64 | tuple[Float64, Float64]:
+        """Say ``D`` at places on the raster, and how far it may be off; row jitter is not counted.
+
+        Returns
+        -------
+        displacement, sd
+            Shape ``(n, 2)`` each; sd along each axis, only ``with_sd``.
+        """
+        places = self._to_device(positions_px)
+        found = _to_numpy(self.basis.field(places, self._weights(), self._period))
+        return (found, self._sd(places)) if with_sd else found
+
+    def to_raw_px(self, places_px: Float64) -> Float64:
+        """Say which pixel was recorded at true places ``(n, 2)``: ``s`` with ``s + D(s) = X``."""
+        place = self._to_device(places_px)
+        weights = self._weights()
+        raw = place
+        for _ in range(8):
+            found = place - self.basis.field(raw, weights, self._period)
+            change = float((found - raw).abs().max()) if len(raw) else 0.0
+            raw = found
+            if change < 1e-3:
+                break
+        return _to_numpy(raw)
+
+    def parts(self, step_px: float = _NODES_PX) -> FieldParts:
+        """Take the field of this frame apart; nodes of the grid are at most ``step_px`` apart."""
+        weights = self._weights()
+        nodes = [self._nodes(n, step_px) for n in self.scan.shape]
+        rows, cols = (self._line(n) for n in self.scan.shape)
+        weights[:, self.basis.blocks["drift"].start] = 0
+        return FieldParts(
+            grid_px=_to_float32(self.basis.plane_grid(nodes[0], nodes[1], weights)),
+            rows_px=_to_float32(self._row_line(rows, weights)),
+            cols_px=_to_float32(self.basis.column_line(cols, weights)),
+            odd_cols_px=(
+                _to_float32(self.basis.column_line(cols, weights, odd=True))
+                if self.scan.path == "serpentine"
+                else None
+            ),
+            translation_px=self.translation_px,
+        )
+
+    def field(self) -> Float32:
+        """Say ``D`` at every pixel, row jitter not counted: ``(2, rows, cols)``."""
+        weights = self._weights()
+        rows, cols = (self._line(n) for n in self.scan.shape)
+        found = self.basis.plane_grid(rows, cols, weights).to(torch.float32)
+        found += self._row_line(rows, weights).to(torch.float32)[:, :, None]
+        found[:, 0::2] += self.basis.column_line(cols, weights).to(torch.float32)[:, None]
+        found[:, 1::2] += self.basis.column_line(cols, weights, odd=True).to(torch.float32)[:, None]
+        return _to_float32(found)
+
+    def sd_grid(self, step_px: float = 2 * _NODES_PX) -> Float32:
+        """Say how far ``D`` may be off along each axis, on the nodes of ``parts``: sd, ``(2, n, m)``."""
+        row, col = (self._nodes(n, step_px) for n in self.scan.shape)
+        found = self._sd(torch.cartesian_prod(row, col)).T.reshape(2, len(row), len(col))
+        return np.ascontiguousarray(found, dtype=np.float32)
+
+    def with_hyperparameters(self, hyperparameters: Hyperparameters) -> DistortionGP:
+        """Make another that knows the same data under other hyperparameters.
+
+        What the data said is what the posterior knows beyond the prior, ``P^-1 - S^-1``; it is put on the
+        new prior. Exact for what does not change with time; hum and drift are taken over as they are.
+        """
+        facts, arrays = self.state()
+        gp = DistortionGP(self.scan, hyperparameters, device=self._device, dtype=self._dtype)
+        gp.restore(msgspec.structs.replace(facts, hyperparameters=hyperparameters), arrays)
+        if not self.is_frozen:
+            gp._mean, gp._covariance = self._on_prior(gp._prior)
+        return gp
+
+    def state(self) -> tuple[GPFacts, dict[str, Float64]]:
+        """Say all that the next frames depend on; the arrays are copies, float64."""
+        arrays = {"mean": self._mean.numpy().copy(), "covariance": self._covariance.numpy().copy()}
+        if self._static is not None:
+            arrays["static"] = self._static.numpy().copy()
+        facts = GPFacts(
+            scan=self.scan,
+            hyperparameters=self.hyperparameters,
+            frames=self._frames,
+            is_frozen=self.is_frozen,
+            hum_period_rows=self._period,
+            hum_period_variance=self._frequency_variance,
+            hum_advance_rad=self._advance_rad,
+            hum_locks=self._locks,
+            jitter_px2=_pair(self._jitter_px2),
+            noise=(_pair(self._noise[0]), _pair(self._noise[1])),
+        )
+        return facts, arrays
+
+    def restore(self, facts: GPFacts, arrays: dict[str, Float64]) -> None:
+        """Go on from what ``state`` said, bit for bit.
+
+        Raises
+        ------
+        ValueError
+            If that is the state of another model; nothing is changed then.
+        """
+        if facts.scan != self.scan or facts.hyperparameters != self.hyperparameters:
+            raise ValueError("the state is that of another scan model; make the GP with those of the state")
+        first = self.basis.dynamic_start
+        live = slice(first, self.basis.size) if facts.is_frozen else _all_but_shear(self.basis)
+        count = live.stop - live.start
+        expected = {"mean": (2, self.basis.size), "covariance": (2, count, count)}
+        if facts.is_frozen:
+            expected["static"] = (2, self.basis.size, self.basis.size)
+        shapes = {name: array.shape for name, array in arrays.items()}
+        if shapes != expected:
+            raise ValueError(f"the arrays of the state have shapes {shapes}; they take {expected}")
+        own = {name: torch.from_numpy(np.array(array, dtype=np.float64)) for name, array in arrays.items()}
+        self._mean, self._covariance, self._static = own["mean"], own["covariance"], own.get("static")
+        self._live = live
+        self._frames = facts.frames
+        self._period, self._frequency_variance = facts.hum_period_rows, facts.hum_period_variance
+        self._advance_rad, self._locks = facts.hum_advance_rad, facts.hum_locks
+        self._jitter_px2 = list(facts.jitter_px2)
+        self._noise = [list(pair) for pair in facts.noise]
+
+    # what follows is for this file
+
+    @property
+    def _frequency(self) -> float:
+        """Of the hum, in radians per row."""
+        return 2 * math.pi / self._period if self._period else 0.0
+
+    @property
+    def _noise_factor(self) -> tuple[float, float]:
+        row, col = (
+            min(max(excess / said, _NOISE_RANGE[0]), _NOISE_RANGE[1])
+            for excess, said in zip(*self._noise, strict=True)
+        )
+        return (row, col)
+
+    def _weights(self) -> Tensor:
+        """Mean of the weights on the device, without what is the specimen's own."""
+        weights = self._mean.to(self._device, self._dtype, copy=True)
+        weights[:, self.basis.blocks["shear"]] = 0
+        return weights
+
+    def _to_device(self, places: Float64) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(places, dtype=np.float64)).to(self._device, self._dtype)
+
+    def _line(self, count: int) -> Tensor:
+        return torch.arange(count, dtype=self._dtype, device=self._device)
+
+    def _nodes(self, count: int, step_px: float) -> Tensor:
+        nodes = max(2, math.ceil((count - 1) / step_px) + 1)
+        return torch.linspace(0, count - 1, nodes, dtype=self._dtype, device=self._device)
+
+    def _row_line(self, rows: Tensor, weights: Tensor) -> Tensor:
+        return weights[:, self.basis.row] @ self.basis.row_features(rows, self._period).T
+
+    def _sd(self, places: Tensor) -> Float64:
+        features = self.basis.features(places, self._period)
+        live = features[:, self._live]
+        if self.is_frozen:
+            live[:, -1] = 0  # the shear is the specimen's
+        found = torch.empty(len(features), 2, dtype=self._dtype, device=self._device)
+        for axis in range(2):
+            covariance = self._covariance[axis].to(self._device, self._dtype)
+            found[:, axis] = ((live @ covariance) * live).sum(-1)
+            if self._static is not None:
+                still = self._static[axis].to(self._device, self._dtype)
+                found[:, axis] += ((features @ still) * features).sum(-1)
+        return _to_numpy(found.clamp(min=0).sqrt())
+
+    def _advanced(self, matrix: Tensor, frames: float) -> Tensor:
+        """Multiply ``(2, k, c)`` by the dynamics from the left."""
+        first = self._live.start
+        found = matrix * self._memory(frames)[:, None]
+        if "hum" in self.basis.blocks:
+            cosine, sine = self.basis.blocks["hum"].start - first, self.basis.blocks["hum"].stop - 1 - first
+            turn = self._advance_rad * frames
+            found[:, cosine] = math.cos(turn) * matrix[:, cosine] + math.sin(turn) * matrix[:, sine]
+            found[:, sine] = math.cos(turn) * matrix[:, sine] - math.sin(turn) * matrix[:, cosine]
+        drift = self.basis.blocks["drift"].start - first
+        found[:, drift] += frames * matrix[:, drift + 1]
+        return found
+
+    def _memory(self, frames: float) -> Tensor:
+        """Say what part of each weight is left after so many frames, ``(k,)``."""
+        memory = torch.ones(self.basis.size, dtype=torch.float64)
+        memory[: self.basis.dynamic_start] = math.exp(-frames / self.hyperparameters.timescale_frames)
+        if "affine" in self.basis.blocks:
+            memory[self.basis.blocks["affine"]] = 1
+        return memory[self._live]
+
+    def _wander(self, frames: float) -> Tensor:
+        """Variance that comes in between frames, ``(2, k)``."""
+        blocks, change = self.basis.blocks, self.hyperparameters.drift_change_px
+        wander = torch.zeros(2, self.basis.size, dtype=torch.float64)
+        wander[:, self._live] = (1 - self._memory(frames) ** 2) * self._prior[:, self._live]
+        if "hum" in blocks:
+            wander[:, blocks["hum"]] = frames * _HUM_WANDER**2 * self._prior[:, blocks["hum"]]
+        wander[:, blocks["drift"].start] = frames * (_DRIFT_WANDER * change) ** 2
+        wander[:, blocks["drift"].start + 1] = frames * change**2
+        return wander[:, self._live]
+
+    def _forget_hum_phase(self) -> None:
+        """Until its advance was measured, the phase of the hum is not known a frame ahead."""
+        block = self.basis.blocks["hum"]
+        own = slice(block.start - self._live.start, block.stop - self._live.start)
+        self._covariance[:, own] = 0
+        self._covariance[:, :, own] = 0
+        self._covariance.diagonal(dim1=1, dim2=2)[:, own] = self._prior[:, block]
+
+    def _posterior(self, frame: _Frame, use: Tensor, mean: Tensor, covariance: Tensor) -> _Posterior:
+        """Condition the weights on the observations in use: ``(P^-1 + G)^-1``, by Cholesky factors."""
+        gram, gradient, log_density = frame.information(mean, use, self._jitter_px2)
+        count = mean.shape[1]
+        eye = torch.eye(count, dtype=torch.float64)
+        lower = torch.linalg.cholesky(covariance + _TINY * eye)
+        inner = torch.linalg.cholesky(eye + lower.mT @ gram @ lower)
+        root = torch.linalg.solve_triangular(inner, lower.mT, upper=False)
+        found = root.mT @ root
+        step = (found @ gradient[:, :, None])[..., 0]
+        gained = 0.5 * float((gradient * step).sum()) - float(inner.diagonal(dim1=1, dim2=2).log().sum())
+        return _Posterior(mean=mean + step, covariance=found, log_evidence=log_density + gained)
+
+    def _judge(self, frame: _Frame, left: Tensor) -> float:
+        """Compare held-out residuals with what was said of them; give what is more than noise, in px."""
+        held = frame.held_out
+        if not bool(held.any()):
+            return math.nan
+        square = (left[held] ** 2).mean(0)
+        said = frame.variance[held].mean(0)
+        field = frame.field_variance(self._covariance, held).mean(0)
+        for axis, (now, noise, model) in enumerate(
+            zip(square.tolist(), said.tolist(), field.tolist(), strict=True)
+        ):
+            other = self._jitter_px2[axis] + model
+            trust = (noise / (noise + other)) ** 2
+            self._noise[0][axis] = _MEMORY * self._noise[0][axis] + trust * (now - other) / noise
+            self._noise[1][axis] = _MEMORY * self._noise[1][axis] + trust
+        excess = square - said * torch.tensor(self._noise_factor, dtype=torch.float64)
+        return float(excess.mean().clamp(min=0).sqrt())
+
+    def _learn_jitter(self, frame: _Frame, left: Tensor, use: Tensor) -> None:
+        share = _SHARE if self._frames else 1.0
+        for axis, seen in enumerate(frame.jitter_px2(left, use)):
+            self._jitter_px2[axis] += share * (seen - self._jitter_px2[axis])
+
+    def _hum_weights(self, mean: Tensor) -> Tensor:
+        """Weights of the hum as complex amplitudes, one for each axis: ``Re(z exp(i phase))``."""
+        if "hum" not in self.basis.blocks:
+            return torch.zeros(2, dtype=torch.complex128)
+        start = self.basis.blocks["hum"].start - self._live.start
+        return torch.complex(mean[:, start], -mean[:, start + 1])
+
+    def _lock_on_hum(self, frame: _Frame, left: Tensor, use: Tensor, predicted: Tensor) -> None:
+        """Follow the phase from frame to frame, and the period within one."""
+        if "hum" not in self.basis.blocks:
+            return
+        found = self._hum_weights(self._mean[:, self._live])
+        start = self.basis.blocks["hum"].start - self._live.start
+        variance = self._covariance.diagonal(dim1=1, dim2=2)[:, start : start + 2].sum(1)
+        strength = found.abs() ** 2 / variance
+        if float(strength.sum()) < _LOCK_SD**2:
+            return
+        if self._frames and float((predicted.abs() ** 2 / variance).sum()) >= _LOCK_SD**2:
+            ahead = float((found * predicted.conj() / variance).sum().angle())
+            self._locks += 1
+            self._advance_rad += max(_LOCK_GAIN, 1 / self._locks) * ahead
+        change, precision = frame.frequency_change(found, left, use, self._jitter_px2)
+        gain = self._frequency_variance / (self._frequency_variance + 1 / precision)
+        frequency = self._frequency + gain * change
+        self._frequency_variance = (1 - gain) * self._frequency_variance + (2e-5 * frequency) ** 2
+        self._period = 2 * math.pi / frequency
+
+    def _unmoved(self, covariance: Tensor) -> Tensor:
+        """Covariance of static weights ``(2, s, s)`` with the drift that keeps the frame's mean in place."""
+        first = self.basis.dynamic_start
+        row, col = (self._nodes(n, n / 24) for n in self.scan.shape)
+        mean = self.basis.features(torch.cartesian_prod(row, col))[:, :first].mean(0).cpu().double()
+        spread = torch.zeros(self.basis.size, first, dtype=torch.float64)
+        spread[:first] = torch.eye(first, dtype=torch.float64)
+        spread[self.basis.blocks["drift"].start] = -mean
+        return spread @ covariance @ spread.T
+
+    def _on_prior(self, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """Put what the data said of the static part on another prior, ``(2, m)``: mean and covariance."""
+        first = self.basis.dynamic_start
+        own = prior[:, self._live].clone()
+        own[:, first:] = self._prior[:, self._live][:, first:]
+        tiny = _TINY * torch.eye(own.shape[1], dtype=torch.float64)
+        precision = torch.linalg.inv(self._covariance + tiny)
+        data = precision @ self._mean[:, self._live, None]
+        precision += torch.diag_embed(1 / (own + _TINY) - 1 / (self._prior[:, self._live] + _TINY))
+        covariance = torch.linalg.inv(precision)
+        covariance = (covariance + covariance.mT) / 2
+        mean = self._mean.clone()
+        mean[:, self._live] = (covariance @ data)[..., 0]
+        return mean, covariance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Posterior:
+    mean: Tensor  # (2, k)
+    covariance: Tensor  # (2, k, k)
+    log_evidence: float
+
+
+class _Frame:
+    """The observations of one frame, with the features that learn from them."""
+
+    def __init__(self, gp: DistortionGP, seen: Observations) -> None:
+        places = gp._to_device(seen.positions_px)
+        basis = gp.basis
+        target = torch.from_numpy(np.array(seen.displacement_px, dtype=np.float64))
+        if gp.is_frozen:
+            self.features = basis.dynamic_features(places[:, 0], gp._period)
+            still = gp._mean.to(places.device, places.dtype, copy=True)
+            still[:, basis.dynamic_start :] = 0
+            target = target - basis.field(places, still, gp._period).cpu().double()
+        else:
+            self.features = basis.features(places, gp._period)[:, gp._live]
+        self.target = target
+        self.variance = torch.from_numpy(np.array(seen.variance_px2, dtype=np.float64)) + _FLOOR_PX2
+        self.weight = 1 / (self.variance * torch.tensor(gp._noise_factor, dtype=torch.float64))
+        self.attenuation = torch.ones(2, self.features.shape[1], dtype=torch.float64)
+        if "hum" in basis.blocks:
+            block, first = basis.blocks["hum"], gp._live.start
+            seen_part = torch.tensor(_hum_seen(gp._frequency * seen.column_sigma_px), dtype=torch.float64)
+            self.attenuation[:, block.start - first : block.stop - first] = seen_part[:, None]
+        # A fit averages jitter over the rows of a column: so wide are the bins of rows that share it.
+        height = max(2.0, 2.5 * seen.column_sigma_px)
+        self.bins = (places[:, 0].clamp(min=0) / height).long()
+        self.row = places[:, 0].cpu().double() - basis.middle_row
+        self._frequency = gp._frequency
+        index = torch.arange(len(seen))
+        hash_ = (index * 2654435761) % 4294967296 >> 16
+        self.held_out = (hash_ + gp._frames) % _HOLD_OUT == 0
+        if len(seen) < _HOLD_OUT_LEAST:
+            self.held_out[:] = False
+
+    def residual(self, mean: Tensor) -> Tensor:
+        """What weights ``(2, k)`` leave of the observations, ``(n, 2)``."""
+        weights = (mean * self.attenuation).to(self.features)
+        return self.target - (self.features @ weights.T).cpu().double()
+
+    def gate(self, residual: Tensor) -> Tensor:
+        """Say which observations may teach, and forget those held out that may not be judged by."""
+        if not len(residual):
+            return torch.zeros(0, dtype=torch.bool)
+        off = (residual - residual.median(0).values).abs()
+        limit = (_GATE_SD * 1.4826 * off.median(0).values).clamp(min=_GATE_LEAST_PX)
+        near = (off < limit).all(1)
+        self.held_out &= near
+        return near & ~self.held_out
+
+    def information(self, mean: Tensor, use: Tensor, jitter_px2: list[float]) -> tuple[Tensor, Tensor, float]:
+        """Say what the observations in use tell of the weights, jitter of the rows marginalised.
+
+        Returns
+        -------
+        gram, gradient
+            ``(2, k, k)`` and ``(2, k)`` of the log density at ``mean``, float64.
+        log_density
+            Of the residuals, were the mean certain.
+        """
+        count = self.features.shape[1]
+        residual = self.residual(mean)
+        weight = torch.where(use[:, None], self.weight, 0.0)
+        load, lumps = self._binned(weight), self._binned(weight * residual)
+        jitter = torch.tensor(jitter_px2, dtype=torch.float64)
+        share = jitter / (1 + jitter * load)
+        scaled = weight.to(self.features)
+        both = torch.cat([self.features * scaled[:, :1], self.features * scaled[:, 1:]], 1)
+        gram = self.features.T @ both
+        sums = both.new_zeros(len(load), 2 * count).index_add_(0, self.bins, both)
+        weighted = (weight * residual).to(self.features)
+        found, gradient = [], []
+        for axis in range(2):
+            own = slice(axis * count, (axis + 1) * count)
+            shared = share[:, axis].to(sums)
+            dense = gram[:, own] - sums[:, own].T @ (shared[:, None] * sums[:, own])
+            slope = self.features.T @ weighted[:, axis] - sums[:, own].T @ (shared * lumps[:, axis].to(sums))
+            scale = self.attenuation[axis]
+            found.append(dense.cpu().double() * scale[:, None] * scale)
+            gradient.append(slope.cpu().double() * scale)
+        quadratic = float((weight * residual**2).sum() - (share * lumps**2).sum())
+        spread = float((1 + jitter * load).log().sum() - self.weight[use].log().sum())
+        constant = 2 * int(use.sum()) * math.log(2 * math.pi)
+        return torch.stack(found), torch.stack(gradient), -0.5 * (quadratic + spread + constant)
+
+    def jitter_px2(self, residual: Tensor, use: Tensor) -> list[float]:
+        """Variance ``(row, col)`` that columns of one bin of rows share, by the products of pairs of them."""
+        weight = torch.where(use[:, None], self.weight, 0.0)
+        weight = weight / weight.max().clamp(min=1e-30) if len(weight) else weight
+        pairs = self._binned(weight) ** 2 - self._binned(weight**2)
+        products = self._binned(weight * residual) ** 2 - self._binned((weight * residual) ** 2)
+        found = products.sum(0) / pairs.sum(0).clamp(min=1e-12)
+        return [max(value, 0.0) for value in found.tolist()]
+
+    def field_variance(self, covariance: Tensor, which: Tensor) -> Tensor:
+        """Variance of the field at some of the observations, ``(n, 2)``."""
+        features = self.features[which].cpu().double()
+        parts = []
+        for axis in range(2):
+            own = features * self.attenuation[axis]
+            parts.append(((own @ covariance[axis]) * own).sum(-1))
+        return torch.stack(parts, -1)
+
+    def frequency_change(
+        self, hum: Tensor, residual: Tensor, use: Tensor, jitter_px2: list[float]
+    ) -> tuple[float, float]:
+        """Say by how much the hum's frequency is off, in rad per row, and the precision of that."""
+        carrier = torch.exp(1j * self._frequency * self.row)
+        slope = -(carrier[:, None] * hum).imag * self.row[:, None]
+        weight = 1 / (1 / self.weight + torch.tensor(jitter_px2, dtype=torch.float64))
+        weight = torch.where(use[:, None], weight, 0.0)
+        precision = float((weight * slope**2).sum())
+        change = float((weight * slope * residual).sum()) / max(precision, 1e-30)
+        return change, max(precision, 1e-30)
+
+    def _binned(self, values: Tensor) -> Tensor:
+        """Sum ``(n, 2)`` over the observations of each bin of rows."""
+        bins = self.bins.cpu()
+        count = int(bins.max()) + 1 if len(bins) else 1
+        return torch.zeros(count, 2, dtype=torch.float64).index_add_(0, bins, values)
+
+
+def _all_but_shear(basis: ScanBasis) -> slice:
+    """Say what learns at first: a specimen's own shear cannot be told from an affine distortion."""
+    return slice(0, basis.size - (1 if "affine" in basis.blocks else 0))
+
+
+def _conditioned(covariance: Tensor, first: int) -> Tensor:
+    """Covariance of the weights from ``first`` on, were those before known."""
+    still, moving = slice(0, first), slice(first, covariance.shape[-1])
+    known = covariance[:, still, still] + _TINY * torch.eye(first, dtype=torch.float64)
+    cross = covariance[:, still, moving]
+    told: Tensor = cross.mT @ torch.linalg.solve(known, cross)
+    return covariance[:, moving, moving] - told
+
+
+def _hum_seen(angle: float) -> tuple[float, float]:
+    """Say what part of a hum the fit of a column sees, ``(row, col)``, for its sd as an angle of the hum.
+
+    A least-squares fit weighs rows by the square of its template's derivative.
+    """
+    col = math.exp(-(angle**2) / 4)
+    return (col * (1 - angle**2 / 2), col)
+
+
+def _pair(values: list[float] | Float64) -> tuple[float, float]:
+    first, second = values
+    return (float(first), float(second))
+
+
+def _to_numpy(tensor: Tensor) -> Float64:
+    return tensor.cpu().numpy().astype(np.float64)
+
+
+def _to_float32(tensor: Tensor) -> Float32:
+    return np.ascontiguousarray(tensor.cpu().numpy(), dtype=np.float32)
