@@ -29,6 +29,18 @@ app = typer.Typer(
 )
 # A streamer on a cold disk takes a while to import its libraries.
 CONNECT_S = 30.0
+# Arrays of the truth with a row for each frame.
+FRAME_BY_FRAME = (
+    "drift_nm",
+    "stage_nm",
+    "stage_error_nm",
+    "frame_rotation_rad",
+    "frame_acquired_at_s",
+    "row_drift_nm",
+    "row_offset_px",
+    "column_offset_px",
+    "coil_px",
+)
 Address = Annotated[
     str, typer.Option("--connect", help="Address of the streamer, such as tcp://127.0.0.1:5555.")
 ]
@@ -175,7 +187,7 @@ def write_truth(path: Path, arrays: Mapping[str, NDArray[Any]] | None, first_num
     by_number: dict[str, Any] = {
         name: _after(earlier.get(name), array, first_number)
         for name, array in arrays.items()
-        if name in ("drift_nm", "frame_acquired_at_s", "row_offset_px")
+        if name in FRAME_BY_FRAME
     }
     unfinished = path.with_name(path.name + ".part")
     with unfinished.open("wb") as file:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from simulators.counting import poisson
 from simulators.scan_distortion import BeamPath, ScanDistortion, ScanDistortionConfig
 from simulators.stem import add_columns
+from simulators.strain import inclusion, wall
 from streamer.messages import PairNm, ScanGeometry
 
 Float32 = NDArray[np.float32]
@@ -363,14 +364,10 @@ class CrystalStream:
         c = self.config
         points = np.asarray(positions_px, dtype=np.float64)
         if c.strain_kind == "inclusion":
-            from_middle = (points - np.array(INCLUSION_AT) * c.size_px) / (INCLUSION_RADIUS * c.size_px)
-            fade = np.exp(0.5 - 0.5 * (from_middle**2).sum(axis=-1, keepdims=True))
-            swollen: Float64 = c.strain_px * fade * from_middle
-            return swollen
-        normal = np.array([math.cos(WALL_NORMAL_RAD), math.sin(WALL_NORMAL_RAD)])
-        beyond = (points - c.size_px / 2) @ normal / (WALL_WIDTH * c.size_px)
-        slip: Float64 = c.strain_px * np.tanh(beyond)[..., None] * np.array([-normal[1], normal[0]])
-        return slip
+            at = (INCLUSION_AT[0] * c.size_px, INCLUSION_AT[1] * c.size_px)
+            return inclusion(points, c.strain_px, at, INCLUSION_RADIUS * c.size_px)
+        middle = (c.size_px / 2, c.size_px / 2)
+        return wall(points, c.strain_px, middle, WALL_WIDTH * c.size_px, WALL_NORMAL_RAD)
 
     def scan(self, *, rotation_deg: float | None = None, stage_px: PairPx | None = None) -> CrystalFrame:
         """Scan the next frame.

@@ -249,7 +249,8 @@ class BeamPath:
         rows, cols = self.geometry.shape
         place = np.mgrid[0:rows, 0:cols] + self.displacement_px()
         scan = self.geometry.to_nm(place.reshape(2, -1).T)
-        return scan.reshape(rows, cols, 2) - np.array(self.stage_nm)
+        on_specimen: Float64 = scan.reshape(rows, cols, 2) - np.array(self.stage_nm)
+        return on_specimen
 
     def places_px(self, positions_nm: Float64) -> Float64:
         """Say at which raster places ``p + D(p)`` specimen points ``(x, y)`` are met, ``(n, 2)``."""

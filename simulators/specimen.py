@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import Delaunay, cKDTree
+
+from simulators.strain import inclusion, wall
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -60,6 +63,16 @@ class SpecimenConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Where the boundary passes: distance of its line from ``(0, 0)``.
     boundary_direction_deg
         Angle from x to the normal of the boundary, which points to the second grain.
+    strain_nm
+        Largest displacement of the atoms by a strain of long range; 0 is none.
+    strain_kind
+        ``inclusion``: pushed away from a place; ``wall``: the two sides of a line slip past each other.
+    strain_at_nm
+        The middle of the inclusion, or a point on the wall, ``(x, y)``.
+    strain_width_nm
+        Radius at which an inclusion pushes most, or half width of the wall.
+    strain_direction_deg
+        Angle from x to the normal of the wall.
     """
 
     orientation_deg: float = 8.0
@@ -71,6 +84,11 @@ class SpecimenConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tilt_deg: float = 12.0
     boundary_distance_nm: float = 1.4
     boundary_direction_deg: float = 205.0
+    strain_nm: float = 0.0
+    strain_kind: Literal["inclusion", "wall"] = "inclusion"
+    strain_at_nm: PairNm = (0.5, -0.4)
+    strain_width_nm: float = 0.7
+    strain_direction_deg: float = 34.0
 
     def __post_init__(self) -> None:
         for name in ("three_fold_si_per_nm2", "four_fold_si_per_nm2", "vacancies_per_nm2"):
@@ -80,9 +98,31 @@ class SpecimenConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError(f"specimen.defect_distance_nm is {self.defect_distance_nm}; it takes 0.5 to 5")
         if not -30 <= self.tilt_deg <= 30:
             raise ValueError(f"specimen.tilt_deg is {self.tilt_deg}; it takes -30 to 30")
-        for name in ("orientation_deg", "boundary_distance_nm", "boundary_direction_deg"):
-            if not math.isfinite(getattr(self, name)):
+        if not -1 <= self.strain_nm <= 1:
+            raise ValueError(f"specimen.strain_nm is {self.strain_nm}; it takes -1 to 1")
+        if not 0.1 <= self.strain_width_nm <= 50:
+            raise ValueError(f"specimen.strain_width_nm is {self.strain_width_nm}; it takes 0.1 to 50")
+        if self.strain_kind not in ("inclusion", "wall"):
+            raise ValueError(f"specimen.strain_kind is {self.strain_kind!r}; it takes inclusion or wall")
+        for name in _ANY_NUMBER:
+            if not np.isfinite(getattr(self, name)).all():
                 raise ValueError(f"specimen.{name} is {getattr(self, name)}; it takes a finite number")
+
+    def displacement_nm(self, positions_nm: Float64) -> Float64:
+        """Say how far the strain moves atoms that would be at some positions, ``(x, y)``, ``(n, 2)``."""
+        if self.strain_kind == "inclusion":
+            return inclusion(positions_nm, self.strain_nm, self.strain_at_nm, self.strain_width_nm)
+        direction = math.radians(self.strain_direction_deg)
+        return wall(positions_nm, self.strain_nm, self.strain_at_nm, self.strain_width_nm, direction)
+
+
+_ANY_NUMBER = (
+    "orientation_deg",
+    "boundary_distance_nm",
+    "boundary_direction_deg",
+    "strain_at_nm",
+    "strain_direction_deg",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,12 +139,16 @@ class Specimen:
         Indices of the bonded atoms, shape ``(n, 4)``, int64; -1 where there are fewer than four.
     site_class
         Index into ``SITE_NAMES``, shape ``(n,)``, int64.
+    strain_nm
+        How far the strain has moved each atom, ``(x, y)``, shape ``(n, 2)``, float64; it is in
+        ``positions_nm``.
     """
 
     positions_nm: Float64
     numbers: Int64
     neighbours: Int64
     site_class: Int64
+    strain_nm: Float64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,7 +180,9 @@ def grow(config: SpecimenConfig, lower_nm: PairNm, upper_nm: PairNm, rng: np.ran
     lower, upper = np.array(lower_nm), np.array(upper_nm)
     network = _carbons_between(_ring_centres(config, lower, upper))
     is_inside = _is_within(network.positions_nm, lower + RIM_NM, upper - RIM_NM)
-    return _relaxed(_with_defects(config, network, is_inside, rng), lower + RIM_NM, upper - RIM_NM)
+    sheet = _relaxed(_with_defects(config, network, is_inside, rng), lower + RIM_NM, upper - RIM_NM)
+    strain_nm = config.displacement_nm(sheet.positions_nm)
+    return replace(sheet, positions_nm=sheet.positions_nm + strain_nm, strain_nm=strain_nm)
 
 
 def _is_within(positions: Float64, lower: Float64, upper: Float64) -> Bool:
@@ -278,6 +324,7 @@ def _with_defects(
         numbers=numbers[~is_gone],
         neighbours=_neighbour_table(index[bonds], int(np.count_nonzero(~is_gone))),
         site_class=site[~is_gone].astype(np.int64),
+        strain_nm=np.zeros((np.count_nonzero(~is_gone), 2)),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numba import njit
 from numpy.typing import NDArray
 
@@ -37,6 +38,43 @@ MAX_BOXES = 2048.0  # along an edge of the field: a coarse scan over a sharp pro
 MAX_SCAN_PX = 4096 * 4096
 MAX_DWELL_TIME_US = 60e6
 TRUTH_DWELL_TIME_US = 100_000.0
+COIL_NODES = 17  # of the truth's coil field along each axis
+
+
+class FaultConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Something that goes wrong at a full frame.
+
+    Attributes
+    ----------
+    frame
+        Full frame before which it happens, counted from 0.
+    kind
+        ``blank``: the beam is blanked; ``amorphous``: no lattice is left in what is seen; ``jump``:
+        the specimen slips; ``magnify``: the field of view changes, and the frames say so.
+    frames
+        How many full frames a ``blank`` or ``amorphous`` lasts.
+    step_nm
+        Where a ``jump`` goes, ``(x, y)``.
+    factor
+        By how much the field of view grows with ``magnify``.
+    """
+
+    frame: int
+    kind: Literal["blank", "amorphous", "jump", "magnify"]
+    frames: int = 1
+    step_nm: PairNm = (0.0, 0.0)
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("blank", "amorphous", "jump", "magnify"):
+            raise ValueError(f"fault.kind is {self.kind!r}; it takes blank, amorphous, jump or magnify")
+        for name, least in (("frame", 0), ("frames", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"fault.{name} is {getattr(self, name)}; it takes {least} and above")
+        if not all(abs(step) <= 20 for step in self.step_nm):
+            raise ValueError(f"fault.step_nm is {self.step_nm}; it takes -20 to 20")
+        if not 0.1 <= self.factor <= 10:
+            raise ValueError(f"fault.factor is {self.factor}; it takes 0.1 to 10")
 
 
 class StemConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,8 +102,15 @@ class StemConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         What the detector adds to every pixel, without noise.
     probe_sigma_nm
         Sd of the probe's intensity, source included; 0.05 nm is 60 kV, 30 mrad, 0.03 nm of source.
+    stage_reach_nm
+        How far a request may move the stage along x and y, either way; the sheet is made so large
+        that it still fills the field. 0 is a stage that does not move.
+    stage_error_nm
+        Sd of the error of such a move along each axis.
     seed
         Of specimen, distortion and noise: the same seed gives the same frames, byte for byte.
+    faults
+        What goes wrong, and when.
     """
 
     rows: int = 512
@@ -79,7 +124,10 @@ class StemConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     background_counts: float = 3.0
     detector_offset_counts: float = 10.0
     probe_sigma_nm: float = 0.05
+    stage_reach_nm: float = 0.0
+    stage_error_nm: float = 0.02
     seed: int = 0
+    faults: tuple[FaultConfig, ...] = ()
     specimen: SpecimenConfig = SpecimenConfig()
     distortion: ScanDistortionConfig = ScanDistortionConfig()
     eels: EelsConfig = EelsConfig()
@@ -97,6 +145,8 @@ class StemConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "background_counts": (0.0, 1e5),
             "detector_offset_counts": (0.0, 1e6),
             "probe_sigma_nm": (0.01, 0.5),
+            "stage_reach_nm": (0.0, 20.0),
+            "stage_error_nm": (0.0, 5.0),
         }
         for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
@@ -220,14 +270,62 @@ def column_heights(config: StemConfig, numbers: NDArray[np.int64]) -> Float64:
 class _Diary:
     """What was true of each frame, in the order of the frames."""
 
+    shape: tuple[int, int]
     drift_nm: list[PairNm] = field(default_factory=list)
+    stage_nm: list[PairNm] = field(default_factory=list)
+    stage_error_nm: list[PairNm] = field(default_factory=list)
+    rotation_rad: list[float] = field(default_factory=list)
     ended_s: list[float] = field(default_factory=list)
-    row_offset_px: list[Float32 | None] = field(default_factory=list)  # None for a sub-scan
+    fields: list[dict[str, Float32]] = field(default_factory=list)
 
-    def note(self, path: BeamPath, *, is_sub_scan: bool) -> None:
+    def note(self, path: BeamPath) -> None:
         self.drift_nm.append(path.drift_nm)
+        self.stage_nm.append(path.stage_nm)
+        self.stage_error_nm.append(path.stage_error_nm)
+        self.rotation_rad.append(path.geometry.rotation_rad)
         self.ended_s.append(path.ended_s)
-        self.row_offset_px.append(None if is_sub_scan else path.row_offset_px[1].astype(np.float32))
+        is_whole = path.geometry.shape == self.shape
+        self.fields.append(_parts(path) if is_whole else _unknown_parts(self.shape))
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """One row for each frame."""
+        pairs = {name: getattr(self, name) for name in ("drift_nm", "stage_nm", "stage_error_nm")}
+        known: dict[str, NDArray[np.generic]] = {
+            name: np.array(rows, dtype=np.float64).reshape(-1, 2) for name, rows in pairs.items()
+        }
+        known["frame_rotation_rad"] = np.array(self.rotation_rad, dtype=np.float64)
+        empty = _unknown_parts(self.shape)
+        for name, part in empty.items():
+            rows = np.array([fields[name] for fields in self.fields], dtype=np.float32)
+            known[name] = rows.reshape(-1, *part.shape)
+        return known
+
+
+def _parts(path: BeamPath) -> dict[str, Float32]:
+    """What makes up the displacement of a frame, small enough to be kept of each."""
+    rows, cols = path.geometry.shape
+    coil = np.zeros((2, COIL_NODES, COIL_NODES))
+    if path.coil_px is not None:
+        at_row, at_col = (np.linspace(0, edge - 1, COIL_NODES).round().astype(int) for edge in (rows, cols))
+        coil = path.coil_px[:, at_row[:, None], at_col]
+    parts = {
+        "row_drift_nm": path.row_drift_nm,
+        "row_offset_px": path.row_offset_px,
+        "column_offset_px": path.column_offset_px,
+        "coil_px": coil,
+    }
+    return {name: part.astype(np.float32) for name, part in parts.items()}
+
+
+def _unknown_parts(shape: tuple[int, int]) -> dict[str, Float32]:
+    rows, cols = shape
+    shapes = {
+        "row_drift_nm": (rows, 2),
+        "row_offset_px": (2, rows),
+        "column_offset_px": (2, cols),
+        "coil_px": (2, COIL_NODES, COIL_NODES),
+    }
+    return {name: np.full(of, np.nan, dtype=np.float32) for name, of in shapes.items()}
 
 
 class StemInstrument:
@@ -235,6 +333,10 @@ class StemInstrument:
 
     Time is simulated: it passes by the dwell times of frames, sub-scans and spectra, and the drift
     goes on in all of them.
+
+    A beam that is sent to a place and stays there (a spectrum) suffers the drift and the coils'
+    non-linearity: sent to ``p`` it is at ``p + coil(p)``. Fly-back, settling, jitter and hum are of a
+    moving beam and of short times, and not in it.
 
     Parameters
     ----------
@@ -247,6 +349,8 @@ class StemInstrument:
     ----------
     config, specimen
         What is simulated.
+    last_path
+        Where the beam really was in the last frame or sub-scan, pixel by pixel; None before the first.
     """
 
     name = "simulated STEM"
@@ -254,13 +358,22 @@ class StemInstrument:
     def __init__(self, config: StemConfig | None = None, *, started_at_s: float | None = None) -> None:
         self.config = StemConfig() if config is None else config
         self._started_at_s = time.time() if started_at_s is None else started_at_s
-        seeds = np.random.SeedSequence(self.config.seed).spawn(3)
-        specimen_rng, distortion_rng, self._noise_rng = (np.random.default_rng(seed) for seed in seeds)
+        seeds = np.random.SeedSequence(self.config.seed).spawn(5)
+        specimen_rng, distortion_rng, self._noise_rng, self._stage_rng, fault_rng = (
+            np.random.default_rng(seed) for seed in seeds
+        )
         self.specimen: Specimen = grow(self.config.specimen, *_sheet(self.config), specimen_rng)
-        self._distortion = ScanDistortion(self.config.distortion, distortion_rng)
+        self._distortion = ScanDistortion(self.config.distortion, distortion_rng, self.config.geometry)
         self._heights = column_heights(self.config, self.specimen.numbers)
-        self._diary = _Diary()
+        self._diary = _Diary((self.config.rows, self.config.cols))
         self._is_parked = False
+        self._full_frames = 0
+        self._stage_nm: PairNm = (0.0, 0.0)
+        self._stage_error_nm: PairNm = (0.0, 0.0)
+        self.last_path: BeamPath | None = None
+        # As many atoms as before, anywhere: what is left under a beam that destroyed the lattice.
+        lower, upper = self.specimen.positions_nm.min(axis=0), self.specimen.positions_nm.max(axis=0)
+        self._amorphous_nm: Float64 = fault_rng.uniform(lower, upper, self.specimen.positions_nm.shape)
 
     @property
     def clock_s(self) -> float:
@@ -277,15 +390,27 @@ class StemInstrument:
         """
         if self._is_parked:
             raise RuntimeError("the beam is parked; let it go first")
-        return self._scan(self.config.geometry, self.config.dwell_time_us, None)
+        factor = 1.0
+        for fault in self.config.faults:
+            if fault.kind == "jump" and fault.frame == self._full_frames:
+                self._distortion.jump(fault.step_nm)
+            if fault.kind == "magnify" and fault.frame <= self._full_frames:
+                factor *= fault.factor
+        width_nm, height_nm = self.config.geometry.field_of_view_nm
+        geometry = replace(self.config.geometry, field_of_view_nm=(width_nm * factor, height_nm * factor))
+        frame = self._scan(geometry, self.config.dwell_time_us, None)
+        self._full_frames += 1
+        return frame
 
     def execute(self, request: Request) -> tuple[Outcome, Frame | None]:
         """Take a spectrum or a sub-scan; what cannot be done is answered by ``failed`` and a reason."""
         if self._is_parked:
             return _undone(request, "aborted", "the beam is parked"), None
-        reason = _why_not(request)
+        reason = _why_not(request, self.config)
         if reason is not None:
             return _undone(request, "failed", reason), None
+        if request.stage_nm is not None:
+            self._move_stage(request.stage_nm)
         started_at_s = self.clock_s
         counts: Float32 | None = None
         frame: Frame | None = None
@@ -295,7 +420,11 @@ class StemInstrument:
                 shape=request.shape,
                 field_of_view_nm=request.field_of_view_nm,
                 center_nm=request.scan_position_nm,
-                rotation_rad=self.config.geometry.rotation_rad,
+                rotation_rad=(
+                    self.config.geometry.rotation_rad
+                    if request.rotation_rad is None
+                    else request.rotation_rad
+                ),
             )
             frame = self._scan(geometry, request.dwell_time_us, request.id)
             exposure_us *= math.prod(request.shape)
@@ -334,29 +463,30 @@ class StemInstrument:
         -------
         arrays
             ``positions_nm`` ``(n, 2)`` as ``(x, y)``, ``numbers``, ``site_class`` ``(n,)`` and
-            ``site_names``; for each frame, sub-scans too, in the order of their numbers: ``drift_nm``
-            ``(frames, 2)``, mean over the rows, ``frame_acquired_at_s`` ``(frames,)`` and
-            ``row_offset_px`` ``(frames, rows)``, where the beam was minus where the raster has it, NaN
-            for sub-scans; ``column_offset_px`` ``(cols,)``; ``spectra`` ``(n, channels)``, float32,
+            ``site_names``; ``strain_nm`` ``(n, 2)``, how far the strain moved each atom; for each
+            frame, sub-scans too, in the order of their numbers: ``drift_nm`` ``(frames, 2)``, mean over
+            the rows, ``stage_nm`` and ``stage_error_nm`` ``(frames, 2)``, commanded and beyond it,
+            ``frame_rotation_rad`` and ``frame_acquired_at_s`` ``(frames,)``; and where the beam was
+            minus where the raster has it, ``(row, col)`` in pixels, in parts that add up:
+            ``row_offset_px`` ``(frames, 2, rows)``, ``column_offset_px`` ``(frames, 2, cols)`` and
+            ``coil_px`` ``(frames, 2, 17, 17)`` on nodes from the first to the last pixel, with
+            ``row_drift_nm`` ``(frames, rows, 2)``; NaN for scans of another shape than the frames.
+            ``spectra`` ``(n, channels)``, float32,
             expected counts with the beam on each atom for ``spectra_dwell_time_us``, with
             ``energy_offset_ev`` and ``energy_step_ev``; ``pixel_size_nm``, ``field_of_view_nm``
-            ``(width, height)``, ``rotation_rad`` and ``seed``.
+            ``(width, height)``, ``rotation_rad``, ``scan_path`` and ``seed``.
         """
         config, diary = self.config, self._diary
-        unknown = np.full(config.rows, np.nan, dtype=np.float32)
-        offsets = [unknown if row is None else row for row in diary.row_offset_px]
         electrons = config.electrons(TRUTH_DWELL_TIME_US)
         sites_nm = self.specimen.positions_nm
-        decay_px = config.distortion.flyback_decay_px
         return {
+            **diary.arrays(),
             "positions_nm": sites_nm,
+            "strain_nm": self.specimen.strain_nm,
             "numbers": self.specimen.numbers,
             "site_class": self.specimen.site_class,
             "site_names": np.array(SITE_NAMES),
-            "drift_nm": np.array(diary.drift_nm, dtype=np.float64).reshape(-1, 2),
             "frame_acquired_at_s": self._started_at_s + np.array(diary.ended_s, dtype=np.float64),
-            "row_offset_px": np.array(offsets, dtype=np.float32).reshape(-1, config.rows),
-            "column_offset_px": config.distortion.flyback_px * np.exp(-np.arange(config.cols) / decay_px),
             "spectra": clean_spectra(self.specimen, sites_nm, electrons, config.eels).astype(np.float32),
             "spectra_dwell_time_us": np.array(TRUTH_DWELL_TIME_US),
             "energy_offset_ev": np.array(config.eels.energy_offset_ev),
@@ -364,16 +494,22 @@ class StemInstrument:
             "pixel_size_nm": np.array(config.geometry.pixel_size_nm[0]),
             "field_of_view_nm": np.array(config.geometry.field_of_view_nm),
             "rotation_rad": np.array(config.geometry.rotation_rad),
+            "scan_path": np.array(config.distortion.scan_path),
             "seed": np.array(config.seed),
         }
 
     def _scan(self, geometry: ScanGeometry, dwell_time_us: float, request_id: str | None) -> Frame:
         config = self.config
-        path = self._distortion.scan(geometry, dwell_time_us)
-        self._diary.note(path, is_sub_scan=request_id is not None)
+        path = self._distortion.scan(geometry, dwell_time_us, self._stage_nm, self._stage_error_nm)
+        self._diary.note(path)
+        self.last_path = path
         longer = dwell_time_us / config.dwell_time_us
         expected = np.full(geometry.shape, config.background_counts * longer, dtype=np.float32)
-        add_columns(expected, self.specimen.positions_nm, self._heights * longer, config.probe_sigma_nm, path)
+        is_amorphous = self._suffers("amorphous")
+        atoms_nm = self._amorphous_nm if is_amorphous else self.specimen.positions_nm
+        add_columns(expected, atoms_nm, self._heights * longer, config.probe_sigma_nm, path)
+        if self._suffers("blank"):
+            expected[:] = 0
         image = poisson(expected, self._noise_rng) + np.float32(config.detector_offset_counts)
         electrons = config.electrons(dwell_time_us * math.prod(geometry.shape))
         return Frame(
@@ -385,8 +521,23 @@ class StemInstrument:
             geometry=geometry,
             dwell_time_us=dwell_time_us,
             dose_e_per_nm2=electrons / math.prod(geometry.field_of_view_nm),
+            scan_path=path.scan_path,
             request_id=request_id,
+            stage_nm=path.stage_nm,
         )
+
+    def _suffers(self, kind: str) -> bool:
+        """Whether a lasting fault is under way: sub-scans before its first frame suffer it already."""
+        return any(
+            fault.kind == kind and 0 <= self._full_frames - fault.frame < fault.frames
+            for fault in self.config.faults
+        )
+
+    def _move_stage(self, stage_nm: PairNm) -> None:
+        """Go there as well as the stage can; where it already stands it does not stir."""
+        if stage_nm != self._stage_nm:
+            x, y = self.config.stage_error_nm * self._stage_rng.standard_normal(2)
+            self._stage_nm, self._stage_error_nm = stage_nm, (float(x), float(y))
 
     def _spectrum(self, scan_position_nm: PairNm, dwell_time_us: float) -> Float32:
         """Expose where the beam is sent; the position is that of the middle of the exposure."""
@@ -394,18 +545,34 @@ class StemInstrument:
         self._distortion.wait(half_s)
         drift_nm = self._distortion.drift_nm
         self._distortion.wait(half_s)
-        position_nm = (scan_position_nm[0] - drift_nm[0], scan_position_nm[1] - drift_nm[1])
+        off_nm = self._distortion.parked_offset_nm(scan_position_nm)
+        moved_nm = np.array(drift_nm) + self._stage_nm + self._stage_error_nm
+        x, y = np.array(scan_position_nm) + off_nm - moved_nm
         electrons = self.config.electrons(dwell_time_us)
-        return spectrum(self.specimen, position_nm, electrons, self.config.eels, self._noise_rng)
+        return spectrum(self.specimen, (float(x), float(y)), electrons, self.config.eels, self._noise_rng)
 
 
 def _sheet(config: StemConfig) -> tuple[PairNm, PairNm]:
-    """Corners of a sheet that fills the field wherever the drift will take it."""
-    geometry = config.geometry
-    corners = geometry.to_nm(np.array([[r, c] for r in (0, config.rows) for c in (0, config.cols)]))
+    """Corners of a sheet that fills the field wherever drift, stage and faults will take it."""
+    geometry, distortion = config.geometry, config.distortion
+    edges = np.array([[r, c] for r in (0, config.rows) for c in (0, config.cols)])
+    corners = geometry.to_nm(edges)
+    if config.stage_reach_nm:  # scans that tell strain from distortion are turned by 90 degrees
+        turned = replace(geometry, rotation_rad=geometry.rotation_rad + math.pi / 2)
+        corners = np.concatenate([corners, turned.to_nm(edges)])
+    faults = sorted(config.faults, key=lambda fault: fault.frame)
+    corners *= max(1.0, *np.cumprod([1.0, *(f.factor for f in faults if f.kind == "magnify")]))
     # A point s is seen at s + drift: the field looks at where it was less the drift.
-    looks_at = np.concatenate([corners, corners - np.array(config.distortion.drift_travel_nm)])
-    rim_nm = 0.6 + 30 * config.distortion.drift_wander_nm_per_sqrt_s
+    slips = np.cumsum([(0.0, 0.0), *(f.step_nm for f in faults if f.kind == "jump")], axis=0)
+    moves = np.concatenate([slips, slips + np.array(distortion.drift_travel_nm)])
+    looks_at = (corners[:, None] - moves).reshape(-1, 2)
+    pixel_nm = max(geometry.pixel_size_nm)
+    rim_nm = 0.6 + 30 * distortion.drift_wander_nm_per_sqrt_s + 4 * distortion.drift_swing_nm
+    if config.stage_reach_nm:
+        rim_nm += config.stage_reach_nm + 4 * config.stage_error_nm
+    # The rim has room for a few pixels anyway; only strong distortions need more.
+    strong_px = 3 * distortion.coil_px + distortion.settle_px + max(0.0, distortion.flyback_px - 5.0)
+    rim_nm += strong_px * pixel_nm + abs(config.specimen.strain_nm)
     lower, upper = looks_at.min(axis=0) - rim_nm, looks_at.max(axis=0) + rim_nm
     return (float(lower[0]), float(lower[1])), (float(upper[0]), float(upper[1]))
 
@@ -416,8 +583,13 @@ def _undone(request: Request, status: OutcomeStatus, reason: str) -> Outcome:
     )
 
 
-def _why_not(request: Request) -> str | None:
+def _why_not(request: Request, config: StemConfig) -> str | None:
     """Say why a request cannot be executed; None if it can."""
+    reach_nm = config.stage_reach_nm
+    if request.stage_nm is not None and not all(abs(place) <= reach_nm for place in request.stage_nm):
+        return f"stage_nm takes -{reach_nm:g} to {reach_nm:g}; stem.stage_reach_nm sets how far"
+    if request.rotation_rad is not None and not math.isfinite(request.rotation_rad):
+        return "rotation_rad is not finite"
     if request.action not in ("spectrum", "scan"):
         return "unknown action; this instrument takes spectrum and scan"
     if not all(math.isfinite(value) for value in request.scan_position_nm):
