@@ -35,7 +35,7 @@ a frame and their product are float32, which moves the fields by less than 1e-4 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,6 +55,8 @@ _NOTHING = 1e-6  # sd of what is not looked for
 _SETTLED_PX = 0.06  # a smaller change of the predicted places is not worth a second pass
 _MAX_PASSES = 3
 _LEAST_SEEN = 24
+_LEAST_TURN_RAD = math.radians(15)
+_LEAST_SPREAD = 0.015  # of the edge: half of a stage move that is just enough
 
 
 class NotIdentifiable(ValueError):
@@ -240,7 +242,8 @@ class _SpecimenBasis:
         inside = number[:, None] + number <= modes**2 + 1
         self._modes, self._along = modes, inside.sum(1)  # modes of col beside each mode of row
         self._stops = np.cumsum(self._along)
-        self._squared = (number[:, None] + number)[inside] * (np.pi / (2 * half_px)) ** 2
+        squared = (number[:, None] + number)[inside] * (np.pi / (2 * half_px)) ** 2
+        self._squared: Float64 = np.asarray(squared, dtype=np.float64)
 
     def __len__(self) -> int:
         return len(self._squared)
@@ -269,11 +272,12 @@ class _SpecimenBasis:
 
     def _products(self, rows: Float64, cols: Float64, scale: Float64) -> Float32:
         out = np.empty((len(rows), len(self)), np.float32)
-        rows, cols, scale = rows.astype(np.float32), cols.astype(np.float32), scale.astype(np.float32)
+        across, along = rows.astype(np.float32), cols.astype(np.float32)
         for mode, (count, stop) in enumerate(zip(self._along, self._stops, strict=True)):
             block = slice(stop - count, stop)
-            np.multiply(rows[:, mode : mode + 1], cols[:, :count], out=out[:, block])
-        return out * scale
+            np.multiply(across[:, mode : mode + 1], along[:, :count], out=out[:, block])
+        out *= scale
+        return out
 
 
 def _cholesky(precision: Float64) -> Float64:
@@ -383,8 +387,8 @@ class _Seen:
 def _whitened(design: Float32, rows: NDArray[np.int64], weight: Float64, jitter_px: float) -> Float32:
     """Make columns of ``design`` (n, p), sorted by ``rows``, independent and of unit variance.
 
-    A row of several columns with weights l has the covariance ``diag(1/l) + s² 11'``. With v the unit vector
-    along sqrt(l) its inverse is ``sqrt(l) (1 - b vv') sqrt(l)``, b = s² Σl / (1 + s² Σl), and the root of that
+    Columns of one row with weights l have the covariance ``diag(1/l) + s² 11'``. With v the unit vector
+    along sqrt(l) its inverse is ``sqrt(l) (1 - b vv') sqrt(l)``, b = s² Σl / (1 + s² Σl); the root of that
     takes 1 - sqrt(1 - b) of the part along v. A product of such features is positive by construction.
     """
     root = np.sqrt(weight).astype(np.float32)[:, None]
@@ -443,7 +447,7 @@ class StrainGP:
         else:
             self._fix_scan(np.asarray(calibrated_affine_px, dtype=np.float64))
         self._solve()
-        self.poses: list[_Pose] = []
+        self._poses: list[_Pose] = []
         self._pose: _Pose | None = None
         self.frames = 0
 
@@ -470,13 +474,10 @@ class StrainGP:
     def _fix_specimen(self) -> None:
         """Give mean shift, dilation and turn of the field to the scan."""
         nodes = self._field_nodes()
-        across, along = ((nodes - self._centre) / self._half).T
-        one, zero = np.ones(len(nodes)), np.zeros(len(nodes))
-        shapes = ((one, zero), (zero, one), (across, along), (along, -across))
+        shapes = _gauge_shapes(nodes - self._centre)
         features = self._basis.features(nodes, self._strain_sd).astype(np.float64)
-        rows = [np.concatenate([features.T @ shape[0], features.T @ shape[1]]) for shape in shapes]
-        size = [np.sum(np.square(shape)) for shape in shapes]
-        mean = np.array(rows) / np.array(size)[:, None]
+        of_row, of_col = np.split(shapes / np.square(shapes).sum(0), 2)
+        mean = np.column_stack([of_row.T @ features, of_col.T @ features])
         self._pretend(mean, slice(self._scan_count, None), np.zeros(4), _GAUGE_SD_PX)
 
     def _fix_scan(self, affine_px: Float64) -> None:
@@ -494,6 +495,8 @@ class StrainGP:
 
     def _pretend(self, rows: Float64, block: slice, value: Float64, sd_px: float) -> None:
         """Take in made-up observations ``rows @ weights = value``."""
+        self._gauge = np.zeros((len(rows), len(self._information.fields_shift)))
+        self._gauge[:, block] = rows
         self._information.fields[block, block] += rows.T @ rows / sd_px**2
         self._information.fields_shift[block] += rows.T @ value / sd_px**2
 
@@ -523,8 +526,26 @@ class StrainGP:
         inside = np.clip(positions_px, -0.5, self._shape - 0.5)
         return np.asarray(self._scan_basis.field(torch.from_numpy(inside), self._scan_weights()).numpy())
 
+    def to_raw_px(self, places_px: Float64) -> Float64:
+        """Return the raster positions s ``(n, 2)`` that lie at places ``s + d(s)``, by fixed point."""
+        found = np.array(places_px, dtype=np.float64)
+        for _ in range(6):
+            found = places_px - self.distortion_px(found)
+        return found
+
     def displacement_px(self, places_px: Float64) -> Float64:
-        """Return the specimen's displacement u ``(n, 2)`` at specimen places ``(n, 2)``."""
+        """Return the specimen's displacement u ``(n, 2)`` at specimen places ``(n, 2)``.
+
+        Raises
+        ------
+        NotIdentifiable
+            If the scans so far do not tell it from distortion; see ``missing``.
+        """
+        self._require_identifiable()
+        return self.ambiguous_displacement_px(places_px)
+
+    def ambiguous_displacement_px(self, places_px: Float64) -> Float64:
+        """Return what ``displacement_px`` would, however much of it is distortion: no result, a diagnosis."""
         features = self._basis.features(np.asarray(places_px, dtype=np.float64), self._strain_sd)
         return self._displacement(features)
 
@@ -546,7 +567,7 @@ class StrainGP:
 
     def _time(self, positions_px: Float64) -> Float64:
         """Return the time in the frame, 0 to 1, of raster positions."""
-        return (positions_px[:, 0] + 0.5) / self.scan.shape[0]
+        return np.asarray((positions_px[:, 0] + 0.5) / self.scan.shape[0])
 
     def _hum(self, positions_px: Float64) -> Float64:
         """Return cosine and sine of the hum's phase, ``(n, 2)``; its offset is another in each frame."""
@@ -554,6 +575,247 @@ class StrainGP:
             return np.zeros((len(positions_px), 2))
         phase = positions_px[:, 0] * (2 * math.pi / self.scan.hum_period_rows)
         return np.column_stack([np.cos(phase), np.sin(phase)])
+
+    @property
+    def drift_px(self) -> Float64:
+        """Drift of the specimen at the start of the last frame, ``(2,)``, with the sign of a registration."""
+        return self._own[:2].copy()
+
+    @property
+    def velocity_px(self) -> Float64:
+        """Drift during one frame, ``(2,)``."""
+        return self._own[2:4].copy()
+
+    @property
+    def turn_rad(self) -> float:
+        """By how much the scan of the last frame is turned beyond what was asked for."""
+        return float(self._own[4])
+
+    # -- what can be said of strain
+
+    @property
+    def is_identifiable(self) -> bool:
+        """Whether the scans so far tell strain from distortion."""
+        return self.missing() is None
+
+    def missing(self) -> str | None:
+        """Say which scan is missing before strain can be told from distortion; None if none is.
+
+        The fields that a set of scans cannot see are those that every step from scan to scan leaves alone.
+        A half turn leaves most of them, any number of turns about one point of the specimen leaves barrel and
+        spiral about it. So there must be turns that are no half turns, and not all about one point.
+        """
+        if len(self._poses) == 0:
+            return "no frame was seen"
+        angles = np.array([pose.rotation_rad for pose in self._poses])
+        if np.abs(np.sin(angles - angles[0])).max() < math.sin(_LEAST_TURN_RAD):
+            return (
+                "a rotation is missing: from one scan orientation (0 and 180 degrees count as one) "
+                "strain and distortion are the same data; scan again turned by 90 degrees"
+            )
+        if self._spread_px() < _LEAST_SPREAD * 2 * self._half:
+            return (
+                "a stage move is missing: all scans so far turn about one point of the specimen; move "
+                "the stage, not the scan, by about a fifth of the field and scan both orientations again"
+            )
+        return None
+
+    def _spread_px(self) -> float:
+        """How far the scans are from all turning about one point, RMS in pixels."""
+        turns = np.concatenate([pose.matrix() for pose in self._poses])
+        stages = np.concatenate([np.array(pose.stage_px) for pose in self._poses])
+        # the raster point p that every scan has at the specimen point q: R p - stage = q
+        unknowns = np.column_stack([turns, -np.tile(np.eye(2), (len(self._poses), 1))])
+        left = unknowns @ np.linalg.lstsq(unknowns, stages, rcond=None)[0] - stages
+        return float(np.sqrt(np.mean(np.sum(left.reshape(-1, 2) ** 2, 1))))
+
+    def _require_identifiable(self) -> None:
+        reason = self.missing()
+        if reason is not None:
+            raise NotIdentifiable(reason)
+
+    def strain_map(self, step_px: float = 16.0) -> StrainMap:
+        """Return displacement, strain and rotation of the specimen over one field of view.
+
+        Strain is the exact derivative of the displacement's features. Unless the scan was calibrated it is
+        relative to the field's mean dilation and turn.
+
+        Parameters
+        ----------
+        step_px
+            Distance of the grid's places.
+
+        Raises
+        ------
+        NotIdentifiable
+            If the scans so far do not tell strain from distortion; the text says what is missing.
+        """
+        self._require_identifiable()
+        rows, cols = (np.arange(0, size - 1 + 1e-9, step_px) for size in self.scan.shape)
+        places = np.stack(np.meshgrid(rows, cols, indexing="ij"), -1).reshape(-1, 2)
+        field, along_row, along_col = self._basis.with_derivatives(places, self._strain_sd)
+        parts = (
+            ((1.0, field), (0.0, field)),
+            ((0.0, field), (1.0, field)),
+            ((1.0, along_row), (0.0, along_row)),
+            ((0.0, along_col), (1.0, along_col)),
+            ((0.5, along_col), (0.5, along_row)),
+            ((0.5, along_col), (-0.5, along_row)),
+        )
+        found = [self._mean_and_sd(first, second) for first, second in parts]
+        mean, sd = np.array(found).reshape(6, 2, len(rows), len(cols)).transpose(1, 0, 2, 3)
+        return StrainMap(
+            rows_px=rows,
+            cols_px=cols,
+            displacement_px=mean[:2],
+            displacement_sd_px=sd[:2],
+            strain=mean[2:5],
+            strain_sd=sd[2:5],
+            rotation_rad=mean[5],
+            rotation_sd_rad=sd[5],
+        )
+
+    def _mean_and_sd(
+        self, of_row: tuple[float, Float32], of_col: tuple[float, Float32]
+    ) -> tuple[Float64, Float64]:
+        """Mean and sd of a sum of a number times features of u along row and of u along col."""
+        rows = np.concatenate([share * features for share, features in (of_row, of_col)], 1).astype(
+            np.float64
+        )
+        spread = self._strain_root(rows)
+        return rows @ self._mean[self._scan_count :], np.sqrt(np.square(spread).sum(0))
+
+    def _strain_root(self, rows: Float64) -> Float64:
+        """Return V with ``V.T @ V`` the covariance of ``rows @ weights of u``."""
+        # u comes last, so the last block of the factor is the factor of its marginal precision
+        factor = np.asfortranarray(self._factor[self._scan_count :, self._scan_count :])
+        return np.asarray(blas.dtrsm(1.0, factor, rows.T, lower=1))
+
+    def weakest_strain_sd_px(self) -> float:
+        """Return the sd of the displacement pattern that is known worst, RMS over the field, in pixels.
+
+        Mean shift, dilation and turn, which no scan can tell, apart. Repeat the four scans of ``protocol``
+        when it exceeds about 0.03 px.
+        """
+        edge = np.linspace(0, 1, 9)
+        down, along = np.meshgrid(edge, edge, indexing="ij")
+        places = np.stack([down.ravel(), along.ravel()], -1) * (self._shape - 1)
+        features = self._basis.features(places, self._strain_sd).astype(np.float64)
+        nothing = np.zeros_like(features)
+        rows = np.concatenate([np.column_stack([features, nothing]), np.column_stack([nothing, features])])
+        gauge, _ = np.linalg.qr(_gauge_shapes(places - self._centre))
+        rows -= gauge @ (gauge.T @ rows)
+        return float(np.linalg.norm(self._strain_root(rows), 2) / math.sqrt(len(places)))
+
+    # -- the prior of the strain
+
+    def learn_strain_prior(
+        self,
+        amplitudes_px: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8),
+        lengths_px: tuple[float, ...] = (50.0, 72.0, 100.0, 140.0),
+    ) -> tuple[float, float]:
+        """Choose amplitude and length scale of the displacement by the evidence of all frames so far.
+
+        The data are in the information apart from the prior, so exchanging the prior is exact: the state is
+        then what it would be had the frames been seen with the new prior (but for the linearisation). About
+        25 ms CPU for each pair that is tried; not for the hot path.
+
+        Returns
+        -------
+        tuple[float, float]
+            The chosen amplitude and length, in pixels; also in ``config``.
+        """
+        tried = {(a, length): self._evidence(a, length) for a in amplitudes_px for length in lengths_px}
+        chosen = max(tried, key=lambda pair: tried[pair])
+        self._exchange_prior(*chosen)
+        return chosen
+
+    def _evidence(self, amplitude_px: float, length_px: float) -> float:
+        """Log evidence of a prior of u, up to what all priors share."""
+        sd = self._basis.prior_sd(amplitude_px, length_px)
+        marginal = self._with_prior(sd).marginal()
+        factor = _cholesky(marginal.precision)
+        mean = np.asarray(lapack.dpotrs(factor, marginal.shift, lower=1)[0])
+        evidence = 0.5 * float(marginal.shift @ mean) - float(np.log(np.diag(factor)).sum())
+        # the gauge is no datum: what it says for a small amplitude is taken back
+        pretended = self._gauge * self._scaling(sd)
+        spread = pretended @ pretended.T + _GAUGE_SD_PX**2 * np.eye(len(pretended))
+        return evidence + 0.5 * float(np.linalg.slogdet(spread)[1])
+
+    def _scaling(self, strain_sd: Float64) -> Float64:
+        """By how much the weights shrink when those of u are whitened by another sd."""
+        return np.concatenate([np.ones(self._scan_count), np.tile(strain_sd / self._strain_sd, 2)])
+
+    def _with_prior(self, strain_sd: Float64) -> _Information:
+        """Return the information with another prior sd of u's weights."""
+        scale, other = self._scaling(strain_sd), self._information.copy()
+        u = np.arange(self._scan_count, len(scale))
+        other.fields[u, u] -= 1.0
+        other.fields *= scale[:, None] * scale
+        other.fields[u, u] += 1.0
+        other.cross *= scale
+        other.fields_shift *= scale
+        return other
+
+    def _exchange_prior(self, amplitude_px: float, length_px: float) -> None:
+        sd = self._basis.prior_sd(amplitude_px, length_px)
+        self._information = self._with_prior(sd)
+        self._gauge *= self._scaling(sd)
+        self._strain_sd = sd
+        self.config = replace(self.config, amplitude_px=amplitude_px, length_px=length_px)
+        self._solve()
+
+    # -- a restart
+
+    def state(self) -> dict[str, Float64]:
+        """Return all that was learnt as float64 arrays; ``restore`` goes on from them bit for bit."""
+        information, pose = self._information, self._pose
+        poses = [*self._poses, *([pose] if pose else [])]
+        return {
+            "fields": np.tril(information.fields),
+            "cross": information.cross.copy(),
+            "own": information.own.copy(),
+            "fields_shift": information.fields_shift.copy(),
+            "own_shift": information.own_shift.copy(),
+            "mean": self._mean.copy(),
+            "own_mean": self._own.copy(),
+            "gauge": self._gauge.copy(),
+            "strain_prior": np.array([self.config.amplitude_px, self.config.length_px]),
+            "poses": np.array([[p.rotation_rad, *p.stage_px] for p in poses]).reshape(-1, 3),
+            "frames": np.array([self.frames], dtype=np.float64),
+        }
+
+    def restore(self, state: dict[str, Float64]) -> None:
+        """Go on from a ``state`` of a StrainGP made with the same scan and features.
+
+        Raises
+        ------
+        ValueError
+            If an array is missing, is not finite or has another shape.
+        """
+        for name, now in self.state().items():
+            if name not in state:
+                raise ValueError(f"the state has no {name!r}; it is no state of a StrainGP")
+            kept = state[name]
+            if kept.shape != now.shape and not (name == "poses" and kept.shape[1:] == (3,)):
+                raise ValueError(
+                    f"the state's {name!r} is {kept.shape}, not {now.shape}: made for another scan"
+                )
+            if not np.isfinite(kept).all():
+                raise ValueError(f"the state's {name!r} is not finite; begin anew")
+        self._information = _Information(
+            np.array(state["fields"], order="F"),
+            *(np.array(state[name]) for name in ("cross", "own", "fields_shift", "own_shift")),
+        )
+        amplitude, length = (float(number) for number in state["strain_prior"])
+        self.config = replace(self.config, amplitude_px=amplitude, length_px=length)
+        self._strain_sd = self._basis.prior_sd(amplitude, length)
+        self._gauge = np.array(state["gauge"])
+        self._factor = _cholesky(self._information.marginal().precision)
+        self._mean, self._own = np.array(state["mean"]), np.array(state["own_mean"])
+        self.frames = int(state["frames"][0])
+        poses = [_Pose(float(turn), (float(row), float(col))) for turn, row, col in state["poses"]]
+        self._poses, self._pose = poses[:-1], poses[-1] if poses else None
 
     # -- one frame later
 
@@ -576,7 +838,7 @@ class StrainGP:
         seen_px
             Where they were seen on the raster, ``(n, 2)``.
         rotation_rad, stage_px
-            Scan rotation and commanded place of the stage ``(row, col)``, both against the frame of reference.
+            Scan rotation and commanded place of the stage ``(row, col)``, against an unmoved frame.
         moved
             Whether the offset is unknown again; None takes it so when rotation or stage have changed.
         variance_px2
@@ -595,8 +857,9 @@ class StrainGP:
             self._predict(moved)
         update = self._learn(frame, pose, outside, moved)
         self._pose, self.frames = pose, self.frames + 1
-        if pose not in self.poses:
-            self.poses.append(pose)
+        # once strain can be told further poses change nothing, and the list stays short
+        if pose not in self._poses and not self.is_identifiable:
+            self._poses.append(pose)
         return update
 
     def _checked(self, ideal: Float64, seen: Float64, variance: float | Float64) -> tuple[_Seen, int]:
@@ -667,7 +930,7 @@ class StrainGP:
     def _first_guess(self, frame: _Seen, strain: Float32, pose: _Pose) -> Float64:
         """Predict the raster places, then follow the smooth part of what was seen.
 
-        Ten numbers per component cannot follow the noise of two thousand columns, which is what must stay out.
+        Ten numbers cannot follow the noise of two thousand columns, which is what must stay out.
         """
         places = frame.ideal + self._displacement(strain)
         found = self._raster_px(pose, places, frame.seen, 3)
@@ -741,6 +1004,13 @@ class StrainGP:
         """Where a component of u lies among the fields' weights."""
         k = len(self._basis)
         return slice(self._scan_count + component * k, self._scan_count + (component + 1) * k)
+
+
+def _gauge_shapes(offset_px: Float64) -> Float64:
+    """Mean shifts, dilation and turn at places ``(n, 2)`` off the centre, ``(2n, 4)``, 1 px RMS each."""
+    row, col = offset_px.T / np.sqrt(np.square(offset_px).sum(1).mean())
+    one, zero = np.ones(len(row)), np.zeros(len(row))
+    return np.concatenate([np.stack([one, zero, row, col], 1), np.stack([zero, one, col, -row], 1)])
 
 
 def _gram(white: Float32) -> Float32:
