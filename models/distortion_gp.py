@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 from models.scan_basis import BLOCKS, Float64, Hyperparameters, ScanBasis, ScanModel
@@ -49,6 +50,10 @@ _NODES_PX = 16
 _PAST = 5.0
 _MEMORY = 0.95  # of what held-out observations said of the noise
 _NOISE_RANGE = (0.7, 4.0)
+# A column's fit sees jitter in another way than a straight line between knots does, (row, col): it shows
+# so much of the products that knots would show, and so much of their variance.
+_JITTER_PRODUCTS, _JITTER_VARIANCE = (0.694, 1.009), (0.52, 0.69)
+_POINT_VARIANCE = 2 / 3
 _LOCK_SD = 3.0  # a hum that stands out less has no phase worth following
 _LOCK_GAIN = 0.25
 
@@ -240,6 +245,16 @@ class DistortionGP:
         return self._period if "hum" in self.basis.blocks else None
 
     @property
+    def hum_amplitude_px(self) -> Float64:
+        """Amplitude ``(row, col)`` of the hum as learnt."""
+        return self._hum_weights(self._mean[:, self._live]).abs().numpy()
+
+    @property
+    def jitter_px(self) -> tuple[float, float]:
+        """Sd ``(row, col)`` of what the columns of a line share in one frame alone, over the last frames."""
+        return _pair(np.sqrt(self._jitter_px2))
+
+    @property
     def translation_px(self) -> tuple[float, float]:
         """Drift ``(row, col)`` in the middle of the frame, as part of ``D``."""
         row, col = self._mean[:, self.basis.blocks["drift"].start].tolist()
@@ -274,7 +289,7 @@ class DistortionGP:
         use = frame.gate(frame.residual(before[0]))
         found = self._posterior(frame, use, *before)
         if self._frames == 0:
-            self._jitter_px2 = frame.jitter_px2(frame.residual(found.mean), use)
+            self._jitter_px2 = frame.jitter_px2(frame.residual(found.mean), use, found.covariance)
             for _ in range(_FIRST_PASSES - 1):
                 use = frame.gate(frame.residual(found.mean))
                 found = self._posterior(frame, use, *before)
@@ -292,9 +307,24 @@ class DistortionGP:
             gated=len(seen) - count - int(frame.held_out.sum()),
             held_out_rms_px=held_out_px,
             log_evidence=found.log_evidence / max(2 * count, 1),
-            jitter_px=_pair(np.sqrt(self._jitter_px2)),
+            jitter_px=self.jitter_px,
             noise_factor=self._noise_factor,
         )
+
+    def information(self, seen: Observations) -> tuple[Tensor, Tensor]:
+        """Say what a frame tells of the weights that learn, under what is known now; nothing is learnt.
+
+        Returns
+        -------
+        gram, gradient
+            ``(2, k, k)`` and ``(2, k)`` of the log density at weights of zero, float64.
+        """
+        frame = _Frame(self, seen)
+        use = frame.gate(frame.residual(self._mean[:, self._live]))
+        gram, gradient, _ = frame.information(
+            torch.zeros_like(self._mean[:, self._live]), use, self._jitter_px2
+        )
+        return gram, gradient
 
     def jumped(self) -> None:
         """Take the specimen to lie anywhere: after a move of the stage, or on another specimen."""
@@ -414,13 +444,13 @@ class DistortionGP:
 
     def field(self) -> Float32:
         """Say ``D`` at every pixel, row jitter not counted: ``(2, rows, cols)``."""
+        return self._dense(self._weights())
+
+    def static_field(self) -> Float32:
+        """Say the part of ``D`` that frames share, drift and hum left out: ``(2, rows, cols)``."""
         weights = self._weights()
-        rows, cols = (self._line(n) for n in self.scan.shape)
-        found = self.basis.plane_grid(rows, cols, weights).to(torch.float32)
-        found += self._row_line(rows, weights).to(torch.float32)[:, :, None]
-        found[:, 0::2] += self.basis.column_line(cols, weights).to(torch.float32)[:, None]
-        found[:, 1::2] += self.basis.column_line(cols, weights, odd=True).to(torch.float32)[:, None]
-        return _to_float32(found)
+        weights[:, self.basis.dynamic_start :] = 0
+        return self._dense(weights)
 
     def sd_grid(self, step_px: float = 2 * _NODES_PX) -> Float32:
         """Say how far ``D`` may be off along each axis, on the nodes of ``parts``: sd, ``(2, n, m)``."""
@@ -519,6 +549,14 @@ class DistortionGP:
         nodes = max(2, math.ceil((count - 1) / step_px) + 1)
         return torch.linspace(0, count - 1, nodes, dtype=self._dtype, device=self._device)
 
+    def _dense(self, weights: Tensor) -> Float32:
+        rows, cols = (self._line(n) for n in self.scan.shape)
+        found = self.basis.plane_grid(rows, cols, weights).to(torch.float32)
+        found += self._row_line(rows, weights).to(torch.float32)[:, :, None]
+        found[:, 0::2] += self.basis.column_line(cols, weights).to(torch.float32)[:, None]
+        found[:, 1::2] += self.basis.column_line(cols, weights, odd=True).to(torch.float32)[:, None]
+        return _to_float32(found)
+
     def _row_line(self, rows: Tensor, weights: Tensor) -> Tensor:
         return weights[:, self.basis.row] @ self.basis.row_features(rows, self._period).T
 
@@ -600,7 +638,7 @@ class DistortionGP:
         for axis, (now, noise, model) in enumerate(
             zip(square.tolist(), said.tolist(), field.tolist(), strict=True)
         ):
-            other = self._jitter_px2[axis] + model
+            other = self._jitter_px2[axis] * frame.seen_part[axis] + model
             trust = (noise / (noise + other)) ** 2
             self._noise[0][axis] = _MEMORY * self._noise[0][axis] + trust * (now - other) / noise
             self._noise[1][axis] = _MEMORY * self._noise[1][axis] + trust
@@ -609,7 +647,7 @@ class DistortionGP:
 
     def _learn_jitter(self, frame: _Frame, left: Tensor, use: Tensor) -> None:
         share = _SHARE if self._frames else 1.0
-        for axis, seen in enumerate(frame.jitter_px2(left, use)):
+        for axis, seen in enumerate(frame.jitter_px2(left, use, self._covariance)):
             self._jitter_px2[axis] += share * (seen - self._jitter_px2[axis])
 
     def _hum_weights(self, mean: Tensor) -> Tensor:
@@ -694,9 +732,16 @@ class _Frame:
             block, first = basis.blocks["hum"], gp._live.start
             seen_part = torch.tensor(_hum_seen(gp._frequency * seen.column_sigma_px), dtype=torch.float64)
             self.attenuation[:, block.start - first : block.stop - first] = seen_part[:, None]
-        # A fit averages jitter over the rows of a column: so wide are the bins of rows that share it.
-        height = max(2.0, 2.5 * seen.column_sigma_px)
-        self.bins = (places[:, 0].clamp(min=0) / height).long()
+        # A fit averages jitter over the rows of a column, so that neighbouring rows share it: as a straight
+        # line between knots does, if these are so far apart.
+        spacing = max(2.0, math.sqrt(3) * seen.column_sigma_px)
+        along = places[:, 0].cpu().double().clamp(min=0) / spacing
+        self.knot = along.long()
+        above = along - self.knot
+        self.taps = torch.stack([1 - above, above])
+        self.knots = int(self.knot.max()) + 2 if len(seen) else 2
+        self._products = _JITTER_PRODUCTS if seen.column_sigma_px else (1.0, 1.0)
+        self.seen_part = _JITTER_VARIANCE if seen.column_sigma_px else (_POINT_VARIANCE, _POINT_VARIANCE)
         self.row = places[:, 0].cpu().double() - basis.middle_row
         self._frequency = gp._frequency
         index = torch.arange(len(seen))
@@ -730,39 +775,52 @@ class _Frame:
         log_density
             Of the residuals, were the mean certain.
         """
-        count = self.features.shape[1]
         residual = self.residual(mean)
         weight = torch.where(use[:, None], self.weight, 0.0)
-        load, lumps = self._binned(weight), self._binned(weight * residual)
-        jitter = torch.tensor(jitter_px2, dtype=torch.float64)
-        share = jitter / (1 + jitter * load)
-        scaled = weight.to(self.features)
-        both = torch.cat([self.features * scaled[:, :1], self.features * scaled[:, 1:]], 1)
-        gram = self.features.T @ both
-        sums = both.new_zeros(len(load), 2 * count).index_add_(0, self.bins, both)
-        weighted = (weight * residual).to(self.features)
-        found, gradient = [], []
+        found, gradients, log_density = [], [], -int(use.sum()) * math.log(2 * math.pi)
         for axis in range(2):
-            own = slice(axis * count, (axis + 1) * count)
-            shared = share[:, axis].to(sums)
-            dense = gram[:, own] - sums[:, own].T @ (shared[:, None] * sums[:, own])
-            slope = self.features.T @ weighted[:, axis] - sums[:, own].T @ (shared * lumps[:, axis].to(sums))
+            own, left = weight[:, axis], residual[:, axis]
+            scaled = self.features * own.sqrt().to(self.features)[:, None]
+            gram = _gram(scaled)
+            gradient = (scaled.T @ (own.sqrt() * left).to(scaled)).cpu().double()
+            quadratic, spread = float((own * left**2).sum()), -float(self.weight[use, axis].log().sum())
+            if jitter_px2[axis] > 0:
+                sums = self._on_knots(scaled, own.sqrt()).cpu().double()
+                lumps = self._on_knots(left[:, None], own)[:, 0].double()
+                lower = self._jitter_factor(own, jitter_px2[axis])
+                solved = math.sqrt(jitter_px2[axis]) * torch.linalg.solve_triangular(
+                    lower, torch.cat([sums, lumps[:, None]], 1), upper=False
+                )
+                white, rest = solved[:, :-1], solved[:, -1]
+                gram = gram - white.T @ white
+                gradient = gradient - white.T @ rest
+                quadratic -= float(rest @ rest)
+                spread += 2 * float(lower.diagonal().log().sum())
             scale = self.attenuation[axis]
-            found.append(dense.cpu().double() * scale[:, None] * scale)
-            gradient.append(slope.cpu().double() * scale)
-        quadratic = float((weight * residual**2).sum() - (share * lumps**2).sum())
-        spread = float((1 + jitter * load).log().sum() - self.weight[use].log().sum())
-        constant = 2 * int(use.sum()) * math.log(2 * math.pi)
-        return torch.stack(found), torch.stack(gradient), -0.5 * (quadratic + spread + constant)
+            found.append(gram * scale[:, None] * scale)
+            gradients.append(gradient * scale)
+            log_density -= 0.5 * (quadratic + spread)
+        return torch.stack(found), torch.stack(gradients), log_density
 
-    def jitter_px2(self, residual: Tensor, use: Tensor) -> list[float]:
-        """Variance ``(row, col)`` that columns of one bin of rows share, by the products of pairs of them."""
-        weight = torch.where(use[:, None], self.weight, 0.0)
-        weight = weight / weight.max().clamp(min=1e-30) if len(weight) else weight
-        pairs = self._binned(weight) ** 2 - self._binned(weight**2)
-        products = self._binned(weight * residual) ** 2 - self._binned((weight * residual) ** 2)
-        found = products.sum(0) / pairs.sum(0).clamp(min=1e-12)
-        return [max(value, 0.0) for value in found.tolist()]
+    def jitter_px2(self, residual: Tensor, use: Tensor, covariance: Tensor) -> list[float]:
+        """Variance ``(row, col)`` of a knot's jitter, by the products of observations that share knots.
+
+        The model has taken a part of the jitter for itself; the covariance of its weights says how much.
+        """
+        found = []
+        for axis in range(2):
+            weight = torch.where(use, self.weight[:, axis], 0.0)
+            weight = weight / weight.max() if bool(use.any()) else weight
+            shared, to_next = self._loads(weight)
+            same = weight**2 * (self.taps**2).sum(0) ** 2
+            pairs = float((shared**2).sum() + 2 * (to_next**2).sum() - same.sum())
+            lumps = self._on_knots(residual[:, axis, None], weight)
+            products = float((lumps**2).sum())
+            products -= float((weight**2 * residual[:, axis] ** 2 * (self.taps**2).sum(0)).sum())
+            sums = self._on_knots(self.features, weight).cpu().double() * self.attenuation[axis]
+            products += float(((sums @ covariance[axis]) * sums).sum())
+            found.append(max(products, 0.0) / max(pairs * self._products[axis], 1e-12))
+        return found
 
     def field_variance(self, covariance: Tensor, which: Tensor) -> Tensor:
         """Variance of the field at some of the observations, ``(n, 2)``."""
@@ -785,11 +843,37 @@ class _Frame:
         change = float((weight * slope * residual).sum()) / max(precision, 1e-30)
         return change, max(precision, 1e-30)
 
-    def _binned(self, values: Tensor) -> Tensor:
-        """Sum ``(n, 2)`` over the observations of each bin of rows."""
-        bins = self.bins.cpu()
-        count = int(bins.max()) + 1 if len(bins) else 1
-        return torch.zeros(count, 2, dtype=torch.float64).index_add_(0, bins, values)
+    def _on_knots(self, values: Tensor, weight: Tensor) -> Tensor:
+        """Sum ``weight * values``, ``(n, c)``, over the observations of each knot."""
+        found = values.new_zeros(self.knots, values.shape[1])
+        knot = self.knot.to(values.device)
+        for step, tap in enumerate(self.taps):
+            found.index_add_(0, knot + step, values * (tap * weight).to(values)[:, None])
+        return found
+
+    def _loads(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Say how much weight lies on each knot, and on each with its next: a tridiagonal matrix."""
+        shared = torch.zeros(self.knots, dtype=torch.float64)
+        for step, tap in enumerate(self.taps):
+            shared.index_add_(0, self.knot + step, tap**2 * weight)
+        to_next = torch.zeros(self.knots, dtype=torch.float64)
+        return shared, to_next.index_add_(0, self.knot, self.taps.prod(0) * weight)[:-1]
+
+    def _jitter_factor(self, weight: Tensor, jitter_px2: float) -> Tensor:
+        """Cholesky factor of ``1 + jitter * W' weight W``, with W from knots to observations."""
+        shared, to_next = self._loads(weight)
+        matrix = torch.diag(1 + jitter_px2 * shared)
+        matrix += torch.diag(jitter_px2 * to_next, 1) + torch.diag(jitter_px2 * to_next, -1)
+        found: Tensor = torch.linalg.cholesky(matrix)
+        return found
+
+
+def _gram(scaled: Tensor) -> Tensor:
+    """``scaled.T @ scaled``, float64 on the CPU; at half the cost where BLAS has a call for it."""
+    if scaled.device.type != "cpu" or scaled.dtype != torch.float64:
+        return (scaled.T @ scaled).cpu().double()
+    upper = dsyrk(1.0, scaled.numpy().T)
+    return torch.from_numpy(upper + np.triu(upper, 1).T)
 
 
 def _all_but_shear(basis: ScanBasis) -> slice:
