@@ -162,13 +162,16 @@ class Replay:
         alike = [
             outcome
             for outcome in self.recording.outcomes
-            if outcome.id in subscans and _is_same_raster(request, subscans[outcome.id].geometry)
+            if outcome.id in subscans
+            and _is_same_raster(request, subscans[outcome.id].geometry)
+            and _is_set_alike(request, subscans[outcome.id])
         ]
         recorded = self._nearest(request, alike)
         if recorded is not None:
             outcome = _echo(request, recorded)
             return outcome, _moved(subscans[recorded.id], outcome, recorded)
-        part = None if self._current is None else _part(self._current, request)
+        is_there = self._current is not None and _is_set_alike(request, self._current)
+        part = _part(self._current, request) if self._current is not None and is_there else None
         if part is None:
             return _answer(request, "refused", _NO_SCAN), None
         return _answer(request, "ok", "cut from the recorded frame, not measured anew", part), part
@@ -213,6 +216,16 @@ def _is_same_raster(request: Request, geometry: ScanGeometry) -> bool:
         and request.field_of_view_nm is not None
         and bool(np.allclose(request.field_of_view_nm, geometry.field_of_view_nm, rtol=0.01))
     )
+
+
+def _is_set_alike(request: Request, frame: Frame) -> bool:
+    """Whether a frame was taken at the scan rotation and stage that are asked for, if they are."""
+    turn_rad = 0.0 if request.rotation_rad is None else request.rotation_rad - frame.geometry.rotation_rad
+    off_nm = 0.0 if request.stage_nm is None else math.dist(request.stage_nm, frame.stage_nm)
+    edge_nm = min(frame.geometry.pixel_size_nm)
+    if not math.isfinite(turn_rad):
+        return False
+    return abs(math.remainder(turn_rad, 2 * math.pi)) < 1e-3 and off_nm < edge_nm
 
 
 def _echo(request: Request, recorded: Outcome) -> Outcome:

@@ -25,6 +25,7 @@ from scipy.linalg import expm
 from streamer.messages import PairNm, ScanGeometry
 
 Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
 ScanPath = Literal["raster", "serpentine", "sinusoidal"]
 
 
@@ -471,17 +472,15 @@ class ScanDistortion:
         if not self._config.drift_swing_nm_per_s:
             return places
         noise = self._swing_rng.standard_normal((len(steps_s), 2, 2))
-        forward: dict[float, tuple[Float64, Float64]] = {}
-        for i, step_s in enumerate(steps_s.tolist()):
-            if step_s not in forward:
-                forward[step_s] = self._swing_step(step_s)
-            transition, root = forward[step_s]
-            self._swing = transition @ self._swing + root @ noise[i]
-            places[i] = self._swing[0]
+        different_s, which = np.unique(steps_s, return_inverse=True)
+        forward = np.array([self._swing_step(step_s) for step_s in different_s.tolist()])
+        _swing_on(self._swing, forward, which, noise, places)
         return places
 
-    def _swing_step(self, step_s: float) -> tuple[Float64, Float64]:
+    def _swing_step(self, step_s: float) -> Float64:
         """Transition of place and velocity over a time, and a root of the covariance of its noise.
+
+        Shape ``(2, 2, 2)``.
 
         Exact for any step: at rest the covariance is known, and the noise is what the transition of
         it leaves to be filled up.
@@ -493,7 +492,20 @@ class ScanDistortion:
         )
         rest = np.diag([c.drift_swing_nm**2, c.drift_swing_nm_per_s**2])
         values, vectors = np.linalg.eigh(rest - transition @ rest @ transition.T)
-        return transition, vectors * np.sqrt(np.maximum(values, 0.0))
+        return np.stack([transition, vectors * np.sqrt(np.maximum(values, 0.0))])
+
+
+@njit(cache=True)
+def _swing_on(swing: Float64, forward: Float64, which: Int64, noise: Float64, places: Float64) -> None:
+    """Move place and velocity on, step by step, and write down the places."""
+    for i in range(len(which)):
+        transition, root = forward[which[i], 0], forward[which[i], 1]
+        for k in range(2):
+            place, velocity = swing[0, k], swing[1, k]
+            for m in range(2):
+                swing[m, k] = transition[m, 0] * place + transition[m, 1] * velocity
+                swing[m, k] += root[m, 0] * noise[i, 0, k] + root[m, 1] * noise[i, 1, k]
+            places[i, k] = swing[0, k]
 
 
 def _between(one: ScanGeometry, other: ScanGeometry) -> Float64:

@@ -201,8 +201,8 @@ def _add_columns(
 ) -> None:
     """Gather at each pixel from the atoms around the place of its beam, all ``(row, col)`` in pixels.
 
-    Atoms lie in boxes no smaller than the reach of one: whatever the displacement does, all that count
-    are in the box of the place and its eight neighbours.
+    Atoms lie in boxes no smaller than half the reach of one: whatever the displacement does, all that
+    count are within two boxes of the place.
     """
     rows, cols = image.shape
     lower, upper = np.empty(2), np.empty(2)
@@ -215,22 +215,23 @@ def _add_columns(
                 lower[k], upper[k] = min(lower[k], place), max(upper[k], place)
     lower -= CUT_OFF_SD * sigma_px
     upper += CUT_OFF_SD * sigma_px
-    edge = np.maximum(CUT_OFF_SD * sigma_px, (upper - lower) / MAX_BOXES)
+    edge = np.maximum(CUT_OFF_SD * sigma_px / 2, (upper - lower) / MAX_BOXES)
     down, across = int((upper[0] - lower[0]) / edge[0]) + 1, int((upper[1] - lower[1]) / edge[1]) + 1
     first, order = _boxed(atoms_px, lower, upper, edge, down, across)
+    atom_row, atom_col = atoms_px[order, 0] / sigma_px[0], atoms_px[order, 1] / sigma_px[1]
+    height = heights[order]
     for i in range(rows):
         for j in range(cols):
             row, col = i + displacement_px[0, i, j], j + displacement_px[1, i, j]
             box_row, box_col = int((row - lower[0]) / edge[0]), int((col - lower[1]) / edge[1])
-            left, right = max(box_col - 1, 0), min(box_col + 1, across - 1)
+            left, right = max(box_col - 2, 0), min(box_col + 2, across - 1)
+            row, col = row / sigma_px[0], col / sigma_px[1]
             total = 0.0
-            for box in range(max(box_row - 1, 0), min(box_row + 1, down - 1) + 1):
-                for a in order[first[box * across + left] : first[box * across + right + 1]]:
-                    v = (row - atoms_px[a, 0]) / sigma_px[0]
-                    u = (col - atoms_px[a, 1]) / sigma_px[1]
-                    square = v * v + u * u
+            for box in range(max(box_row - 2, 0), min(box_row + 2, down - 1) + 1):
+                for a in range(first[box * across + left], first[box * across + right + 1]):
+                    square = (row - atom_row[a]) ** 2 + (col - atom_col[a]) ** 2
                     if square < CUT_OFF_SD * CUT_OFF_SD:
-                        total += heights[a] * np.exp(-0.5 * square)
+                        total += height[a] * np.exp(-0.5 * square)
             image[i, j] += total
 
 

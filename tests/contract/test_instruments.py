@@ -20,7 +20,8 @@ from streamer.messages import Frame, Outcome, Request
 
 
 def simulated_stem(folder: Path) -> Instrument:
-    return StemInstrument(StemConfig(rows=32, cols=48, field_of_view_nm=1.5, seed=1), started_at_s=1e9)
+    config = StemConfig(rows=32, cols=48, field_of_view_nm=1.5, stage_reach_nm=0.3, seed=1)
+    return StemInstrument(config, started_at_s=1e9)
 
 
 def replayed_file(folder: Path) -> Instrument:
@@ -126,6 +127,28 @@ def test_a_sub_scan_comes_with_the_frame_that_was_asked_for_or_is_refused(make):
         assert frame is None
 
 
+def test_a_turned_scan_elsewhere_on_the_stage_is_done_as_asked_or_refused(make):
+    instrument = make()
+    instrument.acquire()
+    turned = {"rotation_rad": math.pi / 2, "stage_nm": (0.2, -0.1)}
+    outcome, frame = instrument.execute(
+        ask(action="scan", dwell_time_us=1.0, field_of_view_nm=(0.24, 0.24), shape=(8, 8), **turned)
+    )
+
+    if outcome.status == "ok":
+        assert frame is not None
+        assert frame.geometry.rotation_rad == turned["rotation_rad"]
+        assert frame.stage_nm == turned["stage_nm"]
+        later = instrument.acquire()
+        assert later is not None
+        assert later.stage_nm == turned["stage_nm"]
+        assert later.geometry.rotation_rad != turned["rotation_rad"]
+    else:
+        assert outcome.status == "refused"
+        assert outcome.reason
+        assert frame is None
+
+
 def test_a_sub_scan_far_away_is_never_an_invented_image(make):
     """Off the specimen a microscope sees nothing, and a recording says that it has nothing."""
     instrument = make()
@@ -156,6 +179,8 @@ def test_a_request_without_sense_is_answered_by_a_reason_and_not_by_an_error(mak
     for request in (
         ask(scan_position_nm=(math.nan, 0.0), position_nm=(math.nan, 0.0)),
         ask(action="scan", field_of_view_nm=(0.0, 0.0), shape=(8, 8)),
+        ask(action="scan", field_of_view_nm=(0.2, 0.2), shape=(8, 8), rotation_rad=math.inf),
+        ask(action="scan", field_of_view_nm=(0.2, 0.2), shape=(8, 8), stage_nm=(math.nan, 0.0)),
     ):
         outcome, frame = instrument.execute(request)
         assert outcome.status in ("failed", "refused")

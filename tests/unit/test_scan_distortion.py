@@ -1,11 +1,13 @@
-"""Drift, fly-back and row jitter are as strong as configured, and their truth is told."""
+"""What the scan does is as strong as configured, has the sign that it says, and its truth is told."""
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
-from simulators.scan_distortion import ScanDistortion, ScanDistortionConfig
+from simulators.scan_distortion import BeamPath, ScanDistortion, ScanDistortionConfig
+from simulators.stem import add_columns
 from streamer.messages import ScanGeometry
 
 GEOMETRY = ScanGeometry(shape=(40, 30), field_of_view_nm=(3.0, 4.0), center_nm=(1.0, -2.0), rotation_rad=0.4)
@@ -19,6 +21,49 @@ NONE = {
 
 def distortion(seed: int = 0, **strengths) -> ScanDistortion:
     return ScanDistortion(ScanDistortionConfig(**(NONE | strengths)), np.random.default_rng(seed))
+
+
+SQUARE = ScanGeometry(shape=(64, 64), field_of_view_nm=(6.4, 6.4), center_nm=(0.5, 0.2), rotation_rad=0.3)
+PARTS = {
+    "drift": {"drift_rate_nm_per_s": (0.05, -0.1)},
+    "swing": {"drift_swing_nm_per_s": 0.2},
+    "fly-back": {"flyback_px": 3.0, "flyback_decay_px": 22.0, "flyback_across": -0.2},
+    "slow fly-back": {
+        "flyback_px": 3.0,
+        "flyback_decay_px": 15.0,
+        "flyback_slow_share": 0.5,
+        "flyback_slow_decay_px": 60.0,
+    },
+    "settling": {"settle_px": 2.0},
+    "coils": {"coil_px": 2.0},
+    "coils that stay": {"coil_px": 2.0, "coil_turns_with_scan": False},
+    "hum": {"hum_px": 0.5, "hum_hz": 1 / 3.0},
+    "jitter": {"row_jitter_px": 0.05, "row_jitter_across_px": 0.05},
+    "sinusoidal": {"scan_path": "sinusoidal"},
+    "serpentine": {"scan_path": "serpentine", "coil_px": 1.0},
+    "all": {
+        "drift_rate_nm_per_s": (0.05, -0.1),
+        "flyback_px": 2.0,
+        "flyback_decay_px": 20.0,
+        "settle_px": 1.0,
+        "coil_px": 1.0,
+        "hum_px": 0.3,
+        "hum_hz": 1 / 3.0,
+        "variation": 0.2,
+    },
+}
+
+
+def seen_spot(path: BeamPath, at_nm: np.ndarray) -> np.ndarray:
+    """Where one atom is seen in a noiseless frame: the top of a quadratic form through its log."""
+    image = np.zeros(path.geometry.shape, np.float32)
+    add_columns(image, at_nm[None], np.array([1e4]), 0.15, path)
+    row, col = np.unravel_index(image.argmax(), image.shape)
+    v, u = np.mgrid[-1:2, -1:2].reshape(2, -1).astype(float)
+    near = np.log(image[row - 1 : row + 2, col - 1 : col + 2].astype(float).ravel())
+    terms = np.stack([v * v / 2, u * u / 2, v * u, v, u, np.ones(9)], axis=1)
+    vv, uu, vu, down, right, _ = np.linalg.lstsq(terms, near, rcond=None)[0]
+    return np.array([row, col]) - np.linalg.solve([[vv, vu], [vu, uu]], [down, right])
 
 
 def nominal_nm(geometry: ScanGeometry) -> np.ndarray:
@@ -99,12 +144,233 @@ def test_the_same_seed_gives_the_same_scan():
     assert not np.array_equal(one.specimen_positions_nm(), other.specimen_positions_nm())
 
 
+@pytest.mark.parametrize("name", PARTS)
+def test_the_displacement_says_where_the_beam_was_whatever_moves_it(name):
+    path = distortion(3, **PARTS[name]).scan(SQUARE, 5000.0)
+    place = (np.mgrid[0:64, 0:64] + path.displacement_px()).reshape(2, -1).T
+
+    np.testing.assert_allclose(path.specimen_positions_nm().reshape(-1, 2), SQUARE.to_nm(place), atol=1e-12)
+    assert np.abs(path.displacement_px()).max() > 0.04
+
+
+@pytest.mark.parametrize("name", [name for name in PARTS if name != "jitter"])
+@pytest.mark.parametrize("at_px", [(12.0, 9.0), (33.4, 30.7), (50.3, 55.1)])
+def test_an_atom_is_seen_where_the_displacement_says(name, at_px):
+    path = distortion(3, **PARTS[name]).scan(SQUARE, 1000.0)
+    atom_nm = SQUARE.to_nm(np.array([at_px]))[0]
+    says = path.seen_px(atom_nm[None])[0]
+
+    # The swing of a sine bends so much within a column that its top is not quite where its middle is.
+    atol = 0.02 if name == "sinusoidal" else 0.01
+    np.testing.assert_allclose(seen_spot(path, atom_nm), says, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("strengths", "moves"),
+    [
+        ({"flyback_px": 2.0, "flyback_decay_px": 40.0}, (0, -1)),
+        ({"flyback_px": 2.0, "flyback_decay_px": 40.0, "flyback_across": 1.0}, (-1, -1)),
+        ({"settle_px": 2.0, "settle_decay_rows": 40.0}, (-1, 0)),
+        ({"drift_rate_nm_per_s": (0.02, 0.0), "drift_settling_s": 1000.0}, (0, 1)),
+        ({"drift_rate_nm_per_s": (0.0, 0.02), "drift_settling_s": 1000.0}, (1, 0)),
+    ],
+)
+def test_each_part_moves_what_is_seen_the_way_it_says(strengths, moves):
+    geometry = ScanGeometry(shape=(64, 64), field_of_view_nm=(6.4, 6.4))
+    atom_nm = geometry.to_nm(np.array([[20.0, 20.0]]))[0]
+    moved = seen_spot(distortion(**strengths).scan(geometry, 5000.0), atom_nm) - 20.0
+
+    np.testing.assert_array_equal(np.sign(np.round(moved, 1)), moves)
+
+
+def test_a_beam_that_is_too_far_to_the_right_shows_an_atom_too_far_to_the_left():
+    geometry = ScanGeometry(shape=(64, 64), field_of_view_nm=(6.4, 6.4))
+    path = distortion(flyback_px=2.0, flyback_decay_px=1e3).scan(geometry, 1.0)
+    atom_nm = geometry.to_nm(np.array([[30.0, 30.0]]))[0]
+
+    assert path.beam_offset_px()[1, 30, 28] == pytest.approx(2 * np.exp(-0.028))
+    np.testing.assert_allclose(seen_spot(path, atom_nm), (30.0, 30.0 - 2 * np.exp(-0.028)), atol=0.005)
+
+
+def test_the_fly_back_returns_quickly_and_then_slowly():
+    strengths = {"flyback_px": 3.0, "flyback_slow_share": 0.25, "flyback_slow_decay_px": 100.0}
+    path = distortion(**strengths, flyback_decay_px=10.0, flyback_across=0.2).scan(GEOMETRY, 1.0)
+    along = 3.0 * np.exp(-2.0) + 0.75 * np.exp(-0.2)
+
+    np.testing.assert_allclose(path.column_offset_px[:, 20], (0.2 * along, along))
+
+
+def test_the_slow_axis_settles_from_row_to_row():
+    path = distortion(settle_px=2.0, settle_decay_rows=8.0).scan(GEOMETRY, 1.0)
+
+    np.testing.assert_allclose(path.row_offset_px[0, [0, 8]], [2.0, 2.0 / np.e])
+    assert not path.row_offset_px[1].any()
+
+
+def test_the_phase_of_the_hum_runs_on_between_frames_and_through_a_wait():
+    scan = distortion(1, hum_px=0.4, hum_hz=0.9, hum_across=0.5)
+    rows: list[np.ndarray] = []
+    times: list[np.ndarray] = []
+    for wait_s in (0.0, 0.0, 7.3):
+        scan.wait(wait_s)
+        path = scan.scan(GEOMETRY, 1000.0)
+        rows.append(path.row_offset_px)
+        times.append(path.started_s + 0.03 * (np.arange(40) + 0.5))
+    hum, at_s = np.concatenate(rows, axis=1), np.concatenate(times)
+    waves = np.stack([np.sin(2 * np.pi * 0.9 * at_s), np.cos(2 * np.pi * 0.9 * at_s)])
+    weights, left, _, _ = np.linalg.lstsq(waves.T, hum[1], rcond=None)
+
+    assert np.hypot(*weights) == pytest.approx(0.4)
+    assert left[0] < 1e-20
+    np.testing.assert_allclose(hum[0], 0.5 * hum[1])
+
+
+def test_rows_also_jitter_across_by_their_own_sd():
+    tall = ScanGeometry(shape=(4000, 4), field_of_view_nm=(0.4, 400.0))
+    jitter = distortion(row_jitter_px=0.3, row_jitter_across_px=0.1).scan(tall, 1.0).jitter_px
+
+    np.testing.assert_allclose(jitter.std(axis=1), (0.1, 0.3), rtol=0.05)
+    assert abs(np.corrcoef(jitter)[0, 1]) < 0.06
+
+
+def test_without_its_jitter_the_displacement_is_smooth():
+    path = distortion(row_jitter_px=0.3, coil_px=1.0).scan(SQUARE, 1.0)
+    bend = np.diff(path.displacement_px(jitter=False), n=2, axis=1)
+
+    assert np.abs(bend).max() < 0.02
+    difference = path.displacement_px() - path.displacement_px(jitter=False)
+    np.testing.assert_allclose(
+        difference, np.broadcast_to(path.jitter_px[:, :, None], (2, 64, 64)), atol=1e-12
+    )
+
+
+def test_the_swing_has_its_velocity_and_does_not_run_away():
+    config = {"drift_swing_nm_per_s": 0.05, "drift_swing_period_s": 20.0, "drift_swing_memory_s": 5.0}
+    scan = distortion(2, **config)
+    places = []
+    for _ in range(4000):
+        scan.wait(7.0)
+        places.append(scan.drift_nm)
+    quick = distortion(2, **config)
+    path = np.array([quick.drift_nm] + [quick.scan(SQUARE, 250.0).drift_nm for _ in range(400)])
+    speeds = np.diff(path[1:], axis=0) / (64 * 64 * 250e-6)
+
+    assert np.std(places) == pytest.approx(0.05 * 20.0 / (2 * np.pi), rel=0.05)
+    assert np.std(speeds) == pytest.approx(0.05, rel=0.15)
+
+
+def test_fly_back_and_settling_vary_in_the_course_of_their_period():
+    scan = distortion(flyback_px=2.0, settle_px=2.0, coil_px=1.0, variation=0.1, variation_period_s=40.0)
+    starts, settlings, coils = [], [], []
+    for _ in range(40):
+        path = scan.scan(GEOMETRY, 1e6 / (40 * 30))
+        starts.append(path.column_offset_px[1, 0])
+        settlings.append(path.row_offset_px[0, 0])
+        coils.append(path.coil_px)
+
+    assert (min(starts), max(starts)) == pytest.approx((1.8, 2.2), abs=0.01)
+    assert (min(settlings), max(settlings)) == pytest.approx((1.75, 2.25), abs=0.03)
+    assert 0.02 < np.abs(np.array(coils) - coils[0]).mean(axis=(1, 2, 3)).max() < 0.3
+
+
+def test_the_coils_go_with_the_scan_position_and_not_with_the_pixel():
+    full = ScanGeometry(shape=(64, 64), field_of_view_nm=(6.4, 6.4))
+    scan = ScanDistortion(ScanDistortionConfig(**NONE, coil_px=2.0), np.random.default_rng(1), full)
+    whole = scan.scan(full, 1.0).coil_px
+    center = full.to_nm(np.array([[31.5, 19.5]]))[0]
+    part = msgspec.structs.replace(
+        full, shape=(32, 32), field_of_view_nm=(1.6, 1.6), center_nm=(float(center[0]), float(center[1]))
+    )  # pixels half as large, from pixel (23.75, 11.75) on
+    fine = scan.scan(part, 1.0).coil_px
+    assert whole is not None
+    assert fine is not None
+    coarse = fine.reshape(2, 16, 2, 16, 2).mean(axis=(2, 4))
+
+    np.testing.assert_allclose(coarse / 2, whole[:, 24:40, 12:28], atol=2e-3)
+
+
+@pytest.mark.parametrize("turns", [True, False])
+def test_the_coils_turn_with_the_scan_or_stay_with_the_scan_coordinates(turns):
+    full = ScanGeometry(shape=(64, 64), field_of_view_nm=(6.4, 6.4))
+    config = ScanDistortionConfig(**NONE, coil_px=2.0, coil_turns_with_scan=turns)
+    scan = ScanDistortion(config, np.random.default_rng(1), full)
+    first = scan.scan(full, 1.0).coil_px
+    second = scan.scan(msgspec.structs.replace(full, rotation_rad=np.pi / 2), 1.0).coil_px
+    assert first is not None
+    assert second is not None
+    if turns:
+        np.testing.assert_allclose(second, first, atol=1e-9)
+    else:  # the turned fast axis is y: pixel (r, c) lies where (c, 63 - r) did, and its axes have turned
+        there = first[:, :, ::-1].transpose(0, 2, 1)
+        np.testing.assert_allclose(second[1], there[0], atol=1e-9)
+        np.testing.assert_allclose(second[0], -there[1], atol=1e-9)
+
+
+def test_a_parked_beam_has_the_offset_of_the_coils_and_nothing_else():
+    full = ScanGeometry(shape=(64, 48), field_of_view_nm=(4.8, 6.4), center_nm=(1.0, 2.0), rotation_rad=0.7)
+    strengths = NONE | {
+        "coil_px": 2.0,
+        "flyback_px": 5.0,
+        "settle_px": 3.0,
+        "row_jitter_px": 1.0,
+        "hum_px": 1.0,
+    }
+    scan = ScanDistortion(ScanDistortionConfig(**strengths), np.random.default_rng(4), full)
+    path = scan.scan(full, 1.0)
+    assert path.coil_px is not None
+    pixel = np.array([[5.0, 40.0]])
+    x, y = full.to_nm(pixel)[0]
+    away = scan.parked_offset_nm((float(x), float(y)))
+    there = full.to_nm(pixel + path.coil_px[:, 5, 40])[0]
+
+    np.testing.assert_allclose(away, there - (x, y), atol=1e-9)
+    assert np.hypot(*away) > 0.03
+
+
+def test_a_serpentine_scan_flies_back_at_both_ends():
+    path = distortion(scan_path="serpentine", flyback_px=2.0).scan(GEOMETRY, 1.0)
+    offset = path.beam_offset_px()
+
+    np.testing.assert_allclose(offset[1, 0], 2.0 * np.exp(-np.arange(30) / 10.0))
+    np.testing.assert_allclose(offset[1, 1], -offset[1, 0, ::-1])
+
+
+def test_a_sinusoidal_scan_is_quickest_in_the_middle():
+    path = distortion(scan_path="sinusoidal").scan(GEOMETRY, 1.0)
+    place = np.arange(30) + path.beam_offset_px()[1, 7]
+    steps = np.diff(place)
+
+    assert place[[0, -1]] + 0.5 == pytest.approx((0.0, 30.0), abs=0.05)
+    assert steps[14] == pytest.approx(np.pi / 2, rel=0.01)
+    assert steps.argmax() == 14
+    assert steps.min() > 0
+
+
+def test_the_specimen_slips_at_once():
+    scan = distortion()
+    scan.scan(GEOMETRY, 1.0)
+    scan.jump((0.3, -0.2))
+
+    assert scan.scan(GEOMETRY, 1.0).drift_nm == pytest.approx((0.3, -0.2))
+
+
+def test_where_the_stage_was_sent_is_known_and_where_it_went_is_not():
+    path = distortion().scan(GEOMETRY, 1.0, (0.5, 0.0), (0.0, 0.1))
+    point_nm = np.array([[1.1, -2.3]])
+    seen = path.seen_px(point_nm)
+
+    np.testing.assert_allclose(GEOMETRY.to_nm(seen), point_nm + (0.5, 0.1), atol=1e-9)
+    np.testing.assert_allclose(path.places_px(point_nm), GEOMETRY.to_px(point_nm + (0.5, 0.0)), atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"row_jitter_px": -1.0}, "distortion.row_jitter_px is -1.0; it takes 0 to 10"),
         ({"flyback_decay_px": 0.0}, "distortion.flyback_decay_px is 0.0; it takes 0.1 to 1000"),
         ({"drift_rate_nm_per_s": (float("nan"), 0.0)}, "distortion.drift_rate_nm_per_s is"),
+        ({"coil_px": float("nan")}, "distortion.coil_px is nan; it takes 0 to 50"),
+        ({"scan_path": "spiral"}, "distortion.scan_path is 'spiral'; it takes raster, serpentine"),
         ({"drift_settling_s": 0.0}, "distortion.drift_settling_s is 0.0; it takes above 0"),
         (
             {"drift_rate_nm_per_s": (1.0, 0.0)},
