@@ -588,6 +588,8 @@ def _why_not(request: Request, config: StemConfig) -> str | None:
     """Say why a request cannot be executed; None if it can."""
     reach_nm = config.stage_reach_nm
     if request.stage_nm is not None and not all(abs(place) <= reach_nm for place in request.stage_nm):
+        if not reach_nm:
+            return "the stage of this instrument does not move; stem.stage_reach_nm sets how far"
         return f"stage_nm takes -{reach_nm:g} to {reach_nm:g}; stem.stage_reach_nm sets how far"
     if request.rotation_rad is not None and not math.isfinite(request.rotation_rad):
         return "rotation_rad is not finite"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from scipy import stats
@@ -12,7 +13,7 @@ from scipy import stats
 from simulators.counting import TABLE_MAX, poisson
 from simulators.scan_distortion import BeamPath, ScanDistortion, ScanDistortionConfig
 from simulators.specimen import SpecimenConfig
-from simulators.stem import StemConfig, StemInstrument, add_columns, column_heights
+from simulators.stem import FaultConfig, StemConfig, StemInstrument, add_columns, column_heights
 from streamer.messages import Request, ScanGeometry
 
 STILL = ScanDistortionConfig(
@@ -228,6 +229,219 @@ def test_a_spectrum_is_taken_on_the_specimen_below_the_drifted_beam():
     assert counts_of_edge(site_nm) < 0.6 * expected
 
 
+MOVABLE = StemConfig(
+    rows=128,
+    cols=128,
+    field_of_view_nm=3.0,
+    carbon_counts=1e4,
+    background_counts=0.0,
+    stage_reach_nm=0.8,
+    stage_error_nm=0.03,
+    distortion=STILL,
+    specimen=SpecimenConfig(has_grain_boundary=False),
+    seed=3,
+)
+
+
+def whole_scan(instrument: StemInstrument, **fields: Any) -> np.ndarray:
+    """Image of a sub-scan of the whole field."""
+    config = instrument.config
+    request = ask(
+        action="scan",
+        dwell_time_us=config.dwell_time_us,
+        field_of_view_nm=config.geometry.field_of_view_nm,
+        shape=(config.rows, config.cols),
+        **fields,
+    )
+    outcome, frame = instrument.execute(request)
+    assert (outcome.status, frame is None) == ("ok", False), outcome.reason
+    return frame.image[0]
+
+
+def likeness(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
+
+
+def test_a_turned_scan_shows_the_turned_specimen():
+    instrument = StemInstrument(MOVABLE)
+    frame = instrument.acquire().image[0]
+    turned = whole_scan(instrument, rotation_rad=math.pi / 2)
+
+    # The fast axis now points along y: what was below the middle is now to the right of it.
+    assert likeness(turned, np.rot90(frame)) > 0.99
+    assert likeness(turned, frame) < 0.5
+    assert instrument.acquire().geometry.rotation_rad == 0.0
+
+
+def test_the_stage_goes_there_but_for_its_error_and_stays():
+    instrument = StemInstrument(MOVABLE)
+    before_nm = bright_spot_nm(instrument)
+    whole_scan(instrument, stage_nm=(0.1, -0.05))
+    whole_scan(instrument, stage_nm=(0.1, -0.05))
+    after = instrument.acquire()
+    truth = instrument.truth()
+    path = instrument.last_path
+    assert path is not None
+    silicon = instrument.specimen.positions_nm[instrument.specimen.numbers == 14]
+    nearest = silicon[np.argmin(np.linalg.norm(silicon - before_nm, axis=1))]
+    row, col = np.rint(path.seen_px(nearest[None])[0]).astype(int)
+    part = after.image[0, row - 8 : row + 9, col - 8 : col + 9]
+    spot = np.clip(part - 0.5 * part.max(), 0, None)
+    seen_nm = after.geometry.to_nm(np.array([centroid(spot)]) + (row - 8, col - 8))[0]
+
+    assert after.stage_nm == (0.1, -0.05)
+    np.testing.assert_array_equal(truth["stage_nm"], [[0.0, 0.0]] + [[0.1, -0.05]] * 3)
+    error = truth["stage_error_nm"]
+    assert (error[1] == error[3]).all()  # where it already stands it does not stir
+    assert 0 < np.abs(error[1]).max() < 0.12
+    np.testing.assert_allclose(seen_nm - before_nm, (0.1, -0.05) + error[1], atol=0.004)
+
+
+def test_the_stage_goes_no_further_than_the_specimen_reaches():
+    instrument = StemInstrument(MOVABLE)
+    for x, y in ((0.8, 0.8), (-0.8, -0.8)):
+        for rotation_rad in (0.0, math.pi / 2):
+            image = whole_scan(instrument, stage_nm=(x, y), rotation_rad=rotation_rad)
+            blocks = image.reshape(8, 16, 8, 16).mean(axis=(1, 3))
+            assert blocks.min() > 15 + 100  # nowhere vacuum
+    outcome, frame = instrument.execute(ask(stage_nm=(0.81, 0.0)))
+
+    assert (outcome.status, frame) == ("failed", None)
+    assert outcome.reason == "stage_nm takes -0.8 to 0.8; stem.stage_reach_nm sets how far"
+    assert instrument.acquire().stage_nm == (-0.8, -0.8)
+
+
+def test_a_parked_beam_is_off_by_what_the_coils_are_and_meets_the_atom_through_their_inverse():
+    distortion = ScanDistortionConfig(coil_px=15.0, drift_rate_nm_per_s=(0.0, 0.0))
+    instrument = StemInstrument(StemConfig(rows=64, cols=64, seed=4, distortion=distortion))
+    instrument.acquire()
+    path, truth = instrument.last_path, instrument.truth()
+    assert path is not None
+    assert path.coil_px is not None
+    # Pixels of the raster, and where a beam that was sent there and waits really is.
+    pixels = np.mgrid[0:64, 0:64].reshape(2, -1).T
+    sent_nm = path.geometry.to_nm(pixels)
+    really_nm = path.geometry.to_nm(pixels + path.coil_px.reshape(2, -1).T)
+    silicon = truth["positions_nm"][truth["numbers"] == 14]
+    apart = np.linalg.norm(silicon[:, None] - really_nm, axis=2)
+    best = apart.min(axis=1)
+    best[np.linalg.norm(silicon - sent_nm[apart.argmin(axis=1)], axis=1) < 0.4] = np.inf
+    chosen = int(best.argmin())
+    site_nm, aim_nm = silicon[chosen], sent_nm[apart[chosen].argmin()]
+
+    def counts_of_edge(position: np.ndarray) -> float:
+        outcome, _ = instrument.execute(
+            ask(scan_position_nm=(float(position[0]), float(position[1])), dwell_time_us=1e5)
+        )
+        assert outcome.spectrum is not None
+        return float(outcome.spectrum[96:120].sum())
+
+    expected = float(truth["spectra"][np.flatnonzero(truth["numbers"] == 14)[chosen]][96:120].sum())
+    assert best[chosen] < 0.04
+    assert counts_of_edge(aim_nm) == pytest.approx(expected, rel=0.25)
+    assert counts_of_edge(site_nm) < 0.6 * expected
+
+
+@pytest.mark.parametrize("kind", ["inclusion", "wall"])
+def test_strain_really_moves_what_is_seen(kind):
+    specimen = SpecimenConfig(has_grain_boundary=False, strain_kind=kind, strain_nm=0.06)
+    plain = StemInstrument(MOVABLE)
+    strained = StemInstrument(msgspec.structs.replace(MOVABLE, specimen=specimen))
+    before, after = plain.truth(), strained.truth()
+    moved = after["strain_nm"]
+
+    assert np.linalg.norm(moved, axis=1).max() == pytest.approx(0.06, rel=0.05)
+    assert likeness(plain.acquire().image[0], strained.acquire().image[0]) < 0.9
+    np.testing.assert_allclose(moved, specimen.displacement_nm(after["positions_nm"] - moved), atol=1e-9)
+    assert not before["strain_nm"].any()
+
+
+def faulty(*faults: FaultConfig) -> tuple[StemInstrument, list[np.ndarray]]:
+    instrument = StemInstrument(msgspec.structs.replace(MOVABLE, stage_reach_nm=0.0, faults=faults))
+    return instrument, [instrument.acquire().image[0] for _ in range(5)]
+
+
+def test_a_blanked_beam_gives_nothing_but_the_offset_of_the_detector():
+    _, images = faulty(FaultConfig(frame=1, kind="blank", frames=2))
+
+    assert [image.std() > 0 for image in images] == [True, False, False, True, True]
+    assert images[1].max() == images[1].min() == 10.0
+
+
+def test_a_slip_moves_the_specimen_once_and_the_truth_says_so():
+    instrument, images = faulty(FaultConfig(frame=2, kind="jump", step_nm=(30 * 3 / 128, 10 * 3 / 128)))
+    drift = instrument.truth()["drift_nm"]
+
+    np.testing.assert_allclose(drift, [[0, 0]] * 2 + [[30 * 3 / 128, 10 * 3 / 128]] * 3, atol=1e-12)
+    assert likeness(images[1][:-10, :-30], images[2][10:, 30:]) > 0.99
+    assert likeness(images[2], images[4]) > 0.99
+
+
+def test_a_lost_lattice_is_lost_and_comes_back():
+    _, images = faulty(FaultConfig(frame=1, kind="amorphous", frames=3))
+
+    alike = [likeness(images[0], image) for image in images]
+    assert [value > 0.99 for value in alike] == [True, False, False, False, True]
+    assert abs(alike[2]) < 0.2
+    assert images[2].mean() == pytest.approx(images[0].mean(), rel=0.2)
+
+
+def test_another_magnification_stays_and_is_told():
+    instrument = StemInstrument(
+        msgspec.structs.replace(MOVABLE, faults=(FaultConfig(frame=1, kind="magnify", factor=1.5),))
+    )
+    frames = [instrument.acquire() for _ in range(3)]
+    widths = [frame.geometry.field_of_view_nm[0] for frame in frames]
+    middle = frames[1].image[0, 22:106, 22:106]
+
+    assert widths == pytest.approx([3.0, 4.5, 4.5])
+    assert middle.mean() == pytest.approx(frames[0].image.mean(), rel=0.1)
+    assert frames[2].image[0].reshape(8, 16, 8, 16).mean(axis=(1, 3)).min() > 115  # nowhere vacuum
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "fire"}, "fault.kind is 'fire'; it takes blank, amorphous, jump or magnify"),
+        ({"frame": -1}, "fault.frame is -1; it takes 0 and above"),
+        ({"frames": 0}, "fault.frames is 0; it takes 1 and above"),
+        ({"step_nm": (math.nan, 0.0)}, "fault.step_nm is"),
+        ({"factor": 0.0}, "fault.factor is 0.0; it takes 0.1 to 10"),
+    ],
+)
+def test_a_fault_out_of_range_is_refused_by_name(fields, message):
+    with pytest.raises(ValueError, match=message):
+        FaultConfig(**({"frame": 0, "kind": "blank"} | fields))
+
+
+def test_the_parts_in_the_truth_add_up_to_the_displacement():
+    distortion = ScanDistortionConfig(
+        flyback_px=3.0, flyback_across=0.2, settle_px=1.0, coil_px=2.0, hum_px=0.3, row_jitter_across_px=0.1
+    )
+    instrument = StemInstrument(
+        StemConfig(rows=65, cols=81, field_of_view_nm=2.0, seed=2, distortion=distortion)
+    )
+    instrument.acquire()
+    path, truth = instrument.last_path, instrument.truth()
+    assert path is not None
+    nodes = np.linspace(0, 1, 17)
+    at_row, at_col = np.rint(nodes * 64).astype(int), np.rint(nodes * 80).astype(int)
+    geometry = instrument.config.geometry
+    drift = geometry.to_px(truth["row_drift_nm"][0].astype(float)) - geometry.to_px(np.zeros((1, 2)))
+    rows = truth["row_offset_px"][0] - drift.T
+    parts = truth["coil_px"][0] + rows[:, at_row, None] + truth["column_offset_px"][0][:, None, at_col]
+
+    np.testing.assert_allclose(parts, path.displacement_px()[:, at_row[:, None], at_col], atol=1e-5)
+
+
+def test_frames_of_another_scan_path_say_so():
+    serpentine = ScanDistortionConfig(scan_path="serpentine")
+    frame = StemInstrument(msgspec.structs.replace(SMALL, distortion=serpentine)).acquire()
+
+    assert frame.scan_path == "serpentine"
+    assert StemInstrument(SMALL).acquire().scan_path == "raster"
+
+
 def test_time_and_dose_advance_with_what_the_beam_does():
     instrument = StemInstrument(SMALL, started_at_s=1000.0)
     frame = instrument.acquire()
@@ -274,6 +488,8 @@ def test_the_truth_has_a_row_for_each_frame_and_a_spectrum_for_each_site():
         ({"dwell_time_us": 0.0}, "dwell_time_us takes above 0"),
         ({"dwell_time_us": float("nan")}, "dwell_time_us takes above 0"),
         ({"scan_position_nm": (float("inf"), 0.0)}, "scan_position_nm is not finite"),
+        ({"stage_nm": (math.nan, 0.0)}, "the stage of this instrument does not move"),
+        ({"rotation_rad": math.inf}, "rotation_rad is not finite"),
         ({"action": "scan"}, "a scan takes field_of_view_nm and shape"),
         (
             {"action": "scan", "field_of_view_nm": (-1.0, 1.0), "shape": (4, 4)},
