@@ -97,7 +97,8 @@ def _length_text(length_nm: float) -> str:
     return f"{length_nm:g} nm" if length_nm >= 0.1 else f"{length_nm * 1000:g} pm"
 
 
-def _draw_scale_bar(axes: Axes, geometry: ScanGeometry) -> None:
+def draw_scale_bar(axes: Axes, geometry: ScanGeometry) -> None:
+    """Draw a white bar of a round length into the lower left of an image in pixels."""
     rows, cols = geometry.shape
     length_nm = scale_bar_nm(geometry.field_of_view_nm[0])
     length_px = length_nm / geometry.pixel_size_nm[1]
@@ -127,7 +128,7 @@ def _show_image(
     axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest", aspect=height_nm / width_nm)
     axes.set(title=title, xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
     axes.set_axis_off()
-    _draw_scale_bar(axes, geometry)
+    draw_scale_bar(axes, geometry)
 
 
 def _ring_size(axes_width_in: float, cols: int, spacing_px: float) -> float:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from agents.config import AgentConfig
 from agents.objective import ObjectiveConfig
-from deploy import figures
+from deploy import distortion_figures, figures
+from deploy.distortion import columns_motion, flag_rows, in_words
 from deploy.learning_curve import best_so_far, chance, draws_to_find, measurements_to_reach, reading_order
 from deploy.live_view import clock_text, in_stage_order, milliseconds_text, number_text, position_text
 from deploy.material import NEAR_NM, Material, nearest, true_drift_nm
@@ -497,6 +498,71 @@ def drift(material: Material) -> str:
     return _picture(figure, caption)
 
 
+def distortion(material: Material) -> str:
+    """Show what the scan did to the frames, what of it was corrected, and the specimen's own strain."""
+    frames = material.session.distortions
+    if not frames:
+        return _nothing("No distortion was estimated: frames were put back as a whole, or not at all.")
+    told = "".join(_p(sentence) for sentence in in_words(frames))
+    flags = flag_rows(frames)
+    met = _table(("flag", "meaning", "frames"), flags) if flags else _nothing("No frame was flagged.")
+    session = material.session
+    return told + met + _distortion_pictures(session) + _motion_picture(session) + _strain_picture(session)
+
+
+def _distortion_pictures(session: Session) -> str:
+    last, raster, frames = session.last_distortion, session.distorted_raster, session.distortions
+    assert last is not None
+    assert raster is not None
+    field = _picture(
+        distortion_figures.distortion_figure(last, raster),
+        f"Distortion of frame {frames[-1].number}, found from {_count(last.observations, 'observation')}: "
+        "how far from its place in the raster each pixel was recorded. The offsets of single rows, right, "
+        "are not in the maps.",
+    )
+    left = [one.residual_px for one in frames if math.isfinite(one.residual_px)]
+    known = f" Median of what is left: {np.median(left):.3f} px." if left else " No places were held out."
+    course = _picture(
+        distortion_figures.course_figure(frames),
+        "Left: root mean square over the frame. Right: what the correction leaves at places that it was not "
+        f"fitted to, their own noise taken off, and what it says of itself.{known}",
+    )
+    return field + course
+
+
+def _motion_picture(session: Session) -> str:
+    summary = columns_motion(session)
+    if summary is None:
+        return _nothing("Too few columns were followed for long enough to tell common motion from local.")
+    before, after = (math.sqrt(one.common_px2) for one in (summary.before, summary.after))
+    return _picture(
+        distortion_figures.motion_figure(summary),
+        f"Trajectories of {_count(summary.columns, 'column')} through the last "
+        f"{_count(summary.frames, 'frame')}, before and after the correction, without the drift of whole "
+        f"frames. Motion that many columns share, which is the scan's: {before:.3f} px before, "
+        f"{after:.3f} px after. What single ones do is noise, jitter of their rows, and motion of their own.",
+    )
+
+
+def _strain_picture(session: Session) -> str:
+    strain = session.strain
+    if strain is None:
+        return _nothing(
+            "There is no map of strain: that takes scans turned by a quarter and with the specimen moved "
+            "(mode «separate»)."
+        )
+    gauge = (
+        "The mean strain and rotation of the field are not in it: the scan's pixel size is not calibrated."
+        if strain.gauge == "specimen"
+        else "Pixel size and rotation of the scan are calibrated: the strain is absolute."
+    )
+    return _picture(
+        distortion_figures.strain_figure(strain),
+        f"Strain of the specimen, told from distortion by {_count(strain.frames, 'frame')} up to "
+        f"number {strain.number}. {gauge}",
+    )
+
+
 def events(material: Material) -> str:
     """List what was refused and why, and the events."""
     session = material.session
@@ -559,6 +625,7 @@ SECTIONS: tuple[tuple[str, Callable[[Material], str]], ...] = (
     ("Where it was measured", path),
     ("How fast the best was found", learning),
     ("Drift", drift),
+    ("Distortion", distortion),
     ("Refusals and events", events),
     ("Configuration and summary", configuration),
 )

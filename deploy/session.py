@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,19 +19,24 @@ from streamer.journal import read_messages
 from streamer.messages import (
     AnyMessage,
     Atoms,
+    Distortion,
+    DistortionMode,
     Event,
     Frame,
     Latents,
     Outcome,
     PairNm,
     Registration,
+    ScanGeometry,
     Score,
+    StrainMap,
     Suggestion,
 )
 
 Float64 = NDArray[np.float64]
 # Larger truths than this are not believed: a field of 10,000 atoms with 4,096 channels is 160 MB.
 MAX_TRUTH_BYTES = 1 << 30
+PLACES_KEPT = 64  # frames whose atoms are kept: the window of the trajectories
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +94,55 @@ class Measurement:
         return None if self.suggestion is None else self.suggestion.position_nm
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistortionFigures:
+    """The distortion of one frame in a few numbers, so that those of a long session fit in memory.
+
+    Attributes
+    ----------
+    number, acquired_at_s
+        Those of the frame.
+    mode, observer, observations, residual_px, flags
+        As in the Distortion.
+    rms_px, sd_px, row_offset_px
+        Root mean squares over the frame: of the displacement and of the rows' own offsets as vectors, and
+        of the standard deviation along one axis.
+    """
+
+    number: int
+    acquired_at_s: float
+    mode: DistortionMode
+    observer: str
+    observations: int
+    residual_px: float
+    flags: tuple[str, ...]
+    rms_px: float
+    sd_px: float
+    row_offset_px: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where the atoms of one frame were.
+
+    Attributes
+    ----------
+    track
+        Shape ``(n,)``.
+    positions_nm
+        On the specimen, ``(x, y)``, shape ``(n, 2)``.
+    raster
+        Of the frame as acquired.
+    registration
+        With which it was corrected.
+    """
+
+    track: NDArray[np.int64]
+    positions_nm: NDArray[np.float32]
+    raster: ScanGeometry
+    registration: Registration
+
+
 @dataclass(slots=True, kw_only=True)
 class Session:
     """A session folder, read.
@@ -112,7 +168,15 @@ class Session:
     latents
         Those of the frame of ``atoms``, or the last ones.
     drift
-        ``(number, acquired_at_s, registration)`` of each frame that came through.
+        ``(number, acquired_at_s, registration)`` of each frame that came through, without the distortion.
+    distortions
+        Of each frame that came through with one.
+    last_distortion, distorted_raster
+        The last of them whole, and the raster of its frame; None if there is none.
+    places
+        Where the atoms of the last frames were.
+    strain
+        The last map of the specimen's strain; None if there is none.
     latents_age_ms
         From the arrival of a frame to the journalling of its latents, shape ``(frames,)``.
     measurements
@@ -134,6 +198,11 @@ class Session:
     atoms: Atoms | None = None
     latents: Latents | None = None
     drift: list[tuple[int, float, Registration]] = field(default_factory=list)
+    distortions: list[DistortionFigures] = field(default_factory=list)
+    last_distortion: Distortion | None = None
+    distorted_raster: ScanGeometry | None = None
+    places: deque[Places] = field(default_factory=lambda: deque(maxlen=PLACES_KEPT))
+    strain: StrainMap | None = None
     latents_age_ms: list[float] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -157,6 +226,7 @@ class _Gathering:
 
     raw: dict[int, Frame] = field(default_factory=dict)
     received_s: dict[int, float] = field(default_factory=dict)
+    rasters: dict[int, ScanGeometry] = field(default_factory=dict)
     latents: dict[int, Latents] = field(default_factory=dict)
     suggestions: dict[str, Suggestion] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -210,13 +280,14 @@ def _take(session: Session, seen: _Gathering, received_s: float, message: AnyMes
             session.frames += 1
             _keep(seen.raw, message.number, message)
             seen.received_s[message.number] = received_s
+            seen.rasters[message.number] = message.geometry
         case Frame():
             session.subscans += 1
         case Atoms():
             session.atoms = message
         case Latents(request_id=None):
             _keep(seen.latents, message.number, message)
-            session.drift.append((message.number, message.acquired_at_s, message.registration))
+            _take_registration(session, message, seen.rasters.pop(message.number, message.geometry))
             if message.number in seen.received_s:
                 session.latents_age_ms.append((received_s - seen.received_s[message.number]) * 1e3)
         case Suggestion():
@@ -225,10 +296,49 @@ def _take(session: Session, seen: _Gathering, received_s: float, message: AnyMes
             seen.outcomes[message.id] = message
         case Score():
             seen.scores[message.id] = message
+        case StrainMap():
+            session.strain = message
         case Event():
             session.events.append(message)
         case _:
             pass
+
+
+def _take_registration(session: Session, latents: Latents, raster: ScanGeometry) -> None:
+    """Note what a frame's registration says; its arrays are kept of the last frames only."""
+    registration = latents.registration
+    rigid = msgspec.structs.replace(registration, distortion=None)
+    session.drift.append((latents.number, latents.acquired_at_s, rigid))
+    session.places.append(
+        Places(
+            track=latents.track,
+            positions_nm=latents.positions_nm,
+            raster=raster,
+            registration=registration,
+        )
+    )
+    if registration.distortion is not None:
+        session.last_distortion, session.distorted_raster = registration.distortion, raster
+        session.distortions.append(_figures(latents, registration.distortion))
+
+
+def _figures(latents: Latents, distortion: Distortion) -> DistortionFigures:
+    return DistortionFigures(
+        number=latents.number,
+        acquired_at_s=latents.acquired_at_s,
+        mode=distortion.mode,
+        observer=distortion.observer,
+        observations=distortion.observations,
+        residual_px=distortion.residual_px,
+        flags=distortion.flags,
+        rms_px=distortion.rms_px,
+        sd_px=_root_mean_square(distortion.sd_px),
+        row_offset_px=math.sqrt(2) * _root_mean_square(distortion.row_offset_px),
+    )
+
+
+def _root_mean_square(values: NDArray[np.float32]) -> float:
+    return float(np.sqrt((values.astype(np.float64) ** 2).mean()))
 
 
 def read_session(folder: Path) -> Session:

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from agents.config import AgentConfig
 from agents.objective import ObjectiveConfig
-from deploy import figures, report
+from deploy import distortion_figures, figures, report
+from deploy.distortion import columns_motion, flag_rows, in_words
 from deploy.learning_curve import (
     best_so_far,
     chance,
@@ -26,6 +27,8 @@ from streamer.codec import encode
 from streamer.journal import Journal, JournalConfig, kind_of
 from streamer.messages import (
     Atoms,
+    Distortion,
+    DistortionMode,
     Event,
     Frame,
     Latents,
@@ -34,6 +37,7 @@ from streamer.messages import (
     Registration,
     ScanGeometry,
     Score,
+    StrainMap,
     Suggestion,
 )
 
@@ -231,6 +235,68 @@ def write_truth(path: Path) -> None:
     )
 
 
+SWAY_PX, NOISE_PX = 0.5, 0.05
+
+
+def distortion(number: int, mode: DistortionMode = "drift-only", flags: tuple[str, ...] = ()) -> Distortion:
+    """Make one that sways along the rows, more at the right than at the left: 0 to 2 times SWAY_PX."""
+    sway = np.float32(SWAY_PX * np.sqrt(2) * np.sin(2 * np.pi * number / 8))
+    nothing = np.zeros((2, PIXELS), dtype=np.float32)
+    grid = np.zeros((2, 3, 5), dtype=np.float32)
+    grid[1] = sway * np.linspace(0, 2, 5)
+    return Distortion(
+        mode=mode,
+        observer="registration",
+        grid_px=grid,
+        rows_px=nothing,
+        cols_px=nothing,
+        row_offset_px=nothing + np.float32(0.3),
+        sd_px=np.full_like(grid, 0.04),
+        observations=512,
+        residual_px=0.06,
+        flags=flags,
+    )
+
+
+def distorted(frames: int = 16, mode: DistortionMode = "drift-only") -> list[Message]:
+    """Make a session of frames whose atoms are at rest on the specimen but for noise."""
+    sites, silicon = lattice()
+    rng = np.random.default_rng(21)
+    told: list[Message] = []
+    for number in range(frames):
+        registration = Registration(
+            drift_nm=(0.0, 0.01 * number),
+            distortion=distortion(number, mode, ("jump", "<odd>") if number == 3 else ()),
+        )
+        noise_nm = NOISE_PX * FIELD_NM / PIXELS * rng.normal(size=sites.shape)
+        told += [
+            frame(number, np.zeros((1, PIXELS, PIXELS), dtype=np.float32)),
+            latents(number, sites + noise_nm, silicon, registration),
+        ]
+    return told
+
+
+def strain_map(gauge: str) -> StrainMap:
+    nodes = (12, 12)
+    return StrainMap(
+        session=SESSION,
+        number=15,
+        acquired_at_s=1015.0,
+        geometry=ScanGeometry(shape=nodes, field_of_view_nm=(FIELD_NM, FIELD_NM)),
+        displacement_nm=np.zeros((2, *nodes), dtype=np.float32),
+        strain=np.full((3, *nodes), 0.01, dtype=np.float32),
+        rotation_rad=np.zeros(nodes, dtype=np.float32),
+        strain_sd=np.full((3, *nodes), 0.001, dtype=np.float32),
+        rotation_sd_rad=np.full(nodes, 0.001, dtype=np.float32),
+        gauge=gauge,  # type: ignore[arg-type]
+        frames=8,
+    )
+
+
+def gathered(told: list[Message]) -> Session:
+    return gather(Path("nowhere"), [(float(at), message) for at, message in enumerate(told)])  # type: ignore[misc]
+
+
 def material(session: Session) -> report.Material:
     def no_weights() -> None:
         raise FileNotFoundError("there are no weights in this test")
@@ -328,6 +394,103 @@ def test_a_session_without_frames_is_told_in_words(tmp_path: Path) -> None:
 def test_an_empty_journal_gives_a_report(tmp_path: Path) -> None:
     text = report.make_report(write_session(tmp_path, [], summary=False)).read_text()
     assert "was not ended in order" in text
+
+
+def test_frames_without_a_distortion_have_none_to_show(full: Path) -> None:
+    assert "No distortion was estimated" in report.distortion(material(read_session(full)))
+
+
+def test_the_distortion_section_says_what_was_corrected_and_shows_it() -> None:
+    told = report.distortion(material(gathered(distorted())))
+    assert "Mode «drift-only» (16 frames from 0 to 15)." in told
+    assert "it cannot be told from strain" in told
+    assert "Frames were compared with those before" in told
+    assert "found from 512 observations" in told
+    assert "Median of what is left: 0.060 px." in told
+    assert "There is no map of strain" in told
+    assert told.count("data:image/png") == 3
+    assert "<td>jump</td><td>the specimen was suddenly elsewhere</td><td>1</td>" in told
+    assert "<td>&lt;odd&gt;</td>" in told
+
+
+def test_the_columns_motion_is_the_distortion_before_and_noise_after() -> None:
+    session = gathered(distorted(frames=32))
+    summary = columns_motion(session)
+    assert summary is not None
+    assert (summary.columns, summary.frames) == (len(lattice()[0]), 32)
+    # Over 0 to 2 times the sway; the offsets of the rows are the same in all frames.
+    places = GEOMETRY.to_px(lattice()[0])[:, 1] / (PIXELS - 1)
+    expected = SWAY_PX**2 * np.mean((2 * places) ** 2)
+    assert summary.before.common_px2 == pytest.approx(expected * 32 / 31, rel=0.03)
+    assert summary.before.common_components == 1
+    assert summary.after.common_px2 == 0
+    assert summary.after.local_px2 == pytest.approx(2 * NOISE_PX**2, rel=0.1)
+
+
+def test_trajectories_do_not_go_on_over_a_new_registration() -> None:
+    told = distorted(frames=32)
+    old, new = told[:40], told[40:]
+    anew = [
+        replace(message, registration=replace(message.registration, revision=1))
+        if isinstance(message, Latents)
+        else message
+        for message in new
+    ]
+    summary = columns_motion(gathered(old + anew))
+    assert summary is not None
+    assert summary.frames == 12
+
+
+def test_too_few_frames_to_follow_columns_are_told_in_words() -> None:
+    assert "Too few columns were followed" in report.distortion(material(gathered(distorted(frames=4))))
+
+
+def test_each_mode_that_was_in_use_is_explained_once() -> None:
+    told = distorted(frames=2) + distorted(frames=3, mode="frozen")
+    words = in_words(gathered(told).distortions)
+    assert len(words) == 2
+    assert words[0].startswith("Mode «drift-only» (2 frames from 0 to 1).")
+    assert words[1].startswith("Mode «frozen» (3 frames from 0 to 2). Corrected were the static distortion")
+
+
+def test_no_flag_is_said_to_have_been_met_where_there_was_none() -> None:
+    told = distorted(frames=2)
+    assert flag_rows(gathered(told).distortions) == []
+    assert "No frame was flagged." in report.distortion(material(gathered(told)))
+
+
+@pytest.mark.parametrize(
+    ("gauge", "said"), [("specimen", "pixel size is not calibrated"), ("scan", "the strain is absolute")]
+)
+def test_a_map_of_strain_is_shown_with_what_it_is_relative_to(gauge: str, said: str) -> None:
+    told = report.distortion(material(gathered([*distorted(), strain_map(gauge)])))
+    assert said in told
+    assert "by 8 frames up to number 15" in told
+    assert told.count("data:image/png") == 4
+
+
+def test_a_long_session_keeps_figures_of_each_distortion_and_arrays_of_the_last() -> None:
+    session = gathered(distorted(frames=70))
+    assert len(session.distortions) == 70
+    assert len(session.places) == 64
+    assert all(registration.distortion is None for _, _, registration in session.drift)
+    figures_of = session.distortions[2]  # a quarter of the sway's period
+    sway_px2 = (
+        2
+        * SWAY_PX**2
+        * np.mean(np.linspace(0, 2, 64) ** 2 + 2 * 0.3 * np.linspace(0, 2, 64) / (SWAY_PX * np.sqrt(2)))
+    )
+    assert figures_of.rms_px == pytest.approx(np.sqrt(sway_px2 + 2 * 0.3**2), rel=0.01)
+    assert figures_of.row_offset_px == pytest.approx(0.3 * np.sqrt(2), rel=1e-6)
+    assert figures_of.sd_px == pytest.approx(0.04)
+
+
+def test_the_maps_show_what_was_displaced_without_the_offsets_of_single_rows() -> None:
+    figure = distortion_figures.distortion_figure(distortion(2), GEOMETRY)
+    along, across = (np.asarray(axes.images[0].get_array()) for axes in figure.axes[:2])
+    assert along.shape == (PIXELS, PIXELS)
+    np.testing.assert_allclose(along[0], SWAY_PX * np.sqrt(2) * np.linspace(0, 2, PIXELS), atol=1e-6)
+    np.testing.assert_allclose(across, 0, atol=1e-6)
 
 
 def test_a_session_that_refused_everything_says_so_and_why(tmp_path: Path) -> None:
