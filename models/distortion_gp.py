@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
+from models.row_jitter import RowJitter, hum_seen
 from models.scan_basis import BLOCKS, Float64, Hyperparameters, ScanBasis, ScanModel
 
 __all__ = [
@@ -50,10 +51,7 @@ _NODES_PX = 16
 _PAST = 5.0
 _MEMORY = 0.95  # of what held-out observations said of the noise
 _NOISE_RANGE = (0.7, 4.0)
-# A column's fit sees jitter in another way than a straight line between knots does, (row, col): it shows
-# so much of the products that knots would show, and so much of their variance.
-_JITTER_PRODUCTS, _JITTER_VARIANCE = (0.694, 1.009), (0.52, 0.69)
-_POINT_VARIANCE = 2 / 3
+_LEAST_JITTER_PX2 = 1e-8
 _LOCK_SD = 3.0  # a hum that stands out less has no phase worth following
 _LOCK_GAIN = 0.25
 
@@ -638,7 +636,7 @@ class DistortionGP:
         for axis, (now, noise, model) in enumerate(
             zip(square.tolist(), said.tolist(), field.tolist(), strict=True)
         ):
-            other = self._jitter_px2[axis] * frame.seen_part[axis] + model
+            other = self._jitter_px2[axis] + model
             trust = (noise / (noise + other)) ** 2
             self._noise[0][axis] = _MEMORY * self._noise[0][axis] + trust * (now - other) / noise
             self._noise[1][axis] = _MEMORY * self._noise[1][axis] + trust
@@ -726,22 +724,13 @@ class _Frame:
             self.features = basis.features(places, gp._period)[:, gp._live]
         self.target = target
         self.variance = torch.from_numpy(np.array(seen.variance_px2, dtype=np.float64)) + _FLOOR_PX2
-        self.weight = 1 / (self.variance * torch.tensor(gp._noise_factor, dtype=torch.float64))
+        self.noise = self.variance * torch.tensor(gp._noise_factor, dtype=torch.float64)
         self.attenuation = torch.ones(2, self.features.shape[1], dtype=torch.float64)
         if "hum" in basis.blocks:
             block, first = basis.blocks["hum"], gp._live.start
-            seen_part = torch.tensor(_hum_seen(gp._frequency * seen.column_sigma_px), dtype=torch.float64)
+            seen_part = torch.tensor(hum_seen(gp._frequency * seen.column_sigma_px), dtype=torch.float64)
             self.attenuation[:, block.start - first : block.stop - first] = seen_part[:, None]
-        # A fit averages jitter over the rows of a column, so that neighbouring rows share it: as a straight
-        # line between knots does, if these are so far apart.
-        spacing = max(2.0, math.sqrt(3) * seen.column_sigma_px)
-        along = places[:, 0].cpu().double().clamp(min=0) / spacing
-        self.knot = along.long()
-        above = along - self.knot
-        self.taps = torch.stack([1 - above, above])
-        self.knots = int(self.knot.max()) + 2 if len(seen) else 2
-        self._products = _JITTER_PRODUCTS if seen.column_sigma_px else (1.0, 1.0)
-        self.seen_part = _JITTER_VARIANCE if seen.column_sigma_px else (_POINT_VARIANCE, _POINT_VARIANCE)
+        self._jitter = RowJitter(places[:, 0].cpu().double(), gp.scan.shape[0], seen.column_sigma_px)
         self.row = places[:, 0].cpu().double() - basis.middle_row
         self._frequency = gp._frequency
         index = torch.arange(len(seen))
@@ -776,51 +765,39 @@ class _Frame:
             Of the residuals, were the mean certain.
         """
         residual = self.residual(mean)
-        weight = torch.where(use[:, None], self.weight, 0.0)
         found, gradients, log_density = [], [], -int(use.sum()) * math.log(2 * math.pi)
         for axis in range(2):
-            own, left = weight[:, axis], residual[:, axis]
-            scaled = self.features * own.sqrt().to(self.features)[:, None]
+            weight = self._weight(axis, use, jitter_px2[axis])
+            root, left = weight.sqrt(), residual[:, axis]
+            scaled = self.features * root.to(self.features)[:, None]
             gram = _gram(scaled)
-            gradient = (scaled.T @ (own.sqrt() * left).to(scaled)).cpu().double()
-            quadratic, spread = float((own * left**2).sum()), -float(self.weight[use, axis].log().sum())
-            if jitter_px2[axis] > 0:
-                sums = self._on_knots(scaled, own.sqrt()).cpu().double()
-                lumps = self._on_knots(left[:, None], own)[:, 0].double()
-                lower = self._jitter_factor(own, jitter_px2[axis])
-                solved = math.sqrt(jitter_px2[axis]) * torch.linalg.solve_triangular(
-                    lower, torch.cat([sums, lumps[:, None]], 1), upper=False
+            gradient = (scaled.T @ (root * left).to(scaled)).cpu().double()
+            quadratic = float((weight * left**2).sum()) - float(weight[use].log().sum())
+            if jitter_px2[axis] > _LEAST_JITTER_PX2:
+                gram_off, gradient_off, square_off, log_determinant = self._jitter.marginalise(
+                    axis, jitter_px2[axis], scaled, root, left
                 )
-                white, rest = solved[:, :-1], solved[:, -1]
-                gram = gram - white.T @ white
-                gradient = gradient - white.T @ rest
-                quadratic -= float(rest @ rest)
-                spread += 2 * float(lower.diagonal().log().sum())
+                gram, gradient = gram - gram_off, gradient - gradient_off
+                quadratic += log_determinant - square_off
             scale = self.attenuation[axis]
             found.append(gram * scale[:, None] * scale)
             gradients.append(gradient * scale)
-            log_density -= 0.5 * (quadratic + spread)
+            log_density -= 0.5 * quadratic
         return torch.stack(found), torch.stack(gradients), log_density
 
     def jitter_px2(self, residual: Tensor, use: Tensor, covariance: Tensor) -> list[float]:
-        """Variance ``(row, col)`` of a knot's jitter, by the products of observations that share knots.
+        """Estimate the variance ``(row, col)`` of the jitter from what a fit left of the observations."""
+        return [
+            self._jitter.variance_px2(
+                axis, residual[:, axis], self._weight(axis, use, 0.0), self.features, covariance[axis]
+            )
+            for axis in range(2)
+        ]
 
-        The model has taken a part of the jitter for itself; the covariance of its weights says how much.
-        """
-        found = []
-        for axis in range(2):
-            weight = torch.where(use, self.weight[:, axis], 0.0)
-            weight = weight / weight.max() if bool(use.any()) else weight
-            shared, to_next = self._loads(weight)
-            same = weight**2 * (self.taps**2).sum(0) ** 2
-            pairs = float((shared**2).sum() + 2 * (to_next**2).sum() - same.sum())
-            lumps = self._on_knots(residual[:, axis, None], weight)
-            products = float((lumps**2).sum())
-            products -= float((weight**2 * residual[:, axis] ** 2 * (self.taps**2).sum(0)).sum())
-            sums = self._on_knots(self.features, weight).cpu().double() * self.attenuation[axis]
-            products += float(((sums @ covariance[axis]) * sums).sum())
-            found.append(max(products, 0.0) / max(pairs * self._products[axis], 1e-12))
-        return found
+    def _weight(self, axis: int, use: Tensor, jitter_px2: float) -> Tensor:
+        """Precision of the observations in use, where their rows were known, ``(n,)``."""
+        noise = self.noise[:, axis] + jitter_px2 * self._jitter.alone(axis)
+        return torch.where(use, 1 / noise, 0.0)
 
     def field_variance(self, covariance: Tensor, which: Tensor) -> Tensor:
         """Variance of the field at some of the observations, ``(n, 2)``."""
@@ -837,35 +814,11 @@ class _Frame:
         """Say by how much the hum's frequency is off, in rad per row, and the precision of that."""
         carrier = torch.exp(1j * self._frequency * self.row)
         slope = -(carrier[:, None] * hum).imag * self.row[:, None]
-        weight = 1 / (1 / self.weight + torch.tensor(jitter_px2, dtype=torch.float64))
+        weight = 1 / (self.noise + torch.tensor(jitter_px2, dtype=torch.float64))
         weight = torch.where(use[:, None], weight, 0.0)
         precision = float((weight * slope**2).sum())
         change = float((weight * slope * residual).sum()) / max(precision, 1e-30)
         return change, max(precision, 1e-30)
-
-    def _on_knots(self, values: Tensor, weight: Tensor) -> Tensor:
-        """Sum ``weight * values``, ``(n, c)``, over the observations of each knot."""
-        found = values.new_zeros(self.knots, values.shape[1])
-        knot = self.knot.to(values.device)
-        for step, tap in enumerate(self.taps):
-            found.index_add_(0, knot + step, values * (tap * weight).to(values)[:, None])
-        return found
-
-    def _loads(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Say how much weight lies on each knot, and on each with its next: a tridiagonal matrix."""
-        shared = torch.zeros(self.knots, dtype=torch.float64)
-        for step, tap in enumerate(self.taps):
-            shared.index_add_(0, self.knot + step, tap**2 * weight)
-        to_next = torch.zeros(self.knots, dtype=torch.float64)
-        return shared, to_next.index_add_(0, self.knot, self.taps.prod(0) * weight)[:-1]
-
-    def _jitter_factor(self, weight: Tensor, jitter_px2: float) -> Tensor:
-        """Cholesky factor of ``1 + jitter * W' weight W``, with W from knots to observations."""
-        shared, to_next = self._loads(weight)
-        matrix = torch.diag(1 + jitter_px2 * shared)
-        matrix += torch.diag(jitter_px2 * to_next, 1) + torch.diag(jitter_px2 * to_next, -1)
-        found: Tensor = torch.linalg.cholesky(matrix)
-        return found
 
 
 def _gram(scaled: Tensor) -> Tensor:
@@ -888,15 +841,6 @@ def _conditioned(covariance: Tensor, first: int) -> Tensor:
     cross = covariance[:, still, moving]
     told: Tensor = cross.mT @ torch.linalg.solve(known, cross)
     return covariance[:, moving, moving] - told
-
-
-def _hum_seen(angle: float) -> tuple[float, float]:
-    """Say what part of a hum the fit of a column sees, ``(row, col)``, for its sd as an angle of the hum.
-
-    A least-squares fit weighs rows by the square of its template's derivative.
-    """
-    col = math.exp(-(angle**2) / 4)
-    return (col * (1 - angle**2 / 2), col)
 
 
 def _pair(values: list[float] | Float64) -> tuple[float, float]:
