@@ -23,6 +23,7 @@ _DRAWN_SIGMA = 3.5  # how far a column is drawn
 _LONGEST_STEP_PX = 1.2
 _LEAST_SIGNIFICANCE = 4.0  # amplitude in its standard deviations
 _WORST_CHI2 = 2.5  # in the median of the frame
+_LINEAR_SIGMA = 0.2  # row offsets spread by less are found at once
 _LEVELS = 24  # brightness levels at which the noise is measured
 _FOURTH_DIFFERENCE = 70.0  # sum of the squares of 1, -4, 6, -4, 1
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -293,7 +294,7 @@ def row_offsets(
     before
         Of the frame before: spread and noise are averaged over frames.
     passes
-        1 is linear; 2 measures the rest again around the first answer, for jitter above σ/5.
+        1 is linear; 2 measures the rest again around the first answer where the spread is above σ/5.
     """
     picture = np.ascontiguousarray(image, dtype=np.float32)
     noise = noise or COUNTS
@@ -303,7 +304,7 @@ def row_offsets(
     for _ in range(passes):
         sums = _row_sums(picture, parameters, sigma_px, known, offsets, noise)
         result = _weighed(sums, offsets, before)
-        if not result.spread.any():
+        if result.spread.max() < _LINEAR_SIGMA * sigma_px:
             break
         # The linear answer of a row that few columns cross may be far out: it is not followed further.
         offsets = np.clip(result.offsets, offsets - 0.5 * sigma_px, offsets + 0.5 * sigma_px)
@@ -419,15 +420,20 @@ def _start(image: Float32, parameters: Float64, sigma: float, half: int) -> None
     """Amplitude and background by linear least squares at the guessed places."""
     rows, cols = image.shape
     narrow = 0.5 / (sigma * sigma)
+    across = np.empty(2 * half + 1)
     for i in range(len(parameters)):
         row, col = parameters[i, 0], parameters[i, 1]
         if not (0 <= row <= rows - 1 and 0 <= col <= cols - 1):
             continue
         top, left = round(row), round(col)
+        first, last = max(0, left - half), min(cols, left + half + 1)
+        for c in range(first, last):
+            across[c - first] = math.exp(-narrow * (c - col) ** 2)
         n = se = see = sv = sev = 0.0
         for r in range(max(0, top - half), min(rows, top + half + 1)):
-            for c in range(max(0, left - half), min(cols, left + half + 1)):
-                e = math.exp(-narrow * ((r - row) ** 2 + (c - col) ** 2))
+            down = math.exp(-narrow * (r - row) ** 2)
+            for c in range(first, last):
+                e = down * across[c - first]
                 v = image[r, c]
                 n += 1
                 se += e

@@ -59,9 +59,11 @@ Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 ToRaw = Callable[[Float64], Float64]
 
-_SCALES_PX = tuple(1.1 * 1.25**k for k in range(9))  # widths tried where none is given
-_PEAK_SD = 4.5  # a maximum is this far above the noise
+_WIDTHS_PX = tuple(1.0 * 1.25**k for k in range(12))  # tried where none is given
+_PEAK_SD = 3.5  # a maximum is this far above the noise
 _PEAK_PART = 0.12  # and has this part of the height of a good one
+_WIDTHS_TRIED = 5
+_EXPLAINED = 0.9  # part of the columns on the lattice at which no other width is tried
 _CAPTURE = 0.33  # of a column around its expected place, in distances between neighbours
 _LOST = 1 / 3  # part of the usual number of columns below which the lattice is lost
 _POOR = 0.7  # part below which a frame is looked at again
@@ -161,46 +163,65 @@ def find_columns(
     """
     picture = np.ascontiguousarray(image, dtype=np.float32)
     noise = noise or noise_model(picture)
-    filter_px = sigma_px or _width_of_blobs(picture, noise)
-    peaks = _peaks(picture, filter_px, noise)[0]
-    width = filter_px
-    fits = fit_columns(picture, peaks, width, 5, noise, max_shift_px=max(2.0, 1.2 * width))
-    for _ in range(0 if sigma_px else 3):
-        if fits.good.sum() < FEWEST_COLUMNS // 2:
+    if sigma_px is not None:
+        return _columns_of_width(picture, sigma_px, noise), sigma_px
+    return _columns_about(picture, _likely_widths(picture, noise)[0], noise)
+
+
+def _columns_of_width(image: Float32, sigma_px: float, noise: NoiseModel) -> ColumnFits:
+    return _good_at_peaks(image, sigma_px, noise, 5)[0]
+
+
+def _good_at_peaks(
+    image: Float32, sigma_px: float, noise: NoiseModel, iterations: int
+) -> tuple[ColumnFits, int]:
+    """Good columns of this width at maxima of the image, and how many maxima there are."""
+    peaks = _peaks(image, sigma_px, noise)
+    reach = max(2.0, 1.2 * sigma_px)
+    fits = fit_columns(image, peaks, sigma_px, iterations, noise, max_shift_px=reach)
+    return _chosen(fits, _not_beside_clearer(fits, 1.5 * sigma_px)), len(peaks)
+
+
+def _columns_about(image: Float32, width_px: float, noise: NoiseModel) -> tuple[ColumnFits, float]:
+    """Columns, and their width, from a width that is about right."""
+    fits = _columns_of_width(image, width_px, noise)
+    for _ in range(3):
+        if len(fits.good) < FEWEST_COLUMNS // 2:
+            return fits, width_px
+        width_px = fitted_sigma(image, fits, width_px, noise)
+        refined = fit_columns(image, fits.positions_px, width_px, 2, noise, max_shift_px=width_px)
+        fits = _chosen(refined, refined.good)
+    return _columns_of_width(image, width_px, noise), width_px
+
+
+def _likely_widths(image: Float32, noise: NoiseModel) -> list[float]:
+    """Widths at which most maxima are good columns, and there are many of them, best first."""
+    score = np.zeros(len(_WIDTHS_PX))
+    for k, width in enumerate(_WIDTHS_PX):
+        if 6 * width > min(image.shape):
             break
-        width = fitted_sigma(picture, fits, width, noise)
-        fits = fit_columns(picture, fits.positions_px, width, 2, noise, max_shift_px=2.0)
-    return _chosen(fits, fits.good & _not_beside_clearer(fits, 1.5 * width)), width
+        fits, maxima = _good_at_peaks(image, width, noise, 3)
+        score[k] = len(fits.good) ** 2 / max(maxima, 1)
+    return [_WIDTHS_PX[k] for k in np.argsort(-score, kind="stable")]
 
 
-def _width_of_blobs(image: Float32, noise: NoiseModel) -> float:
-    """Width at which good maxima of the scale-free Laplacian of Gaussian are highest."""
-    heights, clear = np.zeros(len(_SCALES_PX)), np.zeros(len(_SCALES_PX))
-    for k, scale in enumerate(_SCALES_PX):
-        if 6 * scale > min(image.shape):
-            break
-        _, height, significance = _peaks(image, scale, noise)
-        if height.size >= FEWEST_COLUMNS // 2:
-            heights[k], clear[k] = np.percentile(height, 75), np.percentile(significance, 75)
-    # A narrow filter sees the highest noise. Columns stand out most at 1.7 of their width, and at
-    # their own by 0.77 of that.
-    return _SCALES_PX[int(np.argmax(np.where(clear >= 0.7 * clear.max(), heights, -1.0)))]
-
-
-def _peaks(image: Float32, scale_px: float, noise: NoiseModel) -> tuple[Float64, Float64, Float64]:
-    """Maxima of the Laplacian of Gaussian that stand out of the noise: places, heights, heights in sd."""
-    response = -(scale_px**2) * ndimage.gaussian_laplace(image, scale_px, mode="reflect")
-    level = ndimage.gaussian_filter(image, 2 * scale_px, mode="reflect")
+def _peaks(image: Float32, scale_px: float, noise: NoiseModel) -> Float64:
+    """Maxima ``(n, 2)`` of the Laplacian of Gaussian that stand out of the noise."""
+    offset = np.float32(np.median(image[::7, ::7]))
+    # Without the offset: a filter in float32 sees the last digits of a large number as noise.
+    flat = image - offset
+    response = -(scale_px**2) * ndimage.gaussian_laplace(flat, scale_px, mode="reflect")
+    level = ndimage.gaussian_filter(flat, 2 * scale_px, mode="reflect") + np.float64(offset)
     variance = np.maximum(noise.constant + noise.gain * level, noise.floor)
     # Sum of the squares of the filter: 1 / (2 π σ²) for the scale-free Laplacian of Gaussian.
     sd = np.sqrt(variance / (2 * math.pi)) / scale_px
-    size = 2 * max(1, round(0.8 * scale_px)) + 1
+    size = 2 * max(1, round(0.6 * scale_px)) + 1
     highest = (response == ndimage.maximum_filter(response, size)) & (response > _PEAK_SD * sd)
     places = np.argwhere(highest)
     height = response[highest].astype(np.float64)
-    significance = height / sd[highest]
     keep = height > _PEAK_PART * (np.percentile(height, 90) if height.size else 0.0)
-    return places[keep].astype(np.float64), height[keep], significance[keep]
+    found: Float64 = places[keep].astype(np.float64)
+    return found
 
 
 def _not_beside_clearer(fits: ColumnFits, distance_px: float) -> Bool:
@@ -247,6 +268,7 @@ class LatticeObserver:
         self._noise = COUNTS
         self._usual_count = 0.0
         self._is_new = True
+        self._view = np.zeros((2, 2))
         self._rows: RowOffsets | None = None
         self._memory = _SiteMemory()
         self.seen: ColumnsSeen | None = None
@@ -266,13 +288,12 @@ class LatticeObserver:
         """
         lattice, sigma_px = self._given
         noise = noise_model(image)
-        fits, width = find_columns(image, sigma_px, noise)
-        rows, cols = image.shape
+        picture = np.ascontiguousarray(image, dtype=np.float32)
         if lattice is None:
-            lattice, _, known = index_columns(fits.positions_px, fits.amplitude, (rows, cols))
-            count = int(known.sum())
+            lattice, width, count = _lattice_of(picture, sigma_px, noise)
         else:
-            count = len(fits.positions_px)
+            fits, width = find_columns(picture, sigma_px, noise)
+            count = len(fits.good)
         if count < FEWEST_COLUMNS:
             raise NoLattice("too few columns")
         self.lattice, self.sigma_px, self._noise = lattice, width, noise
@@ -311,6 +332,7 @@ class LatticeObserver:
             return None
         self.seen = seen
         self._is_new = False
+        self._view = _view(seen, picture.shape, self._ready()[0].spacing_px)
         self._usual_count += 0.1 * (len(seen.index) - self._usual_count)
         return Observations(
             positions_px=seen.fits.positions_px,
@@ -366,7 +388,7 @@ class LatticeObserver:
             is_new=self._is_new,
             noise=(noise.constant, noise.gain, noise.floor),
         )
-        arrays: dict[str, NDArray[Any]] = dict(self._memory.arrays())
+        arrays: dict[str, NDArray[Any]] = {**self._memory.arrays(), "view": self._view}
         if lattice is not None:
             arrays |= {"vectors_px": lattice.vectors_px, "origin_px": lattice.origin_px}
             arrays |= {"basis": lattice.basis, "amplitude": lattice.amplitude}
@@ -379,6 +401,7 @@ class LatticeObserver:
         self.sigma_px, self._usual_count = state.sigma_px, state.usual_count
         self._is_new, self._noise = state.is_new, NoiseModel(*state.noise)
         self.seen, self._rows, self.lattice = None, None, None
+        self._view = arrays["view"].copy()
         if "vectors_px" in arrays:
             names = ("vectors_px", "origin_px", "basis", "amplitude")
             self.lattice = Lattice(**{name: arrays[name].copy() for name in names})
@@ -397,9 +420,11 @@ class LatticeObserver:
     def _looked_up(self, image: Float32, to_raw: ToRaw) -> ColumnsSeen | None:
         """Fit the columns where they are expected; look everywhere if that is not where they are."""
         lattice, sigma = self._ready()
-        index = _sites_in_view(lattice, image.shape, to_raw)
+        index = lattice.sites(*self._view)
+        raw = to_raw(lattice.place_of(index))
+        inside = np.all((raw >= 1) & (raw <= np.array(image.shape) - 2.0), axis=1)
+        index, raw = index[inside], raw[inside]
         sites = lattice.place_of(index)
-        raw = to_raw(sites)
         reach = _CAPTURE * lattice.spacing_px
         fits = fit_columns(image, raw, sigma, 2, self._noise, reach)
         off = fits.positions_px - raw
@@ -442,6 +467,33 @@ class LatticeObserver:
         return _sublattices_agree(lattice, seen)
 
 
+def _lattice_of(image: Float32, sigma_px: float | None, noise: NoiseModel) -> tuple[Lattice, float, int]:
+    """Lattice, width of its columns and how many there are, at the width where it explains most."""
+    if sigma_px is not None:
+        fits = _columns_of_width(image, sigma_px, noise)
+        lattice, _, known = index_columns(fits.positions_px, fits.amplitude, (image.shape[0], image.shape[1]))
+        return lattice, sigma_px, int(known.sum())
+    best: tuple[Lattice, float, int] | None = None
+    reason, score = NoLattice("too few columns"), 0.0
+    for likely in _likely_widths(image, noise)[:_WIDTHS_TRIED]:
+        fits, width = _columns_about(image, likely, noise)
+        try:
+            lattice, _, known = index_columns(
+                fits.positions_px, fits.amplitude, (image.shape[0], image.shape[1])
+            )
+        except NoLattice as error:
+            reason = error
+            continue
+        part = float(known.mean())
+        if known.sum() * part**2 > score:
+            score, best = float(known.sum()) * part**2, (lattice, width, int(known.sum()))
+        if part >= _EXPLAINED:
+            break
+    if best is None:
+        raise reason
+    return best
+
+
 def _near_the_rest(off: Float64) -> Bool:
     """Mark columns within four robust standard deviations, and at least 0.3 px, of the others."""
     centred = off - np.median(off, axis=0)
@@ -450,17 +502,11 @@ def _near_the_rest(off: Float64) -> Bool:
     return near
 
 
-def _sites_in_view(lattice: Lattice, shape: tuple[int, ...], to_raw: ToRaw) -> Int64:
-    """List the sites that the distortion known so far may have in the frame."""
-    last = np.array(shape) - 1.0
-    border = np.array([[r, c] for r in (0.0, 0.5, 1.0) for c in (0.0, 0.5, 1.0)]) * last
-    places = border
-    for _ in range(3):
-        places = places + (border - to_raw(places))
-    margin = 0.5 * lattice.spacing_px
-    index = lattice.sites(places.min(axis=0) - margin, places.max(axis=0) + margin)
-    raw = to_raw(lattice.place_of(index))
-    return index[np.all((raw >= 1) & (raw <= last - 1), axis=1)]
+def _view(seen: ColumnsSeen, shape: tuple[int, ...], margin_px: float) -> Float64:
+    """Lowest and highest place ``(2, 2)`` that the next frame may show, by what this one showed."""
+    off = seen.sites_px - seen.fits.positions_px
+    low, high = off.min(axis=0) - margin_px, off.max(axis=0) + margin_px
+    return np.stack([low, np.array(shape) - 1.0 + high])
 
 
 def _seed(

@@ -224,7 +224,8 @@ def _shortest_pair(steps: Float64) -> Float64:
 
 def _reduced(vectors: Float64) -> Float64:
     """Lagrange's reduction; both vectors point down or right, so that the answer is always the same."""
-    a, b = vectors
+    a: Float64 = vectors[0]
+    b: Float64 = vectors[1]
     while True:
         if a @ a > b @ b:
             a, b = b, a
@@ -235,7 +236,9 @@ def _reduced(vectors: Float64) -> Float64:
     pair = [
         v if (v[0] > 1e-6 * abs(v[1]) or (abs(v[0]) <= 1e-6 * abs(v[1]) and v[1] > 0)) else -v for v in (a, b)
     ]
-    return np.stack(pair)
+    # The first is the one more along the fast axis, where lengths are often the same.
+    down = [abs(v[0]) / np.linalg.norm(v) for v in pair]
+    return np.stack(pair if down[0] <= down[1] else pair[::-1])
 
 
 def _largest_grain(
