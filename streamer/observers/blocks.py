@@ -15,16 +15,13 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from streamer.messages import Float32
+from streamer.observers.registration import pixel_noise, telling_width
 
 if TYPE_CHECKING:
     from models.distortion_gp import Observations
 
 Float64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
-
-# Both images are smoothed by this much before they are compared. Cubic convolution of pixel noise
-# draws a fit towards whole pixels (by 0.03 px at a signal-to-noise ratio of 10); of smooth images not.
-SMOOTHING_PX = 1.0
 
 _ITERATIONS = 5
 _AT_REST_PX = 0.003
@@ -139,17 +136,22 @@ def block_displacements(
     field = _field(expected_px, image.shape)
     beside = np.zeros((2, image.shape[0])) if rows_px is None else np.asarray(rows_px, dtype=np.float64)
     known = warped(reference, field + beside[:, :, None])
-    seen, known = structure(image, block_px), structure(known, block_px)
+    # Cubic convolution of pixel noise draws a fit towards whole pixels (by 0.03 px at a signal-to-noise
+    # ratio of 10), and noise in the gradients makes its steps too short. Of smooth images, neither.
+    width = telling_width(reference)
+    seen, known = structure(image, block_px, width), structure(known, block_px, width)
     starts = _grid(image.shape, block_px)
     away = _coarse(seen, known, starts, block_px, reach_px) if reach_px > 0 else np.zeros((len(starts), 2))
     taper = np.outer(_window(block_px[0]), _window(block_px[1])).astype(np.float32)
-    twice = ndimage.gaussian_filter(known, SMOOTHING_PX)
+    twice = ndimage.gaussian_filter(known, width)
     fits = _fit_blocks(seen, known, twice, starts, taper, away, _ITERATIONS)
+    # Smoothing by a Gaussian of this width took white noise down to this part of its variance.
+    fits[:, 2:4] *= 4 * np.pi * width**2
     return _chosen(fits, starts, field, away, reach_px, worst_px, least_match)
 
 
-def structure(image: Float32, block_px: tuple[int, int] = (64, 64)) -> Float32:
-    """Take from an image what is finer than half a block, and pixel noise.
+def structure(image: Float32, block_px: tuple[int, int] = (64, 64), width_px: float = 1.0) -> Float32:
+    """Take from an image what is finer than half a block and coarser than pixel noise.
 
     Parameters
     ----------
@@ -157,8 +159,10 @@ def structure(image: Float32, block_px: tuple[int, int] = (64, 64)) -> Float32:
         Shape ``(rows, cols)``, float32.
     block_px
         ``(rows, cols)``.
+    width_px
+        By how much to smooth it.
     """
-    fine = ndimage.gaussian_filter(image, SMOOTHING_PX)
+    fine = ndimage.gaussian_filter(image, width_px)
     broad = [n // 2 + 1 for n in block_px]
     # Twice, since one box lets its own frequencies through with the sign turned.
     background = ndimage.uniform_filter(ndimage.uniform_filter(fine, broad), broad)
@@ -300,11 +304,12 @@ def channel_displacements(
 def clearness(image: Float32, block_px: tuple[int, int] = (64, 64)) -> float:
     """Say how well displacements can be told by an image: energy of its gradients over that of its noise.
 
-    Noise is what differs between a pixel and the mean of its two neighbours along the row.
+    Both as smoothed where they are compared.
     """
-    by_row, by_col = np.gradient(structure(image, block_px))
-    noise = np.median(np.abs(image[:, 1:-1] - (image[:, :-2] + image[:, 2:]) / 2)) / 0.6745
-    return float(np.minimum((by_row**2).mean(), (by_col**2).mean()) / (noise**2 + 1e-30)) if noise else 0.0
+    width = telling_width(image)
+    by_row, by_col = np.gradient(structure(image, block_px, width))
+    noise2 = pixel_noise(image) ** 2 / (8 * np.pi * width**4)
+    return float(min((by_row**2).mean(), (by_col**2).mean()) / noise2) if noise2 else 0.0
 
 
 def _summed(values: Float64, group: NDArray[np.intp], groups: int) -> Float64:
@@ -611,11 +616,9 @@ def _judge_fit(block: Float32, there: Float32, smooth: Float32, taper: Float32, 
     determinant = rr * cc - rc * rc
     if determinant <= 1e-6 * rr * cc:
         return
-    # Smoothing by a Gaussian of this width took white noise down to this part of its variance.
-    kept = 1 / (4 * np.pi * SMOOTHING_PX**2)
     d2 = determinant * determinant
-    out[2] = (cc * cc * white_r - 2 * cc * rc * white_rc + rc * rc * white_c) / d2 / kept
-    out[3] = (rr * rr * white_c - 2 * rr * rc * white_rc + rc * rc * white_r) / d2 / kept
+    out[2] = (cc * cc * white_r - 2 * cc * rc * white_rc + rc * rc * white_c) / d2
+    out[3] = (rr * rr * white_c - 2 * rr * rc * white_rc + rc * rc * white_r) / d2
     out[4] = (cc * cc * banded_r - 2 * cc * rc * banded_rc + rc * rc * banded_c) / d2
     out[5] = (rr * rr * banded_c - 2 * rr * rc * banded_rc + rc * rc * banded_r) / d2
     out[6], out[7] = row / (rr + cc), col / (rr + cc)

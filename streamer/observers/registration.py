@@ -11,15 +11,26 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
-from scipy import fft
+from scipy import fft, ndimage
 
 from streamer.messages import Float32
+from streamer.observers.row_wander import settled
 
 if TYPE_CHECKING:
     from models.distortion_gp import Observations
 
 Float64 = NDArray[np.float64]
+
+# Rows and their reference are smoothed by this much before they are compared.
+SMOOTHING_PX = 1.0
+_ROW_STEPS = 6
+_WIDTHS_PX = (1.0, 1.5, 2.0, 3.0, 4.5)
+_FIRST_SPREAD_PX = 1.0
+_BESIDE_PX = 1.5
+# Halves of a row are made of every other stretch of so many pixels.
+_STRETCH = 16
 
 _ROWS_AT_ONCE = 64  # 128 kB of a 512-pixel row: stays in the cache between taps
 
@@ -243,18 +254,22 @@ class RowOffsets(msgspec.Struct, frozen=True, eq=False):
     Attributes
     ----------
     offsets
-        Shrunk displacement ``(row, col)`` of each row beyond the common one, shape ``(2, rows)``, px.
+        Most likely displacement ``(row, col)`` of each row beyond the common one, shape ``(2, rows)``, px;
+        0 where what was measured may be noise.
+    offset_variance
+        Of ``offsets``, shape ``(2, rows)``, px².
     mean
         Displacement common to all rows, ``(row, col)``, px.
     mean_sd
         Its standard deviation along one axis, px.
     raw
-        ``offsets`` before they were shrunk, shape ``(2, rows)``, px.
+        As measured, each row for itself, shape ``(2, rows)``, px.
     variance
         Of each of ``raw``, shape ``(2, rows)``, px²; infinite where a row tells nothing.
     """
 
     offsets: Float64
+    offset_variance: Float64
     mean: Float64
     mean_sd: float
     raw: Float64
@@ -264,27 +279,28 @@ class RowOffsets(msgspec.Struct, frozen=True, eq=False):
 def measure_rows(image: Float32, reference: Float32, shift_px: Float64, max_offset_px: float) -> RowOffsets:
     """Fit the displacement of each row of ``image`` against ``reference`` displaced by ``shift_px``.
 
-    Gauss-Newton steps of least squares on the gradients, each row for itself, then shrunk to what
-    the rows' own noise allows (see ``shrunk``).
+    Each row is placed for itself, its own offset of brightness free; then the rows together say what
+    of it is motion (see ``row_wander.settled``).
+
+    Parameters
+    ----------
+    image, reference
+        Shape ``(rows, cols)``, float32.
+    shift_px
+        ``(row, col)``.
+    max_offset_px
+        Rows that seem to be off by more tell nothing.
     """
-    offsets = np.zeros((2, image.shape[0]))
-    for _ in range(3):
-        down, along = shift_px[:, None] + offsets
-        # Not displaced(): here an offset belongs to the row that results.
-        expected = _convolved(_convolved(reference, -down, axis=0), -along, axis=1)
-        step, variance = _row_step(image, expected)
-        offsets = np.clip(offsets + step, -max_offset_px, max_offset_px)
-        # A gradient serves for less than half the width of a column.
-        if np.percentile(np.abs(step), 95) < 0.5:
-            break
-    variance[np.abs(offsets) >= max_offset_px] = np.inf
+    offsets, variance = _place_rows(image, reference, shift_px, max_offset_px)
     spread = np.array([_spread(offset, v) for offset, v in zip(offsets, variance, strict=True)])
     weight = 1 / (variance + spread[:, None])
     total = 1 + weight.sum(axis=1)  # the match itself is good to a pixel
     mean = (weight * offsets).sum(axis=1) / total
     rest = offsets - mean[:, None]
+    rows = [settled(o, v) for o, v in zip(rest, variance, strict=True)]
     return RowOffsets(
-        offsets=np.stack([shrunk(o, v) for o, v in zip(rest, variance, strict=True)]),
+        offsets=np.stack([axis.offset_px for axis in rows]),
+        offset_variance=np.stack([axis.variance_px2 for axis in rows]),
         mean=mean,
         mean_sd=float(np.sqrt(1 / total).max()),
         raw=rest,
@@ -331,45 +347,247 @@ def rows_as_observations(
     return observations, int(tells.size - places.size)
 
 
-def _row_step(image: Float32, expected: Float32) -> tuple[Float64, Float64]:
-    """Say how much further each row is displaced, ``(2, rows)``, and the variance of that.
+def _place_rows(
+    image: Float32, reference: Float32, shift_px: Float64, most_px: float
+) -> tuple[Float64, Float64]:
+    """Say how far each row is displaced beyond the shift, ``(2, rows)``, and the variance of that.
 
-    A pixel moved by ``d`` shows ``expected - d · gradient``; solved for each row by the normal
-    equations of two unknowns. Rows with too little structure to tell have a large variance.
+    Where rows and reference differ, least squares would weigh that with the gradients of the
+    reference. Those have noise too, which makes every step too short, on a noisy frame by half. So the
+    weights are gradients of the reference smoothed further, and the length of the step is right for
+    the gradients that both have in common (the instrumental variables of statistics).
     """
-    by_row = np.zeros_like(expected)
-    by_col = np.zeros_like(expected)
-    np.subtract(expected[2:], expected[:-2], out=by_row[1:-1])
-    np.subtract(expected[:, 2:], expected[:, :-2], out=by_col[:, 1:-1])
-    by_row *= 0.5
-    by_col *= 0.5
-    error = expected - expected.mean()
-    seen = image - image.mean()
-    gain = float(np.vdot(seen, error)) / max(float(np.vdot(error, error)), 1e-30)
-    seen /= gain if gain > 0 else 1.0
-    error -= seen
-    rr, cc, rc = _dot(by_row, by_row), _dot(by_col, by_col), _dot(by_row, by_col)
-    re, ce = _dot(by_row, error), _dot(by_col, error)
-    # A trace of ridge: a row without gradients gets no step and a large variance, not 0 / 0.
-    rr += 1e-4 * rr.max() + 1e-30
-    cc += 1e-4 * cc.max() + 1e-30
-    determinant = rr * cc - rc**2
-    step = np.stack([cc * re - rc * ce, rr * ce - rc * re]) / determinant
-    error -= step[0].astype(np.float32)[:, None] * by_row
-    error -= step[1].astype(np.float32)[:, None] * by_col
-    even = np.stack([cc, rr]) / determinant * _dot(error, error) / error.shape[1]
-    # Shot noise is largest where the gradients are, which the sandwich estimator counts in; a row
-    # without gradients leaves it nothing to count.
-    by_row *= error
-    by_col *= error
-    noise_rr, noise_cc, noise_rc = _dot(by_row, by_row), _dot(by_col, by_col), _dot(by_row, by_col)
-    sandwich = np.stack(
+    # Along the rows only: the rows of the image are independent, and blurred alike they stay alike.
+    seen = ndimage.gaussian_filter1d(image, SMOOTHING_PX, axis=1)
+    known = ndimage.gaussian_filter1d(reference, SMOOTHING_PX, axis=1)
+    seen /= _gain(seen, displaced(known, -np.rint(shift_px)))
+    noise_px, width = pixel_noise(reference), telling_width(reference)
+    guides = np.stack(np.gradient(ndimage.gaussian_filter(reference, width)))
+    # What pixel noise adds to the energy of the weights, and to their product with the gradients.
+    floor = noise_px**2 / (8 * math.pi * width**4)
+    both = math.sqrt(SMOOTHING_PX**2 + width**2)
+    shared = noise_px**2 / (2 * math.pi) / np.array([width**3 * both, width * both**3])
+    gradients = np.gradient(known)
+    weights = np.array(
         [
-            cc**2 * noise_rr - 2 * cc * rc * noise_rc + rc**2 * noise_cc,
-            rr**2 * noise_cc - 2 * rr * rc * noise_rc + rc**2 * noise_rr,
+            max(float((g * h).mean()) - n, 1e-30) / max(float((g * g).mean()) - floor, 1e-30)
+            for g, h, n in zip(guides, gradients, shared, strict=True)
         ]
     )
-    return step, np.maximum(even, sandwich / determinant**2)
+    # White noise of the pixels counts with the energy of the weights as smoothed as the pixels are.
+    wide = [ndimage.gaussian_filter1d(guide, SMOOTHING_PX, axis=1) for guide in guides]
+    kept = 1 / (2 * math.sqrt(math.pi) * SMOOTHING_PX)
+    loss = [float(np.vdot(w, w)) / (float(np.vdot(g, g)) + 1e-30) for w, g in zip(wide, guides, strict=True)]
+    noise = np.array(loss) / kept
+    ridge = 1e-4 * float(np.vdot(guides, guides)) / image.shape[0] + 1e-30
+    expected = np.zeros((2, image.shape[0]))
+    spread = np.full((2, image.shape[0]), _FIRST_SPREAD_PX**2)
+    # A row without structure would go astray by itself: it first stays near 0, then near its neighbours.
+    for last in (False, True):
+        fits = _fit_rows(seen, known, guides, weights, noise, shift_px, expected, spread, ridge, floor)
+        offsets, variance = fits[:2], fits[2:4] * _halves_say(fits)[:, None]
+        variance[:, (np.abs(fits[:2]) > most_px).any(axis=0)] = np.inf
+        if not last:
+            near = [settled(o - _mean(o, v), v) for o, v in zip(offsets, variance, strict=True)]
+            means = [_mean(o, v) for o, v in zip(offsets, variance, strict=True)]
+            expected = np.stack([axis.offset_px + mean for axis, mean in zip(near, means, strict=True)])
+            spread = np.stack([axis.variance_px2 for axis in near]) + 0.05**2
+    return offsets, variance
+
+
+def _halves_say(fits: Float64) -> Float64:
+    """Say by what the variances are too small, along each axis: halves of rows differ only by noise."""
+    first, second = fits[4:8], fits[8:12]
+    ratio = (first[:2] - second[:2]) ** 2 / (first[2:] + second[2:])
+    factor: Float64 = np.clip(np.minimum(ratio, 9.0).mean(axis=1), 1.0, 4.0)
+    return factor
+
+
+def pixel_noise(image: Float32) -> float:
+    """Say the standard deviation of an image's white noise, by what four neighbours do not share."""
+    corners = (image[1:, 1:] - image[1:, :-1] - image[:-1, 1:] + image[:-1, :-1]) / 2
+    noise = float(np.median(np.abs(corners))) / 0.6745
+    # Few counts: more than half of the differences are 0.
+    return noise if noise > 0 else float(corners.std())
+
+
+def telling_width(image: Float32) -> float:
+    """Say how far an image is to be smoothed for its gradients to be those of the specimen, in pixels.
+
+    The least width at which noise makes less than a fifth of their energy.
+    """
+    noise2 = pixel_noise(image) ** 2
+    for width in _WIDTHS_PX[:-1]:
+        gradients = np.gradient(ndimage.gaussian_filter(image, width))
+        energy = min(float((gradient * gradient).mean()) for gradient in gradients)
+        if noise2 / (8 * math.pi * width**4) < 0.2 * energy:
+            return width
+    return _WIDTHS_PX[-1]
+
+
+def _mean(offsets: Float64, variance: Float64) -> float:
+    """Weighted mean; 0 where no row tells anything."""
+    weight = 1 / (variance + 0.1**2)
+    return float((weight * offsets).sum() / max(float(weight.sum()), 1e-30))
+
+
+def _gain(seen: Float32, known: Float32) -> float:
+    """Say how much stronger the contrast of an image is than that of another; 1 where they are unlike.
+
+    Both are compared with the neighbours of each row in the second, whose noise neither has: compared
+    with itself, noise would count as contrast, and the gain would be too small.
+    """
+    centre = float(ndimage.gaussian_filter1d(np.array([0.0] * 8 + [1.0] + [0.0] * 8), _BESIDE_PX)[8])
+    beside = ndimage.gaussian_filter1d(known, _BESIDE_PX, axis=0) - np.float32(centre) * known
+    beside -= beside.mean()
+    own = float(np.vdot(known - known.mean(), beside))
+    gain = float(np.vdot(seen - seen.mean(), beside)) / own if own > 0 else 1.0
+    return gain if gain > 0 else 1.0
+
+
+@njit(cache=True)
+def _fit_rows(
+    seen: Float32,
+    known: Float32,
+    guides: Float32,
+    common: Float64,
+    noise: Float64,
+    shift: Float64,
+    expected: Float64,
+    spread: Float64,
+    ridge: float,
+    floor: float,
+) -> Float64:
+    """Fit each row, ``(12, rows)``: offset (2) as measured without what was expected, its variance (2).
+
+    The rest are steps and variances of each half of the row by itself, as ``_row_step`` says them.
+
+    The point around which gradients are taken is the most likely one, given the variance ``spread`` of
+    the true offset around the expected one.
+    """
+    rows, cols = seen.shape
+    result = np.zeros((12, rows))
+    error = np.empty(cols)
+    for row in range(rows):
+        point = expected[:, row].copy()
+        for turn in range(_ROW_STEPS):
+            y = row - shift[0] - point[0]
+            x = -shift[1] - point[1]
+            _row_error(seen[row], known, y, x, error)
+            top, left = min(max(round(y), 0), rows - 1), round(x)
+            measured = _row_step(guides, error, top, left, common, noise, ridge, floor, -1)
+            result[0, row], result[1, row] = point[0] + measured[0], point[1] + measured[1]
+            result[2:4, row] = measured[2:]
+            moved = 0.0
+            for axis in range(2):
+                gain = spread[axis, row] / (spread[axis, row] + measured[2 + axis])
+                target = expected[axis, row] + gain * (result[axis, row] - expected[axis, row])
+                step = min(max(target - point[axis], -1.0), 1.0)
+                point[axis] += step
+                moved = max(moved, abs(step))
+            if moved < 0.02 and turn > 0:
+                break
+        for part in range(2):
+            half = _row_step(guides, error, top, left, common, noise, ridge, floor, part)
+            result[4 + 4 * part : 8 + 4 * part, row] = half
+    return result
+
+
+@njit(cache=True)
+def _row_error(seen: Float32, known: Float32, y: float, x: float, error: Float64) -> None:
+    """Fill in a row less the reference at ``(y, col + x)``, by cubic convolution, less their means."""
+    rows, cols = known.shape
+    first, left = math.floor(y), math.floor(x)
+    down, along = _cubic(y - first), _cubic(x - left)
+    total = 0.0
+    line = np.zeros(cols + 3, dtype=np.float32)
+    for i in range(4):
+        source = known[min(max(first - 1 + i, 0), rows - 1)]
+        weight = np.float32(down[i])
+        for col in range(cols + 3):
+            line[col] += weight * source[min(max(col + left - 1, 0), cols - 1)]
+    for col in range(cols):
+        value = (
+            along[0] * line[col]
+            + along[1] * line[col + 1]
+            + along[2] * line[col + 2]
+            + along[3] * line[col + 3]
+        )
+        error[col] = seen[col] - value
+        total += error[col]
+    for col in range(cols):
+        error[col] -= total / cols
+
+
+@njit(cache=True)
+def _cubic(x: float) -> tuple[float, float, float, float]:
+    """Weights of the 4 pixels around a place ``x`` in [0, 1) beyond the second (Keys 1981, eq. 15)."""
+    return (
+        ((-0.5 * x + 1.0) * x - 0.5) * x,
+        (1.5 * x - 2.5) * x * x + 1.0,
+        ((-1.5 * x + 2.0) * x + 0.5) * x,
+        (0.5 * x - 0.5) * x * x,
+    )
+
+
+@njit(cache=True)
+def _row_step(
+    guides: Float32,
+    error: Float64,
+    top: int,
+    left: int,
+    common: Float64,
+    noise: Float64,
+    ridge: float,
+    floor: float,
+    part: int,
+) -> Float64:
+    """Say how much further a row is displaced (2), and the variance of that by what is left then (2).
+
+    Shot noise is largest where the gradients are, which the sandwich estimator counts in; a row without
+    gradients leaves it nothing to count, but has an even share of the noise. ``part`` is 0 or 1 for
+    every other stretch of the row, -1 for all of it.
+    """
+    cols = error.size
+    hh = kk = hk = he = ke = power = 0.0
+    count = 0
+    for col in range(cols):
+        if part >= 0 and (col // _STRETCH) % 2 != part:
+            continue
+        place = min(max(col + left, 0), cols - 1)
+        h, k, e = guides[0, top, place], guides[1, top, place], error[col]
+        count += 1
+        hh += h * h
+        kk += k * k
+        hk += h * k
+        he += h * e
+        ke += k * e
+        power += e * e
+    # A trace of ridge: on a line of mirror symmetry one axis has no gradient, and the other still has.
+    rr = max(hh - count * floor, 0.0) * common[0] + ridge
+    cc = max(kk - count * floor, 0.0) * common[1] + ridge
+    most = 0.99 * math.sqrt(rr * cc)
+    rc = min(max(hk * math.sqrt(common[0] * common[1]), -most), most)
+    determinant = rr * cc - rc * rc
+    out = np.empty(4)
+    # The reference is displaced the other way than the specimen.
+    out[0], out[1] = (rc * ke - cc * he) / determinant, (rc * he - rr * ke) / determinant
+    nr = nc = nrc = 0.0
+    for col in range(cols):
+        if part >= 0 and (col // _STRETCH) % 2 != part:
+            continue
+        place = min(max(col + left, 0), cols - 1)
+        h, k, e2 = guides[0, top, place], guides[1, top, place], error[col] * error[col]
+        nr += h * h * e2
+        nc += k * k * e2
+        nrc += h * k * e2
+    sandwich_r = (cc * cc * nr - 2 * cc * rc * nrc + rc * rc * nc) / determinant**2
+    sandwich_c = (rr * rr * nc - 2 * rr * rc * nrc + rc * rc * nr) / determinant**2
+    even_r = cc / determinant / common[0] * power / max(count, 1)
+    even_c = rr / determinant / common[1] * power / max(count, 1)
+    out[2] = noise[0] * max(sandwich_r, even_r) + 1e-12
+    out[3] = noise[1] * max(sandwich_c, even_c) + 1e-12
+    return out
 
 
 def _spread(offsets: Float64, variance: Float64) -> float:
@@ -387,13 +605,14 @@ def _spread(offsets: Float64, variance: Float64) -> float:
 
 
 def shrunk(offsets: Float64, variance: Float64) -> Float64:
-    """Scale each measured offset to what its noise allows: ``o · s² / (s² + v)``.
+    """Take from measured offsets of rows what may be noise; all of it where nothing stands out.
 
-    ``s²``, the variance of the true offsets, comes from the rows themselves; where there is no
-    jitter none is applied.
+    Parameters
+    ----------
+    offsets, variance
+        Along one axis, shape ``(rows,)``; see ``row_wander.settled``.
     """
-    spread = _spread(offsets, variance)
-    return offsets * (spread / (spread + variance)) if spread > 0 else np.zeros_like(offsets)
+    return settled(offsets, variance).offset_px
 
 
 def displaced(image: Float32, displacement_px: Float64) -> Float32:
@@ -462,12 +681,6 @@ def _vertex(surface: Float32, row: int, col: int) -> Float64:
         if curvature < 0:
             offset[axis] = np.clip(0.5 * (float(before) - float(after)) / curvature, -0.5, 0.5)
     return offset
-
-
-def _dot(a: Float32, b: Float32) -> Float64:
-    """Scalar product of each row with its partner."""
-    product: Float64 = np.einsum("rc,rc->r", a, b).astype(np.float64)
-    return product
 
 
 def _uncovered(seen: Float32, move: int) -> Float32:

