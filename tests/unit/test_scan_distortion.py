@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -233,6 +235,17 @@ def test_rows_also_jitter_across_by_their_own_sd():
     assert abs(np.corrcoef(jitter)[0, 1]) < 0.06
 
 
+def test_an_atom_is_seen_less_the_jitter_of_its_row():
+    still, jitter = distortion().scan(SQUARE, 1.0), np.array([0.2, -0.3])[:, None] + np.zeros((2, 64))
+    shaken = replace(still, jitter_px=jitter, row_offset_px=jitter)
+    atom_nm = SQUARE.to_nm(np.array([[30.2, 40.6]]))
+    seen = shaken.seen_px(atom_nm)[0]
+
+    np.testing.assert_allclose(seen, (30.0, 40.9), atol=1e-6)
+    np.testing.assert_allclose(seen_spot(shaken, atom_nm[0]), seen, atol=0.005)
+    np.testing.assert_allclose(shaken.seen_px(atom_nm, jitter=False)[0], (30.2, 40.6), atol=1e-6)
+
+
 def test_without_its_jitter_the_displacement_is_smooth():
     path = distortion(row_jitter_px=0.3, coil_px=1.0).scan(SQUARE, 1.0)
     bend = np.diff(path.displacement_px(jitter=False), n=2, axis=1)
@@ -257,6 +270,22 @@ def test_the_swing_has_its_velocity_and_does_not_run_away():
 
     assert np.std(places) == pytest.approx(0.05 * 20.0 / (2 * np.pi), rel=0.05)
     assert np.std(speeds) == pytest.approx(0.05, rel=0.15)
+
+
+def test_the_swing_forgets_a_push_in_its_memory():
+    scan = distortion(3, drift_swing_nm_per_s=0.05, drift_swing_period_s=20.0, drift_swing_memory_s=5.0)
+    places = []
+    for _ in range(6000):
+        scan.wait(10.0)
+        places.append(scan.drift_nm)
+    x = np.array(places)
+    # A spring of 20 s that loses its velocity in 5 s, half a period later.
+    loss, omega = 1 / 5.0, 2 * np.pi / 20.0
+    turning = np.sqrt(omega**2 - loss**2 / 4)
+    expected = np.exp(-loss * 5.0) * (np.cos(10 * turning) + loss / (2 * turning) * np.sin(10 * turning))
+
+    assert expected == pytest.approx(-0.34, abs=0.01)
+    assert (x[1:] * x[:-1]).mean() / (x**2).mean() == pytest.approx(expected, abs=0.03)
 
 
 def test_fly_back_and_settling_vary_in_the_course_of_their_period():

@@ -235,7 +235,7 @@ MOVABLE = StemConfig(
     field_of_view_nm=3.0,
     carbon_counts=1e4,
     background_counts=0.0,
-    stage_reach_nm=0.8,
+    stage_reach_nm=1.3,
     stage_error_nm=0.03,
     distortion=STILL,
     specimen=SpecimenConfig(has_grain_boundary=False),
@@ -299,16 +299,16 @@ def test_the_stage_goes_there_but_for_its_error_and_stays():
 
 def test_the_stage_goes_no_further_than_the_specimen_reaches():
     instrument = StemInstrument(MOVABLE)
-    for x, y in ((0.8, 0.8), (-0.8, -0.8)):
+    for x, y in ((1.3, 1.3), (-1.3, -1.3)):
         for rotation_rad in (0.0, math.pi / 2):
             image = whole_scan(instrument, stage_nm=(x, y), rotation_rad=rotation_rad)
             blocks = image.reshape(8, 16, 8, 16).mean(axis=(1, 3))
             assert blocks.min() > 15 + 100  # nowhere vacuum
-    outcome, frame = instrument.execute(ask(stage_nm=(0.81, 0.0)))
+    outcome, frame = instrument.execute(ask(stage_nm=(1.31, 0.0)))
 
     assert (outcome.status, frame) == ("failed", None)
-    assert outcome.reason == "stage_nm takes -0.8 to 0.8; stem.stage_reach_nm sets how far"
-    assert instrument.acquire().stage_nm == (-0.8, -0.8)
+    assert outcome.reason == "stage_nm takes -1.3 to 1.3; stem.stage_reach_nm sets how far"
+    assert instrument.acquire().stage_nm == (-1.3, -1.3)
 
 
 def test_a_parked_beam_is_off_by_what_the_coils_are_and_meets_the_atom_through_their_inverse():
@@ -340,6 +340,24 @@ def test_a_parked_beam_is_off_by_what_the_coils_are_and_meets_the_atom_through_t
     assert best[chosen] < 0.04
     assert counts_of_edge(aim_nm) == pytest.approx(expected, rel=0.25)
     assert counts_of_edge(site_nm) < 0.6 * expected
+
+
+def test_a_spectrum_is_taken_on_the_specimen_where_the_stage_has_taken_it():
+    instrument = StemInstrument(msgspec.structs.replace(MOVABLE, stage_error_nm=0.3))
+    whole_scan(instrument, stage_nm=(0.5, 0.3))
+    truth = instrument.truth()
+    far_nm = np.linalg.norm(truth["positions_nm"], axis=1)
+    silicon = np.where(truth["numbers"] == 14, far_nm, np.inf).argmin()
+    x, y = truth["positions_nm"][silicon] + (0.5, 0.3) + truth["stage_error_nm"][-1]
+    outcome, _ = instrument.execute(ask(scan_position_nm=(float(x), float(y)), dwell_time_us=1e5))
+    assert outcome.spectrum is not None
+
+    expected = float(truth["spectra"][silicon][96:120].sum())
+    assert float(outcome.spectrum[96:120].sum()) == pytest.approx(expected, rel=0.1)
+    x, y = np.array((x, y)) - (0.5, 0.3) - truth["stage_error_nm"][-1]
+    outcome, _ = instrument.execute(ask(scan_position_nm=(float(x), float(y)), dwell_time_us=1e5))
+    assert outcome.spectrum is not None
+    assert float(outcome.spectrum[96:120].sum()) < 0.6 * expected
 
 
 @pytest.mark.parametrize("kind", ["inclusion", "wall"])
@@ -388,13 +406,15 @@ def test_a_lost_lattice_is_lost_and_comes_back():
 
 def test_another_magnification_stays_and_is_told():
     instrument = StemInstrument(
-        msgspec.structs.replace(MOVABLE, faults=(FaultConfig(frame=1, kind="magnify", factor=1.5),))
+        msgspec.structs.replace(
+            MOVABLE, stage_reach_nm=0.0, faults=(FaultConfig(frame=1, kind="magnify", factor=2.0),)
+        )
     )
     frames = [instrument.acquire() for _ in range(3)]
     widths = [frame.geometry.field_of_view_nm[0] for frame in frames]
-    middle = frames[1].image[0, 22:106, 22:106]
+    middle = frames[1].image[0, 32:96, 32:96]
 
-    assert widths == pytest.approx([3.0, 4.5, 4.5])
+    assert widths == pytest.approx([3.0, 6.0, 6.0])
     assert middle.mean() == pytest.approx(frames[0].image.mean(), rel=0.1)
     assert frames[2].image[0].reshape(8, 16, 8, 16).mean(axis=(1, 3)).min() > 115  # nowhere vacuum
 
