@@ -28,13 +28,14 @@ What no scan can tell is dilation and rotation of the whole field: `Gauge` says 
 
 Shapes: n columns, m features of d, k features of u; 2 is (row, col), in pixels of the raster. Specimen
 places are those of the raster of a frame that is neither turned nor moved. The algebra is float64 in
-numpy, which knows that ``A.T @ A`` is symmetric (half the time of the same in torch); the features of
-a frame and their product are float32, which moves the fields by less than 1e-4 px.
+numpy, which knows that ``A.T @ A`` is symmetric (half the time of the same in torch); features are
+float32.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,6 +52,7 @@ Float32 = NDArray[np.float32]
 _X = 9  # drift (2), velocity (2), turn, hum: cosine and sine of row, then of col
 _OWN = 6  # features that x has a part in: 1, time, turn of row and of col, cosine and sine
 _GRID = 25  # nodes of the mean over the field that the gauge speaks of
+_RIM = 0.02  # of the edge, that those means leave out
 _GAUGE_SD_PX = 0.002
 _NOTHING = 1e-6  # sd of what is not looked for
 _SETTLED_PX = 0.06  # a smaller change of the predicted places is not worth a second pass
@@ -129,7 +131,7 @@ class StrainConfig:
     velocity_px, velocity_step_px
         Sd of the first drift velocity per frame, and of its change from frame to frame.
     turn_rad
-        Sd of the error of the angle by which the scan is turned; 0 trusts the angle.
+        Sd of the error of the angle by which the scan is turned against the first frame; 0 trusts it.
     """
 
     amplitude_px: float = 0.4
@@ -141,7 +143,7 @@ class StrainConfig:
     moved_px: float = 2.0
     velocity_px: float = 0.1
     velocity_step_px: float = 0.025
-    turn_rad: float = 0.0
+    turn_rad: float = 0.005
 
     def __post_init__(self) -> None:
         for name in ("amplitude_px", "length_px", "finest_px", "offset_px", "moved_px", "velocity_px"):
@@ -358,7 +360,8 @@ class _Information:
         self.fields[rest, :count] = back[:, : -_X - 1].T
         self.cross[:, :count] = back[:, -_X - 1 : -1].T
         self.fields_shift[:count] = back[:, -1]
-        inverse = np.asarray(lapack.dpotri(factor, lower=1)[0])  # its lower triangle is all that is read
+        # what is left above the diagonal would grow from frame to frame, unread, until it overflows
+        inverse = np.tril(lapack.dpotri(factor, lower=1)[0])
         self.fields[:count, :count] = drive * np.eye(count) - (keep * drive) ** 2 * inverse
 
 
@@ -416,8 +419,8 @@ class StrainGP:
     config
         What is believed before the first frame.
     calibrated_affine_px
-        Mean of the distortion and its slope per half edge along row and col, shape ``(2, 3)``, known from
-        a lattice of known size. Fixes the pixel size of the scan, so that the strain is absolute. None
+        Affine part of the distortion as of ``mean_affine_px``, shape ``(2, 3)``, known from a lattice of
+        known size. Fixes the pixel size of the scan, so that the strain is absolute. None
         says instead that the specimen has no mean shift, dilation and turn over the field of view: what
         is found of them is put down to the scan.
     """
@@ -457,24 +460,19 @@ class StrainGP:
     def _prior(self) -> _Information:
         count = self._scan_count + self._strain_count
         config = self.config
-        sd = np.concatenate([[config.offset_px] * 2, [config.velocity_px] * 2, self._fresh_sd()])
+        sd = np.concatenate([[config.offset_px] * 2, [config.velocity_px] * 2, [_NOTHING], self._hum_sd()])
         return _Information(
             np.eye(count, order="F"), np.zeros((_X, count)), np.diag(sd**-2), np.zeros(count), np.zeros(_X)
         )
 
-    def _fresh_sd(self) -> Float64:
-        """Sd of the parts of x that a moved frame knows nothing of: turn and hum, ``(5,)``."""
+    def _hum_sd(self) -> Float64:
+        """Sd of the hum in a frame, ``(4,)``."""
         hum = self.hyper.amplitude_px["hum"] if "hum" in self._scan_basis.blocks else (0.0, 0.0)
-        return np.maximum([self.config.turn_rad, hum[0], hum[0], hum[1], hum[1]], _NOTHING)
-
-    def _field_nodes(self) -> Float64:
-        """Places over the whole raster that means over the field are taken at, ``(n, 2)``."""
-        rows, cols = (np.linspace(0, size - 1, _GRID) for size in self.scan.shape)
-        return np.stack(np.meshgrid(rows, cols, indexing="ij"), -1).reshape(-1, 2)
+        return np.asarray(np.maximum(np.repeat(hum, 2), _NOTHING))
 
     def _fix_specimen(self) -> None:
         """Give mean shift, dilation and turn of the field to the scan."""
-        nodes = self._field_nodes()
+        nodes = _field_nodes(self.scan.shape)
         shapes = _gauge_shapes(nodes - self._centre)
         features = self._basis.features(nodes, self._strain_sd).astype(np.float64)
         of_row, of_col = np.split(shapes / np.square(shapes).sum(0), 2)
@@ -485,9 +483,8 @@ class StrainGP:
         """Hold the mean and the slopes of the distortion to what calibration found."""
         if affine_px.shape != (2, 3) or not np.all(np.isfinite(affine_px)):
             raise ValueError(f"calibrated_affine_px must be 2 x 3 finite numbers, not {affine_px.shape}")
-        nodes = self._field_nodes()
-        shapes = np.column_stack([np.ones(len(nodes)), (nodes - self._centre) / self._half])
-        fit = np.linalg.pinv(shapes) @ self._scan_features(nodes)
+        nodes = _field_nodes(self.scan.shape)
+        fit = _affine_fit(nodes, self.scan.shape) @ self._scan_features(nodes)
         count = fit.shape[1]
         mean = np.zeros((6, 2 * count))
         for axis in (0, 1):
@@ -907,7 +904,7 @@ class StrainGP:
         pose = _Pose(rotation_rad, (float(stage_px[0]), float(stage_px[1])))
         moved = pose != self._pose and self.frames > 0 if moved is None else moved
         if self.frames:
-            self._predict(moved)
+            self._predict(pose, moved)
         update = self._learn(frame, pose, outside, moved)
         self._pose, self.frames = pose, self.frames + 1
         # once strain can be told further poses change nothing, and the list stays short
@@ -935,17 +932,19 @@ class StrainGP:
         order = np.flatnonzero(near)[np.argsort(np.rint(seen[near, 0]), kind="stable")]
         return _Seen(ideal[order], seen[order], 1 / spread[order]), int((~near).sum())
 
-    def _predict(self, moved: bool) -> None:
+    def _predict(self, pose: _Pose, moved: bool) -> None:
+        """Carry the belief one frame on."""
         config = self.config
         transition = np.eye(_X)
         transition[0, 2] = transition[1, 3] = 1.0
-        sd = np.concatenate([[0.01] * 2, [config.velocity_step_px] * 2, self._fresh_sd()])
         transition[5:] = 0.0  # the mains run on between frames
-        if moved:
+        offset = config.moved_px if moved else 0.01
+        sd = np.concatenate([[offset] * 2, [config.velocity_step_px] * 2, [_NOTHING], self._hum_sd()])
+        if self._pose is not None and pose.rotation_rad != self._pose.rotation_rad:
+            # angles are counted from that of the first frame, which the scan comes back to
             transition[4] = 0.0
-            sd[:2] = config.moved_px
-        else:
-            sd[4] = _NOTHING
+            is_first = pose.rotation_rad == self._poses[0].rotation_rad
+            sd[4] = _NOTHING if is_first else max(config.turn_rad, _NOTHING)
         self._information.advance_own(transition, sd**2)
         self._own = transition @ self._own
         if config.forget_frames:
@@ -954,29 +953,27 @@ class StrainGP:
             self._mean[: self._scan_count] *= keep
 
     def _learn(self, frame: _Seen, pose: _Pose, outside: int, moved: bool) -> StrainUpdate:
-        before, given = self._information, len(frame)
+        before = self._information
         strain = self._basis.features(frame.ideal, self._strain_sd)
         raster = self._first_guess(frame, strain, pose)
-        for passes in range(1, _MAX_PASSES + 1):
+        keep = np.ones(len(frame), dtype=bool)
+        passes, settles = 0, False
+        while not settles and passes < _MAX_PASSES:
+            passes += 1
             self._information = before.copy()
-            self._add(frame, strain, raster, pose)
+            self._add(frame.only(keep), strain[keep], raster[keep], pose)
             self._solve()
-            places = frame.ideal + self._displacement(strain)
-            settled = self._raster_px(pose, places, raster, 2)
-            change = float(np.sqrt(np.mean((settled - raster) ** 2)))
-            raster = settled
-            keep = _near(frame.seen - raster, 5.0)
-            if keep.all() and change < _SETTLED_PX:
-                break
-            if passes < _MAX_PASSES:
-                frame, strain, raster = frame.only(keep), strain[keep], raster[keep]
-        residual = float(np.sqrt(np.mean((frame.seen - raster) ** 2)))
+            settled = self._raster_px(pose, frame.ideal + self._displacement(strain), raster, 2)
+            change = float(np.sqrt(np.mean((settled - raster)[keep] ** 2)))
+            raster, used, keep = settled, keep, _near(frame.seen - settled, 5.0)
+            settles = change < _SETTLED_PX and np.array_equal(used, keep)
+        count = int(used.sum())
         return StrainUpdate(
-            used=len(frame),
-            gated=given - len(frame),
+            used=count,
+            gated=len(frame) - count,
             outside=outside,
             passes=passes,
-            residual_px=residual,
+            residual_px=float(np.sqrt(np.mean((frame.seen - raster)[used] ** 2))),
             moved=moved,
         )
 
@@ -1014,7 +1011,7 @@ class StrainGP:
             self._add_axis(axis, product, matrix[:, axis])
         self._add_strain((gram, other), matrix)
 
-    def _add_axis(self, axis: int, gram: Float32, direction: Float64) -> None:
+    def _add_axis(self, axis: int, gram: Float64, direction: Float64) -> None:
         """Add all of one raster axis but u by u; ``direction`` is the axis as the specimen has it."""
         information, m, k = self._information, self._static, len(self._basis)
         scan, strain, own, value = (
@@ -1038,7 +1035,7 @@ class StrainGP:
                 information.fields_shift[u] -= direction[c] * gram[value, strain]
                 information.cross[:, u] -= direction[c] * (to_x @ gram[own, strain])
 
-    def _add_strain(self, grams: tuple[Float32, Float32], matrix: Float64) -> None:
+    def _add_strain(self, grams: tuple[Float64, Float64], matrix: Float64) -> None:
         """Add u by u of both raster axes; alike axes leave the components of u independent."""
         strain = slice(self._static, self._static + len(self._basis))
         first, second = (gram[strain, strain] for gram in grams)
@@ -1051,12 +1048,46 @@ class StrainGP:
                 continue
             for share, gram in zip(shares, (first, second), strict=True):
                 if abs(share) > 1e-12:
-                    self._information.fields[block] += np.float32(share) * gram
+                    self._information.fields[block] += share * gram
 
     def _strain_block(self, component: int) -> slice:
         """Where a component of u lies among the fields' weights."""
         k = len(self._basis)
         return slice(self._scan_count + component * k, self._scan_count + (component + 1) * k)
+
+
+def mean_affine_px(distortion_px: Callable[[Float64], Float64], shape: tuple[int, int]) -> Float64:
+    """Return the affine part of a distortion that is known, as ``StrainGP`` takes it.
+
+    Parameters
+    ----------
+    distortion_px
+        Gives the distortion ``(n, 2)`` at raster positions ``(n, 2)``, such as a calibrated corrector does.
+    shape
+        Rows and columns of the raster.
+
+    Returns
+    -------
+    Float64
+        Mean, slope per half edge along row and along col, for each component: ``(2, 3)``, in pixels.
+    """
+    nodes = _field_nodes(shape)
+    return np.asarray((_affine_fit(nodes, shape) @ distortion_px(nodes)).T)
+
+
+def _field_nodes(shape: tuple[int, int]) -> Float64:
+    """Places over the raster that means over the field are taken at, ``(n, 2)``.
+
+    Off the rim, where no column is fitted and a fly-back that is guessed would weigh on the affine part.
+    """
+    rows, cols = (np.linspace(_RIM * size, (1 - _RIM) * size - 1, _GRID) for size in shape)
+    return np.stack(np.meshgrid(rows, cols, indexing="ij"), -1).reshape(-1, 2)
+
+
+def _affine_fit(nodes: Float64, shape: tuple[int, int]) -> Float64:
+    """Return what takes values at nodes to their mean and slopes per half of the longer edge, ``(3, n)``."""
+    off = (nodes - (np.array(shape) - 1) / 2) / (max(shape) / 2)
+    return np.asarray(np.linalg.pinv(np.column_stack([np.ones(len(nodes)), off])))
 
 
 def _gauge_shapes(offset_px: Float64) -> Float64:
@@ -1066,8 +1097,14 @@ def _gauge_shapes(offset_px: Float64) -> Float64:
     return np.concatenate([np.stack([one, zero, row, col], 1), np.stack([zero, one, col, -row], 1)])
 
 
-def _gram(white: Float32) -> Float32:
-    return white.T @ white
+def _gram(white: Float32) -> Float64:
+    """Return the product of whitened features with themselves.
+
+    Summed in float64: in float32 its rounding eats the prior of what was never seen, 0.005 of 1 a frame, and
+    after 150 frames the information was no longer positive.
+    """
+    exact = white.astype(np.float64)
+    return np.asarray(exact.T @ exact)
 
 
 def _to_x(axis: int, direction: Float64) -> Float64:
