@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
 Slots = NDArray[np.intp]
 
 LEAST_FRAMES = 8  # fewer make no spectrum in which a noise level could be seen
@@ -257,19 +258,25 @@ class Trajectories:
         return self._analysed
 
     def _mobility_px(self) -> Float64:
-        """Compare each column's variance with that of most: shape ``(slots,)``."""
+        """Find columns that move more, and more lastingly, than most: shape ``(slots,)``, in px."""
         mobile = np.zeros(len(self._track))
         components = self._components()
         if components is None:
             return mobile
+        squares, followed = self._corrected.left_over(components[1])
         seen = np.count_nonzero(self._is_seen, axis=0)[self._is_member]
         freedom = np.maximum(2.0 * (seen - 1 - len(components[1].common)), 2.0)
-        variance = self._corrected.left_over(components[1])[self._is_member] / freedom
+        variance = squares[self._is_member] / freedom
+        lasting = followed[self._is_member] / freedom
         typical = float(np.median(variance))
-        spread = 1.4826 * float(np.median(np.abs(variance - typical)))
-        # Columns may be fitted unequally well: then their own spread says what is usual.
-        limit = typical + _SURELY * np.maximum(typical * np.sqrt(2 / freedom), spread)
-        mobile[self._is_member] = np.sqrt(2 * np.where(variance > limit, variance - typical, 0.0))
+        # Rows jitter unequally and columns are fitted unequally well, but neither lasts: by the variance
+        # alone their columns would be said to move.
+        correlation = lasting / np.where(variance > 0, variance, 1.0)
+        above = _above_most(variance, typical * np.sqrt(2 / freedom))
+        above += _above_most(correlation, np.sqrt(1 / freedom))
+        moves = above > np.sqrt(2) * _SURELY
+        own = np.maximum(np.maximum(variance - typical, lasting), 0.0)
+        mobile[self._is_member] = np.sqrt(2 * np.where(moves, own, 0.0))
         return mobile
 
     # -- keeping -------------------------------------------------------------------------------
@@ -390,8 +397,8 @@ class _Paths:
         row: int,
         slots: Slots,
         positions: Float64,
-        is_new: NDArray[np.bool_],
-        is_member: NDArray[np.bool_],
+        is_new: Bool,
+        is_member: Bool,
     ) -> None:
         """Write a frame's positions in; the mean motion is that of the members, else of all known."""
         places = positions.T
@@ -406,7 +413,7 @@ class _Paths:
         self.off_W2C[row] = 0
         self.off_W2C[row][:, slots] = places - self.start_2C[:, slots] - mean[:, None]
 
-    def fill(self, slots: Slots, is_seen: NDArray[np.bool_], rows: slice) -> None:
+    def fill(self, slots: Slots, is_seen: Bool, rows: slice) -> None:
         """Put a column, in those of some rows where it was not seen, where it is on average."""
         if not len(slots):
             return
@@ -430,13 +437,13 @@ class _Paths:
         off_WN = self.off_W2C[:, :, slots].reshape(len(self.mean_W2), -1).astype(np.float64)
         return off_WN @ off_WN.T
 
-    def multiply(self, row: int, is_member: NDArray[np.bool_]) -> None:
+    def multiply(self, row: int, is_member: Bool) -> None:
         """Make the products of one frame with all others anew."""
         frame = (self.off_W2C[row] * is_member).reshape(-1)
         products = self.off_W2C.reshape(len(self.mean_W2), -1) @ frame
         self.products_WW[row], self.products_WW[:, row] = products, products
 
-    def components(self, frames: int, is_member: NDArray[np.bool_]) -> _Components:
+    def components(self, frames: int, is_member: Bool) -> _Components:
         """Find the principal components, and those that are above the noise and shared by many."""
         columns = int(np.count_nonzero(is_member))
         values, courses = _eigen(self._centred_products(frames, is_member))
@@ -444,12 +451,13 @@ class _Paths:
         noise, edge = _noise_and_edge(values, frames - 1, 2 * columns)
         above = int(np.count_nonzero(values[:_MOST_COMMON] > edge))
         courses = courses[:above]
-        sharing = _shared_by(self._loadings(courses, frames) * is_member)
+        loadings = self._loadings(courses, frames) * is_member
+        sharing = _shared_by(loadings, columns, noise / (2 * columns))
         is_common = sharing >= max(LEAST_COLUMNS, _SHARED_BY * columns)
         excess = float((values[:above][is_common] - noise).sum())
         return _Components(values=_padded(values, frames - 1), common=courses[is_common], common_px2=excess)
 
-    def _centred_products(self, frames: int, is_member: NDArray[np.bool_]) -> Float64:
+    def _centred_products(self, frames: int, is_member: Bool) -> Float64:
         """Add the mean motion to the products of the rest, and take the mean over time out."""
         mean_T2 = self._mean_about_zero(frames)
         off_TS = self.off_W2C[:frames].reshape(2 * frames, -1)
@@ -472,16 +480,42 @@ class _Paths:
         mean_K2 = courses @ self._mean_about_zero(frames)
         return np.asarray(loadings + mean_K2[:, :, None].astype(np.float32))
 
-    def left_over(self, components: _Components) -> Float64:
-        """Sum the squares of each column's motion, about its mean, outside the common components."""
+    def left_over(self, components: _Components) -> tuple[Float64, Float64]:
+        """Sum over each column's motion about its mean, outside the common components.
+
+        Returns
+        -------
+        squares
+            Of the displacements, shape ``(slots,)``.
+        followed
+            Products of the displacements in a frame and in the next, shape ``(slots,)``. The window's seam,
+            where the newest frame lies before the oldest, is one pair of many.
+        """
         frames = components.common.shape[1]
-        off_T2C, mean_T2 = self.off_W2C[:frames], self._mean_about_zero(frames)
-        squares = np.einsum("tac,tac->ac", off_T2C, off_T2C) - off_T2C.sum(axis=0) ** 2 / frames
-        crossed = np.einsum("ta,tac->ac", mean_T2.astype(np.float32), off_T2C)
-        whole = squares + 2 * crossed + (mean_T2**2).sum(axis=0)[:, None]
-        common = self._loadings(components.common, frames)
-        left: Float64 = np.maximum(whole.sum(axis=0) - np.einsum("kac,kac->c", common, common), 0.0)
-        return left
+        # The mean over time goes as one more course, the same in all frames.
+        steady = np.full((1, frames), frames**-0.5)
+        courses = np.concatenate([components.common, steady])
+        mean_T2 = self.mean_W2[:frames]
+        mean_T2 = mean_T2 - courses.T @ (courses @ mean_T2)
+        off_TS = self.off_W2C[:frames].reshape(frames, -1)
+        left_TS = courses.T.astype(np.float32) @ (courses.astype(np.float32) @ off_TS)
+        np.subtract(off_TS, left_TS, out=left_TS)
+        left_TS.reshape(frames, 2, -1)[...] += mean_T2[:, :, None].astype(np.float32)
+        squares, followed = (
+            np.einsum("ts,ts->s", left_TS[: len(later)], later) for later in (left_TS, left_TS[1:])
+        )
+        return _over_axes(squares), _over_axes(followed)
+
+
+def _over_axes(values_S: Float32) -> Float64:
+    return np.asarray(values_S.reshape(2, -1).sum(axis=0), dtype=np.float64)
+
+
+def _above_most(values: Float64, sd: Float64) -> Float64:
+    """Say by how many standard deviations, theirs or the usual spread, values are above the median of all."""
+    typical = float(np.median(values))
+    spread = 1.4826 * float(np.median(np.abs(values - typical)))
+    return np.asarray((values - typical) / np.maximum(np.maximum(sd, spread), np.finfo(float).tiny))
 
 
 def _eigen(products: Float64) -> tuple[Float64, Float64]:
@@ -505,11 +539,17 @@ def _noise_and_edge(values: Float64, rows: int, cols: int) -> tuple[float, float
     return noise, _ABOVE_NOISE * noise * (1 + np.sqrt(g)) ** 2
 
 
-def _shared_by(loadings_K2C: Float32) -> Float64:
-    """Count the columns that a component effectively moves: 1 for one of them, n for all alike."""
-    energy = (loadings_K2C.astype(np.float64) ** 2).sum(axis=1)
-    fourth = (energy**2).sum(axis=1)
-    shared: Float64 = energy.sum(axis=1) ** 2 / np.where(fourth > 0, fourth, 1.0)
+def _shared_by(loadings_K2C: Float32, columns: int, noise_px2: float) -> Float64:
+    """Count the columns that a component effectively moves: 1 for one of them, n for all alike.
+
+    That is the participation ratio ``(sum a²)² / sum a⁴`` of the lengths ``a`` of the loadings. Noise of
+    variance ``v`` along each axis, which all seem to share, adds ``2v`` to the mean of ``a²`` and
+    ``8 v a² + 8 v²`` to that of ``a⁴``.
+    """
+    seen = (loadings_K2C.astype(np.float64) ** 2).sum(axis=1)
+    squares = np.maximum(seen.sum(axis=1) - 2 * noise_px2 * columns, 0.0)
+    fourths = (seen**2).sum(axis=1) - 8 * noise_px2 * squares - 8 * noise_px2**2 * columns
+    shared: Float64 = squares**2 / np.maximum(fourths, squares**2 / columns + np.finfo(float).tiny)
     return shared
 
 

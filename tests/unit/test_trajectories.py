@@ -194,6 +194,28 @@ def test_columns_that_move_by_themselves_are_named_and_no_others() -> None:
     np.testing.assert_array_equal(trajectories.mobility_px(np.array([11, 13, 77777])), [0, mobility[13], 0])
 
 
+def test_a_motion_that_lasts_is_seen_among_columns_that_are_fitted_unequally_well() -> None:
+    rng, trajectories = np.random.default_rng(13), Trajectories(WINDOW)
+    noise = np.linspace(0.05, 0.10, 800)[:, None]
+    middle = np.arange(400, 408)
+    for number in range(WINDOW):
+        seen = noise * rng.normal(size=(800, 2))
+        seen[middle] += 0.11 if number // 9 % 2 else -0.11
+        trajectories.observe(np.arange(800), seen, seen)
+    assert sorted(trajectories.mobility()) == list(middle)
+
+
+def test_columns_that_move_together_are_not_taken_for_the_scan_where_they_are_few() -> None:
+    rng, trajectories = np.random.default_rng(11), Trajectories(WINDOW)
+    for number in range(WINDOW):
+        seen = rng.normal(0, NOISE_PX, (1000, 2))
+        # Enough to stand out of the noise as a component of its own, in which noise is the larger part.
+        seen[:10] += 0.12 if number // 7 % 2 else -0.12
+        trajectories.observe(np.arange(1000), seen, seen)
+    assert motions(trajectories)[1].common_components == 0
+    assert sorted(trajectories.mobility()) == list(range(10))
+
+
 def test_columns_that_are_fitted_worse_than_others_are_not_said_to_move() -> None:
     rng, trajectories = np.random.default_rng(9), Trajectories(WINDOW)
     noise = np.where(np.arange(800) % 2, 0.05, 0.10)[:, None]
