@@ -309,6 +309,13 @@ class DistortionGP:
             noise_factor=self._noise_factor,
         )
 
+    def condition(self, seen: Observations) -> None:
+        """Learn from observations as they are: all are believed, none is kept back, and time stands still."""
+        frame = _Frame(self, seen)
+        live = self._mean[:, self._live].clone()
+        found = self._posterior(frame, torch.ones(len(seen), dtype=torch.bool), live, self._covariance)
+        self._mean[:, self._live], self._covariance = found.mean, found.covariance
+
     def information(self, seen: Observations) -> tuple[Tensor, Tensor]:
         """Say what a frame tells of the weights that learn, under what is known now; nothing is learnt.
 

@@ -113,7 +113,7 @@ class RowJitter:
             Of the model that was fitted to the same columns, ``(n, m)`` and ``(m, m)``: it took a part of
             the jitter for itself, and the covariance of its weights says how much.
         """
-        weight = weight / weight.max().clamp(min=1e-30)
+        weight = weight / weight.sum().clamp(min=1e-30)
         sums = features.new_zeros(self._bins, features.shape[1])
         sums.index_add_(0, self._bin.to(features.device), features * weight.to(features)[:, None])
         taken = sums.cpu().double()
@@ -124,7 +124,7 @@ class RowJitter:
         products += float(((taken @ covariance) * taken).sum())
         pairs = float((load**2).sum() - (weight**2).sum())
         shared = _SHARED[axis] if self._is_column else 1.0
-        return max(products, 0.0) / max(pairs * shared, 1e-12)
+        return max(products, 0.0) / max(pairs * shared, 1e-30)
 
     def _on_knots(self, axis: int, values: Tensor, weight: Tensor) -> Tensor:
         """Sum ``weight * values`` over the columns of each knot: ``(k, m)``."""
