@@ -546,9 +546,9 @@ def _shared_by(loadings_K2C: Float32, columns: int, noise_px2: float) -> Float64
     variance ``v`` along each axis, which all seem to share, adds ``2v`` to the mean of ``a²`` and
     ``8 v a² + 8 v²`` to that of ``a⁴``.
     """
-    seen = (loadings_K2C.astype(np.float64) ** 2).sum(axis=1)
+    seen = np.einsum("kac,kac->kc", loadings_K2C, loadings_K2C).astype(np.float64)
     squares = np.maximum(seen.sum(axis=1) - 2 * noise_px2 * columns, 0.0)
-    fourths = (seen**2).sum(axis=1) - 8 * noise_px2 * squares - 8 * noise_px2**2 * columns
+    fourths = np.einsum("kc,kc->k", seen, seen) - 8 * noise_px2 * squares - 8 * noise_px2**2 * columns
     shared: Float64 = squares**2 / np.maximum(fourths, squares**2 / columns + np.finfo(float).tiny)
     return shared
 
@@ -560,14 +560,15 @@ def _checked(tracks: Int64, raw_px: Float64, corrected_px: Float64) -> tuple[Int
         raise ValueError(f"tracks has shape {tracks.shape}; it takes (n,)")
     positions = []
     is_followed = tracks >= 0
+    all_followed = bool(is_followed.all())
     for name, given in (("raw_px", raw_px), ("corrected_px", corrected_px)):
         array = np.asarray(given, dtype=np.float64)
         if array.shape != (len(tracks), 2):
             raise ValueError(f"{name} has shape {array.shape}; it takes {(len(tracks), 2)}")
         if not np.isfinite(array).all():
             raise ValueError(f"{name} holds a number that is not finite; leave such columns out")
-        positions.append(array[is_followed])
+        positions.append(array if all_followed else array[is_followed])
     tracks = tracks[is_followed]
-    if len(np.unique(tracks)) != len(tracks):
+    if (np.diff(np.sort(tracks)) == 0).any():
         raise ValueError("a track occurs twice in tracks; one column has one place in a frame")
     return tracks, positions[0], positions[1]
