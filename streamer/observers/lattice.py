@@ -63,6 +63,7 @@ _WIDTHS_PX = tuple(1.0 * 1.25**k for k in range(12))  # tried where none is give
 _PEAK_SD = 3.5  # a maximum is this far above the noise
 _PEAK_PART = 0.12  # and has this part of the height of a good one
 _WIDTHS_TRIED = 5
+_WIDTH_STEPS = 12
 _EXPLAINED = 0.9  # part of the columns on the lattice at which no other width is tried
 _CAPTURE = 0.33  # of a column around its expected place, in distances between neighbours
 _LOST = 1 / 3  # part of the usual number of columns below which the lattice is lost
@@ -185,12 +186,14 @@ def _good_at_peaks(
 def _columns_about(image: Float32, width_px: float, noise: NoiseModel) -> tuple[ColumnFits, float]:
     """Columns, and their width, from a width that is about right."""
     fits = _columns_of_width(image, width_px, noise)
-    for _ in range(3):
+    for _ in range(_WIDTH_STEPS):
         if len(fits.good) < FEWEST_COLUMNS // 2:
             return fits, width_px
-        width_px = fitted_sigma(image, fits, width_px, noise)
+        before, width_px = width_px, fitted_sigma(image, fits, width_px, noise)
         refined = fit_columns(image, fits.positions_px, width_px, 2, noise, max_shift_px=width_px)
         fits = _chosen(refined, refined.good)
+        if abs(width_px / before - 1) < 2e-3:
+            break
     return _columns_of_width(image, width_px, noise), width_px
 
 
@@ -202,6 +205,8 @@ def _likely_widths(image: Float32, noise: NoiseModel) -> list[float]:
             break
         fits, maxima = _good_at_peaks(image, width, noise, 3)
         score[k] = len(fits.good) ** 2 / max(maxima, 1)
+        if score[k] < 0.25 * score.max() and score.max() > 10 * FEWEST_COLUMNS:
+            break  # wider ones only merge more
     return [_WIDTHS_PX[k] for k in np.argsort(-score, kind="stable")]
 
 

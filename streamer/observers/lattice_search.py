@@ -31,6 +31,7 @@ _OCCUPANCY_RATIO = 0.75  # of the best translation's
 _UNLIKE = 0.5  # how much less alike than the most alike two columns may be to count as the same
 _RAREST = 0.4  # a place of the basis is occupied in at least this part of the cells
 _NEIGHBOURS = 12
+_TURN = 0.04  # radians by which another grain is turned at least
 _LEAST_SINE = 0.3  # of the angle between the two vectors
 
 
@@ -386,6 +387,7 @@ def grown(
         index[edge[new]] = found[new]
         known[edge[new]] = True
     known &= _fits_around(positions_px, lattice, index, known, near, reach)
+    known &= ~_turned(positions_px, lattice, index, known, near)
     return index, _one_column_a_site(positions_px, lattice, index, known, near)
 
 
@@ -406,6 +408,28 @@ def _fits_around(
     distance = np.hypot(*(off - _expected_off(off, known, near)).T)
     fits: Bool = distance < reach
     return fits
+
+
+def _turned(positions: Float64, lattice: Lattice, index: Int64, known: Bool, near: Int64) -> Bool:
+    """Mark columns where the lattice is turned against most of the frame: another grain.
+
+    A scan shears: what happens along a line changes ``D`` with the column, what happens from line to
+    line with the row. Only another grain turns, changing both in opposite senses over an area.
+    """
+    off = lattice.place_of(index) - positions
+    weight = (known[near] & known[:, None]).astype(np.float64)
+    apart = positions[near] - positions[:, None]
+    moved = off[near] - off[:, None]
+    square = np.einsum("nk,nki,nkj->nij", weight, apart, apart)
+    square += 1e-6 * lattice.spacing_px**2 * np.eye(2)
+    gradient = np.linalg.solve(square, np.einsum("nk,nki,nkj->nij", weight, apart, moved))
+    enough = weight.sum(axis=1) >= 4
+    if not enough.any():
+        return np.zeros(len(positions), dtype=bool)
+    by_row, by_col = (gradient[:, i, j] - np.median(gradient[enough, i, j]) for i, j in ((0, 1), (1, 0)))
+    by_row, by_col = (np.median(value[near], axis=1) for value in (by_row, by_col))
+    turned: Bool = enough & (by_row * by_col < 0) & (np.minimum(np.abs(by_row), np.abs(by_col)) > _TURN)
+    return turned
 
 
 def _one_column_a_site(positions: Float64, lattice: Lattice, index: Int64, known: Bool, near: Int64) -> Bool:
