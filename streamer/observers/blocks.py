@@ -47,9 +47,9 @@ class Blocks:
     number
         Which block of the grid each is, ``(n,)``, counted along rows.
     blank
-        Blocks left out since they show too little structure to tell.
+        Blocks left out since they have too little structure, for what differs from the reference, to tell.
     unmatched
-        Blocks left out since nothing within reach looks like them.
+        Blocks left out that have structure, but not that of the reference within reach.
     """
 
     positions_px: Float64
@@ -142,6 +142,7 @@ def block_displacements(
     seen, known = structure(image, block_px, width), structure(known, block_px, width)
     starts = _grid(image.shape, block_px)
     away = _coarse(seen, known, starts, block_px, reach_px) if reach_px > 0 else np.zeros((len(starts), 2))
+    starts = _seen_whole(starts, field, away, block_px)
     taper = np.outer(_window(block_px[0]), _window(block_px[1])).astype(np.float32)
     twice = ndimage.gaussian_filter(known, width)
     fits = _fit_blocks(seen, known, twice, starts, taper, away, _ITERATIONS)
@@ -351,6 +352,20 @@ def _window(n: int) -> Float64:
     return np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2
 
 
+def _seen_whole(
+    starts: NDArray[np.int64], field: Float64, away: Float64, block_px: tuple[int, int]
+) -> NDArray[np.int64]:
+    """Move blocks at the edge so far inwards that the reference shows what they show."""
+    shape = np.array(field.shape[1:])
+    row, col = (starts + np.array(block_px) // 2).T
+    total = field[:, row, col].T + away
+    first = np.maximum(0, np.ceil(-total)).astype(np.int64)
+    last = shape - np.array(block_px) - np.maximum(0, np.ceil(total)).astype(np.int64)
+    # A displacement that leaves no place for the block is no match anyway.
+    moved = np.clip(np.maximum(np.minimum(starts, last), first), 0, shape - np.array(block_px))
+    return np.ascontiguousarray(moved)
+
+
 def _coarse(
     seen: Float32, known: Float32, starts: NDArray[np.int64], block_px: tuple[int, int], reach_px: float
 ) -> Float64:
@@ -403,7 +418,7 @@ def _chosen(
     is_matched = (fits[:, 8] >= least_match) & stayed & (fits[:, 9] < 0.05)
     good = ~is_blank & is_matched
     # A block has too few bands to say how far its noise is from white; all blocks together can.
-    ratio = np.minimum(banded[good] / white[good], 25.0)
+    ratio = np.minimum(banded[good] / np.maximum(white[good], 1e-12), 25.0)
     colour = np.maximum(1.0, ratio.mean(axis=0)) if good.any() else np.ones(2)
     positions = starts[good] + centre[good]
     # The reference was warped before: it is its field at the place where it matched that counts.
