@@ -165,11 +165,12 @@ def refitted(done: Run, rounds: int = 4) -> StrainGP:
         fresh = StrainGP(last.scan, last.hyper, last.config)
         for number, points in enumerate(done.seen):
             pose = _Pose(math.radians(points.frame.rotation_deg), points.frame.stage_px)
+            fresh._poses.append(pose)
             frame, _ = fresh._checked(done.stream.sites_px[points.site], points.seen_px, NOISE_PX**2)
             strain = fresh._basis.features(frame.ideal, fresh._strain_sd)
             if number:
                 fresh._predict(pose, done.updates[number].moved)
-            fresh._pose, fresh._poses = pose, [*fresh._poses, pose]
+            fresh._turned_to = pose.rotation_rad or fresh._turned_to
             fresh._add(frame, strain, _settled(last, frame, strain, pose), pose)
         fresh._solve()
         last = fresh
@@ -183,22 +184,12 @@ def _settled(gp: StrainGP, frame: _Seen, strain: NDArray[np.float32], pose: _Pos
     for _ in range(3):
         raster = gp._raster_px(pose, places, frame.seen, 4)
         still, time = raster - gp._centre, gp._time(raster)
-        none = np.zeros(len(frame))
-        one = none + 1
-        of_row = [
-            matrix[0, 0] * one,
-            matrix[1, 0] * one,
-            matrix[0, 0] * time,
-            matrix[1, 0] * time,
-            -still[:, 1],
-        ]
-        of_col = [
-            matrix[0, 1] * one,
-            matrix[1, 1] * one,
-            matrix[0, 1] * time,
-            matrix[1, 1] * time,
-            still[:, 0],
-        ]
+        one = np.ones(len(frame))
+        turn = gp._is_turned(pose) * np.stack([-still[:, 1], still[:, 0]])
+        of_row, of_col = (
+            [row * one, col * one, row * time, col * time, turn[axis]]
+            for axis, (row, col) in enumerate(matrix.T)
+        )
         shapes = np.concatenate([np.stack(of_row, 1), np.stack(of_col, 1)])
         gp._own[:5] += np.linalg.lstsq(shapes, (frame.seen - raster).T.ravel(), rcond=None)[0]
     return gp._raster_px(pose, places, frame.seen, 4)

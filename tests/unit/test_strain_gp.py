@@ -318,7 +318,7 @@ def test_the_hum_of_each_frame_is_found_apart() -> None:
 
 def test_a_rotation_that_is_off_is_found() -> None:
     stream = crystal(SEED)
-    trusting, careful = strain_gp(StrainConfig(turn_rad=0.0)), strain_gp()
+    trusting, careful = strain_gp(StrainConfig(turn_rad=0.0)), strain_gp(StrainConfig(turn_rad=0.005))
     for turn, stage in STEPS:
         points = stream.points(NOISE_PX, rotation_deg=turn + (0.2 if turn else 0.0), stage_px=stage)
         for gp in (trusting, careful):
