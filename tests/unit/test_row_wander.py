@@ -62,3 +62,29 @@ def test_too_few_rows_say_nothing() -> None:
     variance[:7] = 1e-4
     assert not settled(np.ones(50), variance).offset_px.any()
     assert not settled(np.zeros(50), np.full(50, 0.01)).offset_px.any()
+
+
+def test_one_row_that_is_surer_than_the_others_moves_nothing() -> None:
+    measured, variance = np.random.default_rng(9).normal(0, 0.3, 128), np.full(128, 0.09)
+    measured[40], variance[40] = 0.5, 1e-4
+    assert not settled(measured, variance).offset_px.any()
+
+
+def test_the_offsets_are_those_of_the_exact_posterior() -> None:
+    rng = np.random.default_rng(11)
+    truth = wander(rng, 80, 0.6, 10.0) + rng.normal(0, 0.3, 80)
+    variance = rng.uniform(0.01, 0.1, 80)
+    measured = truth + rng.normal(0, np.sqrt(variance))
+    found = settled(measured, variance)
+    rows = np.arange(80)
+    prior = found.slow_px2 * np.exp(-np.abs(rows[:, None] - rows) / found.length_rows)
+    prior += found.jitter_px2 * np.eye(80)
+    posteriors = []
+    for factor in (1.0, 1.2):  # what the variances may be too small by
+        gain = prior @ np.linalg.inv(prior + np.diag(factor * (variance + 0.01**2)))
+        posteriors.append((gain @ measured, np.diag(prior - gain @ prior)))
+    away = [float(np.abs(mean - found.offset_px).max()) for mean, _ in posteriors]
+    best = int(np.argmin(away))
+    assert found.slow_px2 > 0
+    assert away[best] < 1e-6
+    np.testing.assert_allclose(found.variance_px2, posteriors[best][1], rtol=1e-6)
