@@ -24,7 +24,7 @@ from agents.history import History
 from agents.policies import make_agent
 from agents.protocol import Agent, Decision
 from deploy.config import RunConfig, read_run_config
-from streamer.codec import Numbered, WireError
+from streamer.codec import Numbered, WireError, unpack
 from streamer.envelope import Envelope, RefusedError
 from streamer.journal import read_records
 from streamer.messages import (
@@ -458,7 +458,7 @@ class Verifier:
                 rows[message.instance] = row_name(message)
             elif isinstance(message, Checkpoint) and message.of == "streamer" and not rows:
                 # The journal may begin after the agent's Hello.
-                rows |= msgspec.msgpack.decode(message.facts, type=_StreamerFacts).progress.instances
+                rows |= unpack(message.facts, _StreamerFacts).progress.instances
             elif isinstance(message, Suggestion) and message.policy == policy and numbered.sender in rows:
                 self._row = rows[numbered.sender]
                 return
@@ -471,7 +471,7 @@ class Verifier:
                 self._note(f"records {self._next} to {record - 1} are missing: what follows may differ")
             return
         kept, checkpoint = self._first_checkpoint(folder, "streamer", 0)
-        facts = msgspec.msgpack.decode(checkpoint.facts, type=_StreamerFacts)
+        facts = unpack(checkpoint.facts, _StreamerFacts)
         self._progress.restore(facts.progress)
         self._pipeline.restore(
             PipelineState(number=facts.pipeline_number, facts=facts.pipeline, arrays=checkpoint.arrays)

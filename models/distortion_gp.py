@@ -18,7 +18,8 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg.blas import dsyrk
+from scipy.linalg.blas import dsyrk, dtrmm, dtrsm
+from scipy.linalg.lapack import dpotrf
 from torch import Tensor
 
 from models.row_jitter import RowJitter, hum_seen
@@ -384,8 +385,8 @@ class DistortionGP:
                 f"a static part of shapes {mean_px.shape} and {covariance_px2.shape} is none of this scan "
                 f"model, that has {first} static features"
             )
-        gp._mean[:, :first] = torch.from_numpy(np.array(mean_px, dtype=np.float64))
-        gp._covariance[:, :first, :first] = torch.from_numpy(np.array(covariance_px2, dtype=np.float64))
+        gp._mean[:, :first] = _own(mean_px)
+        gp._covariance[:, :first, :first] = _own(covariance_px2)
         gp.freeze()
         return gp
 
@@ -514,7 +515,7 @@ class DistortionGP:
         shapes = {name: array.shape for name, array in arrays.items()}
         if shapes != expected:
             raise ValueError(f"the arrays of the state have shapes {shapes}; they take {expected}")
-        own = {name: torch.from_numpy(np.array(array, dtype=np.float64)) for name, array in arrays.items()}
+        own = {name: _own(array) for name, array in arrays.items()}
         self._mean, self._covariance, self._static = own["mean"], own["covariance"], own.get("static")
         self._live = live
         self._frames = facts.frames
@@ -545,7 +546,7 @@ class DistortionGP:
         return weights
 
     def _to_device(self, places: Float64) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(places, dtype=np.float64)).to(self._device, self._dtype)
+        return _own(places).to(self._device, self._dtype)
 
     def _line(self, count: int) -> Tensor:
         return torch.arange(count, dtype=self._dtype, device=self._device)
@@ -622,15 +623,14 @@ class DistortionGP:
     def _posterior(self, frame: _Frame, use: Tensor, mean: Tensor, covariance: Tensor) -> _Posterior:
         """Condition the weights on the observations in use: ``(P^-1 + G)^-1``, by Cholesky factors."""
         gram, gradient, log_density = frame.information(mean, use, self._jitter_px2)
-        count = mean.shape[1]
-        eye = torch.eye(count, dtype=torch.float64)
-        lower = torch.linalg.cholesky(covariance + _TINY * eye)
-        inner = torch.linalg.cholesky(eye + lower.mT @ gram @ lower)
-        root = torch.linalg.solve_triangular(inner, lower.mT, upper=False)
-        found = root.mT @ root
+        found = torch.empty_like(covariance)
+        for axis in range(2):
+            after, log_gain = _with_information(covariance[axis].numpy(), gram[axis].numpy())
+            found[axis] = _own(after)
+            log_density -= log_gain
         step = (found @ gradient[:, :, None])[..., 0]
-        gained = 0.5 * float((gradient * step).sum()) - float(inner.diagonal(dim1=1, dim2=2).log().sum())
-        return _Posterior(mean=mean + step, covariance=found, log_evidence=log_density + gained)
+        log_density += 0.5 * float((gradient * step).sum())
+        return _Posterior(mean=mean + step, covariance=found, log_evidence=log_density)
 
     def _judge(self, frame: _Frame, left: Tensor) -> float:
         """Compare held-out residuals with what was said of them; give what is more than noise, in px."""
@@ -721,7 +721,7 @@ class _Frame:
     def __init__(self, gp: DistortionGP, seen: Observations) -> None:
         places = gp._to_device(seen.positions_px)
         basis = gp.basis
-        target = torch.from_numpy(np.array(seen.displacement_px, dtype=np.float64))
+        target = _own(seen.displacement_px)
         if gp.is_frozen:
             self.features = basis.dynamic_features(places[:, 0], gp._period)
             still = gp._mean.to(places.device, places.dtype, copy=True)
@@ -730,7 +730,7 @@ class _Frame:
         else:
             self.features = basis.features(places, gp._period)[:, gp._live]
         self.target = target
-        self.variance = torch.from_numpy(np.array(seen.variance_px2, dtype=np.float64)) + _FLOOR_PX2
+        self.variance = _own(seen.variance_px2) + _FLOOR_PX2
         self.noise = self.variance * torch.tensor(gp._noise_factor, dtype=torch.float64)
         self.attenuation = torch.ones(2, self.features.shape[1], dtype=torch.float64)
         if "hum" in basis.blocks:
@@ -828,12 +828,28 @@ class _Frame:
         return change, max(precision, 1e-30)
 
 
+def _with_information(covariance: Float64, gram: Float64) -> tuple[Float64, float]:
+    """``(P^-1 + G)^-1`` by triangular factors, and half the log determinant of ``1 + P G``.
+
+    Called from LAPACK, for triangles cost half of what whole matrices do.
+    """
+    eye = np.eye(len(gram), order="F")
+    lower, trouble = dpotrf(covariance + _TINY * eye, lower=1)
+    inner = dtrmm(1.0, lower, dtrmm(1.0, lower, gram.T, lower=1, trans_a=1), side=1, lower=1)
+    inner, more_trouble = dpotrf(inner + eye, lower=1)
+    if trouble or more_trouble:
+        raise FloatingPointError("the covariance of the distortion is none any more; start the model anew")
+    root = dtrsm(1.0, inner, lower.T, lower=1)
+    upper = dsyrk(1.0, root, trans=1)
+    return upper + np.triu(upper, 1).T, float(np.log(inner.diagonal()).sum())
+
+
 def _gram(scaled: Tensor) -> Tensor:
     """``scaled.T @ scaled``, float64 on the CPU; at half the cost where BLAS has a call for it."""
     if scaled.device.type != "cpu" or scaled.dtype != torch.float64:
         return (scaled.T @ scaled).cpu().double()
     upper = dsyrk(1.0, scaled.numpy().T)
-    return torch.from_numpy(upper + np.triu(upper, 1).T)
+    return _own(upper + np.triu(upper, 1).T)
 
 
 def _all_but_shear(basis: ScanBasis) -> slice:
@@ -848,6 +864,15 @@ def _conditioned(covariance: Tensor, first: int) -> Tensor:
     cross = covariance[:, still, moving]
     told: Tensor = cross.mT @ torch.linalg.solve(known, cross)
     return covariance[:, moving, moving] - told
+
+
+def _own(array: Float64) -> Tensor:
+    """Copy an array to where torch would have put it.
+
+    What its libraries make of numbers depends, in the last digit, on how their memory is aligned, and
+    numpy aligns as it comes: a restart would not find the same digits again.
+    """
+    return torch.tensor(np.asarray(array, dtype=np.float64))
 
 
 def _pair(values: list[float] | Float64) -> tuple[float, float]:

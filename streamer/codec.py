@@ -13,7 +13,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ MAX_PART_BYTES = 256 * 1024 * 1024
 MAX_PARTS = 64
 DTYPES = frozenset({"<f4", "<f8", "<i8", "<i4", "<u2", "|u1"})
 Parts = Sequence[bytes | bytearray | memoryview]
+T = TypeVar("T")
 _CRC = struct.Struct("<I")
 # What a header that is not ours can make the decoder raise: also UnicodeDecodeError, a ValueError, and
 # the limits on nesting and on the size of numbers.
@@ -171,6 +172,37 @@ def encode(
     )
     _codec.buffers = []
     return [_CRC.pack(zlib.crc32(header)) + header, *buffers]
+
+
+def pack(facts: msgspec.Struct, *, sort: bool = False) -> bytes:
+    """Turn what a part of the streamer knows into bytes, for a checkpoint; small arrays lie in them.
+
+    Sorted, equal facts give equal bytes, whatever the order in which they were learnt.
+    """
+    return msgspec.msgpack.encode(facts, enc_hook=_packed, order="deterministic" if sort else None)
+
+
+def unpack(data: bytes, kind: type[T]) -> T:
+    """Turn bytes of ``pack`` back into a struct of this kind; its arrays are read-only.
+
+    Raises
+    ------
+    ValueError
+        If they are no such struct.
+    """
+    return msgspec.msgpack.decode(data, type=kind, dec_hook=_unpacked)
+
+
+def _packed(value: Any) -> tuple[str, list[int], bytes]:
+    if not isinstance(value, np.ndarray):
+        raise NotImplementedError(f"{type(value).__name__} has no place in a checkpoint")
+    array = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
+    return (array.dtype.str, list(value.shape), array.tobytes())
+
+
+def _unpacked(_: Any, value: Any) -> np.ndarray[Any, Any]:
+    dtype, shape, data = msgspec.convert(value, tuple[str, list[int], bytes])
+    return _array(_ArrayRef(dtype=dtype, shape=shape, part=1), [data])
 
 
 def _array(ref: _ArrayRef, buffers: Parts) -> np.ndarray[Any, Any]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import msgspec
 import structlog
 
-from streamer.codec import Numbered, Parts, WireError, decode_numbered, encode
+from streamer.codec import Numbered, Parts, WireError, decode_numbered, encode, pack, unpack
 from streamer.config import ExperimentConfig, HubConfig
 from streamer.delivery import Inbox
 from streamer.envelope import Envelope, RefusedError
@@ -243,7 +243,7 @@ class Hub:
         if kept is not None:
             checkpoint = kept.message()
             assert isinstance(checkpoint, Checkpoint)
-            facts = msgspec.msgpack.decode(checkpoint.facts, type=_Facts)
+            facts = unpack(checkpoint.facts, _Facts)
             self.progress.restore(facts.progress)
             state = PipelineState(
                 number=facts.pipeline_number, facts=facts.pipeline, arrays=dict(checkpoint.arrays)
@@ -1210,7 +1210,7 @@ class Hub:
             session=self.session,
             of="streamer",
             told=self._journal.next_record - 1,
-            facts=msgspec.msgpack.encode(facts),
+            facts=pack(facts),
             arrays=dict(state.arrays),
         )
         if not self._has_room(len(checkpoint.facts) + sum(array.nbytes for array in state.arrays.values())):

@@ -85,10 +85,12 @@ class Distortion(msgspec.Struct, frozen=True, kw_only=True, eq=False, forbid_unk
         On nodes spread evenly from the first pixel to the last, shape ``(2, n, m)``, float32.
     rows_px, cols_px
         Shape ``(2, rows)`` and ``(2, cols)``, float32.
+    odd_cols_px
+        ``cols_px`` of odd rows where these are scanned the other way; None where all rows are alike.
     row_offset_px
         What each row has of its own in this frame, shape ``(2, rows)``, float32.
     sd_px
-        Standard deviation of ``D`` along each axis on the nodes of ``grid_px``, ``(2, n, m)``, float32.
+        Standard deviation of ``D`` along each axis, on nodes of its own, shape ``(2, n, m)``, float32.
     observations
         Columns, rows or blocks that were used.
     residual_px
@@ -106,6 +108,7 @@ class Distortion(msgspec.Struct, frozen=True, kw_only=True, eq=False, forbid_unk
     grid_px: Float32
     rows_px: Float32
     cols_px: Float32
+    odd_cols_px: Float32 | None = None
     row_offset_px: Float32
     sd_px: Float32
     observations: int = 0
@@ -115,11 +118,13 @@ class Distortion(msgspec.Struct, frozen=True, kw_only=True, eq=False, forbid_unk
 
     def __post_init__(self) -> None:
         _require_array("distortion", "grid_px", self.grid_px, (2, None, None), "float32")
-        _require_array("distortion", "sd_px", self.sd_px, self.grid_px.shape, "float32")
+        _require_array("distortion", "sd_px", self.sd_px, (2, None, None), "float32")
         _require_array("distortion", "rows_px", self.rows_px, (2, None), "float32")
         _require_array("distortion", "cols_px", self.cols_px, (2, None), "float32")
+        if self.odd_cols_px is not None:
+            _require_array("distortion", "odd_cols_px", self.odd_cols_px, self.cols_px.shape, "float32")
         _require_array("distortion", "row_offset_px", self.row_offset_px, self.rows_px.shape, "float32")
-        if min(self.grid_px.shape[1:]) < 2 or min(self.shape) < 2:
+        if min(*self.grid_px.shape[1:], *self.sd_px.shape[1:], *self.shape) < 2:
             raise ValueError("distortion has an empty side; it takes 2 nodes, rows and columns at least")
 
     @property
@@ -150,8 +155,13 @@ class Distortion(msgspec.Struct, frozen=True, kw_only=True, eq=False, forbid_unk
             for axis in range(2):
                 rows = self.rows_px[axis] + self.row_offset_px[axis]
                 found[:, axis] += np.interp(positions[:, 0], np.arange(rows.size), rows)
-                cols = self.cols_px[axis]
-                found[:, axis] += np.interp(positions[:, 1], np.arange(cols.size), cols)
+                found[:, axis] += np.interp(positions[:, 1], np.arange(self.shape[1]), self.cols_px[axis])
+            if self.odd_cols_px is not None:
+                odd = np.rint(positions[:, 0]) % 2 == 1
+                other = self.odd_cols_px - self.cols_px
+                for axis in range(2):
+                    along = np.interp(positions[odd, 1], np.arange(self.shape[1]), other[axis])
+                    found[odd, axis] += along
         return found
 
     def sd_at(self, positions_px: NDArray[np.floating]) -> NDArray[np.float64]:

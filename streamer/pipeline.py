@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,7 +13,12 @@ from numpy.typing import NDArray
 from streamer.messages import Atoms, Frame, Latents, ModelRevision, StrainMap
 from streamer.stage import Meter, drive
 from streamer.stages.check_frame import CheckConfig, CheckFrame
-from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion, CorrectState
+from streamer.stages.correct_distortion import (
+    Calibrations,
+    CorrectConfig,
+    CorrectDistortion,
+    CorrectState,
+)
 from streamer.stages.cut_windows import CutWindows
 from streamer.stages.encode import Encode, EncodeConfig
 from streamer.stages.find_atoms import FindAtoms, FindConfig
@@ -82,7 +89,7 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     link: LinkState
 
 
-_VERSION = 1
+_VERSION = 2
 
 
 class Pipeline:
@@ -94,12 +101,16 @@ class Pipeline:
         Settings of the stages.
     encoder
         A loaded model; its card sets the windows.
+    calibrations
+        Finds the calibration of a scan; None where there are none.
     """
 
-    def __init__(self, config: PipelineConfig, encoder: Encoder) -> None:
+    def __init__(
+        self, config: PipelineConfig, encoder: Encoder, calibrations: Calibrations | None = None
+    ) -> None:
         card = encoder.card
         self.check = CheckFrame(config.check)
-        self.correct = CorrectDistortion(config.correct)
+        self.correct = CorrectDistortion(config.correct, calibrations)
         self.find = FindAtoms(config.find)
         self.windows = CutWindows(card.window_nm, card.window_px, len(card.channels))
         self.encode = Encode(encoder)
@@ -118,11 +129,17 @@ class Pipeline:
         """
         import torch
 
+        from models.calibration import load
         from models.encoder import Encoder
 
         # Two pools of threads on one machine cost a factor of 100.
         torch.set_num_threads(1)
-        return cls(config, Encoder.load(config.encode.weights or None))
+        folder = config.correct.calibrations
+        return cls(
+            config,
+            Encoder.load(config.encode.weights or None),
+            partial(load, Path(folder)) if folder else None,
+        )
 
     def warm_up(self) -> None:
         """Encode nothing once: the first call of a model takes three times longer, on a GPU far more."""
@@ -153,7 +170,7 @@ class Pipeline:
             raise ValueError(
                 f"the pipeline's state has version {facts.version}; it takes {_VERSION}; start without it"
             )
-        correct, link = CorrectDistortion(self.correct.config), LinkAtoms(self.link.config)
+        correct, link = self.correct.heir(), LinkAtoms(self.link.config)
         try:
             correct.restore(facts.correct, _of("correct", state.arrays))
             link.restore(facts.link, _of("link", state.arrays))

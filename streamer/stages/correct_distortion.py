@@ -1,33 +1,63 @@
-"""Put each frame back onto the specimen: rigid drift and row offsets against a running reference.
+"""Put each frame back onto the specimen: drift, row jitter, hum, and the field of the scan where it is known.
 
-Directions inside this file are (row, col) in pixels of the raster. A displacement ``d`` says that a
-specimen point of pixel ``u`` appears in the frame at pixel ``u + d``; it is what
-``Registration.drift_nm`` says in nanometres along (x, y).
+Directions inside this file are (row, col) in pixels of the raster. The displacement field ``D`` says that
+pixel ``s`` was recorded with the probe at ``s + D(s)``. Drift is part of it, with the opposite sign: a
+drift ``d`` says that a specimen point of pixel ``u`` appears in the frame at pixel ``u + d``.
 
-What one scan direction cannot tell is left alone: distortion that every frame shares (fly-back,
-the shear of a steady drift) is taken for the specimen.
+From one scan direction a static distortion and a static strain of the specimen are the same. So on a
+specimen that nobody knows only what changes from frame to frame is corrected (``drift-only``); the whole
+field is learnt on a perfect lattice (``calibrate``), kept, and taken as known from then on (``frozen``).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from streamer.drift import DriftTracker, middle_s, on_specimen, to_raster_px, to_scan_nm
-from streamer.messages import Frame, Registration, ScanGeometry
-from streamer.observers.registration import Matcher, RunningReference, displaced, measure_rows
+from streamer.messages import Distortion, DistortionMode, Float32, Frame, Registration, ScanGeometry
+from streamer.observers.against_lattice import LatticeReference
+from streamer.observers.lattice import Lattice, LatticeState, NoLattice
+from streamer.observers.reference import Observer, ReferenceObserver, Rows
+from streamer.observers.registration import Judgement, displaced
+from streamer.stage import Rejected
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is read without it
+    from models.calibration import Calibration, ScanKey
+    from models.distortion_gp import DistortionGP, Update
+    from models.scan_basis import ScanPath
 
 Float64 = NDArray[np.float64]
+Calibrations = Callable[["ScanKey"], "Calibration | None"]
+
+# Further apart the sd of the field changes little.
+_SD_NODES_PX = 32.0
+_DARK_CHANNELS = ("BF", "ABF")
 
 
 class CorrectConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How frames are registered.
+    """What is corrected, and how frames are registered.
 
     Attributes
     ----------
+    mode
+        ``auto``: ``frozen`` where there is a calibration for the magnification, dwell time and rotation of
+        the frames, else ``drift-only``. ``calibrate``: the whole field, on a specimen known to be a
+        perfect lattice. ``frozen``, ``drift-only``, ``separate`` and ``off`` as in ``Distortion.mode``.
+    observer
+        What ``calibrate`` measures against: ``lattice``, ``registration`` (what changes from frame to
+        frame, for a specimen without one), ``auto`` takes the lattice if there is one.
+    calibrations
+        Folder of calibrations; empty for none.
+    hum_period_rows
+        Rows in a period of the mains; 0 leaves hum to the row jitter until it is found.
+    fade_above_px
+        Where the field is known worse than this, its correction fades away.
     reach_nm
         How far the specimen may stray from its predicted drift before another match must be
         clearly better to be believed. A quarter of the lattice period is a good value.
@@ -43,6 +73,11 @@ class CorrectConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         The reference is given up when a frame matches it worse than this part of the usual.
     """
 
+    mode: Literal["auto", "drift-only", "frozen", "calibrate", "separate", "off"] = "auto"
+    observer: Literal["auto", "lattice", "registration"] = "auto"
+    calibrations: str = ""
+    hum_period_rows: float = 0.0
+    fade_above_px: float = 0.5
     reach_nm: float = 0.06
     memory_frames: int = 8
     rate_frames: int = 8
@@ -61,10 +96,21 @@ class CorrectConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(f"correct.max_row_offset_px is {self.max_row_offset_px}; it takes above 0 to 32")
         if not 0 <= self.lost_below < 1:
             raise ValueError(f"correct.lost_below is {self.lost_below}; it takes 0 to below 1")
+        if self.hum_period_rows != 0 and not 2 < self.hum_period_rows < 1e6:
+            raise ValueError(
+                f"correct.hum_period_rows is {self.hum_period_rows}; it takes 0 (not known) or above 2 to 1e6"
+            )
+        if not 0 < self.fade_above_px <= 100:
+            raise ValueError(f"correct.fade_above_px is {self.fade_above_px}; it takes above 0 to 100")
+        if self.mode == "frozen" and not self.calibrations:
+            raise ValueError(
+                "correct.mode is 'frozen' and correct.calibrations is empty; name the folder that a session "
+                "with correct.mode = 'calibrate' has written to"
+            )
 
 
 class CorrectState(msgspec.Struct, frozen=True, kw_only=True):
-    """All that CorrectDistortion knows, beside the arrays of its reference.
+    """All that CorrectDistortion knows, beside its arrays.
 
     Attributes
     ----------
@@ -72,64 +118,320 @@ class CorrectState(msgspec.Struct, frozen=True, kw_only=True):
         Of the reference; -1 before the first frame.
     geometry
         Raster of the frames; None before the first.
+    mode
+        That is at work on them.
     usual_match
         How well frames match the reference; None before the second.
     anchor_px
         Displacement of the reference's raster ``(row, col)``.
     seen
         ``(at_s, x, y)`` of the drifts that the rate is fitted to.
+    dwell_time_us
+        Of the frames.
+    model
+        MessagePack of the model's facts; empty where nothing is corrected.
+    lattice
+        Facts of the lattice; None where there is none.
     """
 
     revision: int = -1
     geometry: ScanGeometry | None = None
+    mode: DistortionMode = "drift-only"
     usual_match: float | None = None
     anchor_px: tuple[int, int] = (0, 0)
     seen: tuple[tuple[float, float, float], ...] = ()
+    dwell_time_us: float = 0.0
+    model: bytes = b""
+    lattice: LatticeState | None = None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Scene:
+    """What is learnt on one raster, from its first frame to the last."""
+
+    geometry: ScanGeometry
+    mode: DistortionMode
+    tracker: DriftTracker
+    observer: Observer
+    model: DistortionGP
+    dwell_time_us: float
+    usual_match: float | None = None
 
 
 class CorrectDistortion:
-    """Register each frame to the frames before it and resample it.
+    """Measure the distortion of each frame, learn it, and resample the frame.
 
     A corrected frame keeps shape and pixel size. Its raster follows the drift in whole pixels, so
     nothing that was scanned is lost: ``geometry.center_nm`` says where it lies on the specimen.
-    Only the remainder, below a pixel plus the row offsets, is interpolated (cubic convolution,
-    Keys 1981); pixels that no row reached repeat the edge. A frame that answers a request passes
-    as it is, in the specimen's coordinates, and teaches the reference nothing.
+    Pixels that no row reached repeat the edge. A frame that answers a request passes as it is, in the
+    specimen's coordinates, and teaches nothing.
+
+    Parameters
+    ----------
+    config
+        What is corrected.
+    calibrations
+        Finds the calibration of a scan; None where there are none.
+    lattice
+        Of the specimen that is calibrated on, where it is known: vectors, and an origin right within half
+        a distance between neighbours. None finds it in the first frame, up to a stretch and a turn that
+        are then taken for the specimen's.
     """
 
     name = "correct"
 
-    def __init__(self, config: CorrectConfig | None = None) -> None:
+    def __init__(
+        self,
+        config: CorrectConfig | None = None,
+        calibrations: Calibrations | None = None,
+        lattice: Lattice | None = None,
+    ) -> None:
         self.config = config or CorrectConfig()
-        self._forget()
-
-    def _forget(self) -> None:
-        """Be as before the first frame."""
+        self._calibrations = calibrations
+        self._lattice = lattice
         self._revision = -1
-        self._geometry: ScanGeometry | None = None
-        self._usual_match: float | None = None
+        self._scene: _Scene | None = None
+        self._untouched: ScanGeometry | None = None  # raster of frames that are left as they are
+
+    # -- frame by frame ------------------------------------------------------------------------
+
+    def process(self, frame: Frame, /) -> Frame:
+        """Return the frame on the specimen, with its registration.
+
+        The first channel is measured; all are resampled alike.
+
+        Raises
+        ------
+        Rejected
+            ``blank frame`` for one that shows next to nothing of what the frames before it did, as of a
+            blanked beam: nothing is learnt from it.
+        """
+        at_s = middle_s(frame)
+        if self.config.mode == "off":
+            return self._leave(frame, at_s)
+        if frame.request_id is not None:
+            return self._pass_on(frame, at_s)
+        scene = self._scene
+        if scene is None or frame.geometry != scene.geometry:
+            return self._begin(frame, at_s)
+        judgement = self._judge(frame, scene, at_s)
+        if judgement.verdict == "blank":
+            raise Rejected("blank frame")
+        if judgement.verdict == "lost":
+            return self._begin(frame, at_s, ("lost",))
+        scene.model.predict()
+        seen = scene.observer.observe(frame.image[0], scene.model, judgement)
+        if seen is None:
+            return self._begin(frame, at_s, ("lost",))
+        match, usual = judgement.match, scene.usual_match
+        scene.usual_match = match if usual is None else 0.9 * usual + 0.1 * match
+        if judgement.verdict == "jump" or scene.observer.name == "registration":
+            # Where the specimen lies is seen in each frame anew, far better than it was predicted.
+            scene.model.jumped()
+        flags = ("jump",) if judgement.verdict == "jump" else ()
+        return self._settle(frame, scene, scene.model.observe(seen), at_s, flags)
+
+    def _judge(self, frame: Frame, scene: _Scene, at_s: float) -> Judgement:
+        """Say whether the frame shows what it should, and where about the specimen lies in it."""
+        expected = to_raster_px(scene.tracker.predict(at_s), frame.geometry)
+        reach_px = self.config.reach_nm / min(frame.geometry.pixel_size_nm)
+        usual = scene.usual_match
+        limits = {} if usual is None else {"usual_match": usual, "lost_below": self.config.lost_below}
+        return scene.observer.judge(
+            frame.image[0], scene.model, expected, reach_px, **({"lost_below": 0.0} | limits)
+        )
+
+    def _begin(self, frame: Frame, at_s: float, flags: tuple[str, ...] = ()) -> Frame:
+        """Take this frame for the reference, or measure it against its own lattice."""
+        self._revision += 1
+        mode, calibration = self._mode_of(frame)
+        lattice = self._lattice_of(frame) if mode == "calibrate" else None
+        model = self._make_model(frame, mode, calibration)
+        tracker = DriftTracker(self.config.rate_frames)
+        image = frame.image
+        if lattice is None:
+            if model.scan.is_static:
+                image = self._resampled(image, model.static_field(), model.sd_grid(_SD_NODES_PX))
+            observer: Observer = self._reference_of(image[0], mode)
+        else:
+            observer = lattice
+        scene = self._scene = _Scene(
+            geometry=frame.geometry,
+            mode=mode,
+            tracker=tracker,
+            observer=observer,
+            model=model,
+            dwell_time_us=frame.dwell_time_us,
+        )
+        if lattice is not None:
+            looked = lattice.first_look(frame.image[0], model)
+            if looked is None:
+                raise Rejected("no lattice")
+            scene.model, update = looked
+            return self._settle(frame, scene, update, at_s, flags)
+        tracker.observe((0.0, 0.0), at_s)
+        nothing = Rows.none(frame.geometry.shape[0])
+        registration = Registration(
+            revision=self._revision,
+            at_s=at_s,
+            distortion=self._said(scene, None, nothing, model.sd_grid(_SD_NODES_PX), flags),
+        )
+        return msgspec.structs.replace(frame, image=image, registration=registration)
+
+    def _settle(
+        self, frame: Frame, scene: _Scene, update: Update, at_s: float, flags: tuple[str, ...]
+    ) -> Frame:
+        """Resample the frame with what was learnt from it, and learn the drift."""
+        model, observer, image = scene.model, scene.observer, frame.image[0]
+        translation = np.array(model.translation_px)
+        anchor = np.rint(-translation)
+        sd_px = model.sd_grid(_SD_NODES_PX)
+        if model.scan.is_static:
+            field = model.field()
+            rows = self._rows(scene, image, field.mean(axis=2, dtype=np.float64))
+            field += anchor.astype(np.float32)[:, None, None]
+            if isinstance(observer, ReferenceObserver):
+                observer.learn(self._resampled(frame.image[:1], field, sd_px)[0], anchor)
+            field += rows.offsets_px.astype(np.float32)[:, :, None]
+            corrected = self._resampled(frame.image, field, sd_px)
+        else:
+            smooth = translation[:, None] + model.parts().rows_px.astype(np.float64)
+            rows = self._rows(scene, image, smooth)
+            displacement = -(smooth + anchor[:, None])
+            observer.learn(displaced(image, displacement), anchor)
+            displacement -= rows.offsets_px
+            corrected = np.stack([displaced(channel, displacement) for channel in frame.image])
+        drift_nm = to_scan_nm(-translation, frame.geometry)
+        scene.tracker.observe(drift_nm, at_s)
+        middle = np.array([[(n - 1) / 2 for n in frame.geometry.shape]])
+        _, sd = model.displacement_px(middle, with_sd=True)
+        registration = Registration(
+            revision=self._revision,
+            drift_nm=drift_nm,
+            drift_rate_nm_per_s=scene.tracker.rate_nm_per_s,
+            sd_nm=float(sd.max()) * max(frame.geometry.pixel_size_nm),
+            at_s=at_s,
+            distortion=self._said(scene, update, rows, sd_px, flags),
+        )
+        geometry = on_specimen(frame.geometry, to_scan_nm(anchor, frame.geometry))
+        return msgspec.structs.replace(frame, image=corrected, geometry=geometry, registration=registration)
+
+    def _rows(self, scene: _Scene, image: Float32, smooth_px: Float64) -> Rows:
+        rows = scene.observer.rows(image, scene.model, smooth_px)
+        return rows if self.config.correct_rows else Rows.none(len(image))
+
+    def _resampled(self, image: Float32, field_px: Float32, sd_px: Float32) -> Float32:
+        """Resample all channels, with less correction where the field is badly known."""
+        from models.resampling import resampled
+
+        return resampled(image, field_px, sd_px=sd_px, gate_sd_px=self.config.fade_above_px)
+
+    def _said(
+        self, scene: _Scene, update: Update | None, rows: Rows, sd_px: Float32, flags: tuple[str, ...]
+    ) -> Distortion:
+        """Word what was corrected."""
+        parts = scene.model.parts()
+        variance = sd_px**2 + rows.variance_px2.mean(axis=1)[:, None, None]
+        if update is None:  # the specimen lies where this frame shows it, whatever the drift
+            variance -= variance.min(axis=(1, 2), keepdims=True)
+        if scene.mode == "calibrate" and scene.observer.name == "registration":
+            flags = (*flags, "relative")
+        if scene.model.scan.is_static and float(sd_px.max()) > self.config.fade_above_px:
+            flags = (*flags, "faded")
+        return Distortion(
+            mode=scene.mode,
+            observer=scene.observer.name,
+            grid_px=parts.grid_px,
+            rows_px=parts.rows_px,
+            cols_px=parts.cols_px,
+            odd_cols_px=parts.odd_cols_px,
+            row_offset_px=rows.offsets_px.astype(np.float32),
+            sd_px=np.sqrt(variance).astype(np.float32),
+            observations=0 if update is None else update.used,
+            residual_px=float("nan") if update is None else update.held_out_rms_px,
+            flags=flags,
+        )
+
+    def _pass_on(self, frame: Frame, at_s: float) -> Frame:
+        """Say where a frame lies on the specimen, by the drift predicted for its time."""
+        if self._scene is None:
+            return msgspec.structs.replace(frame, registration=Registration(at_s=at_s))
+        tracker = self._scene.tracker
+        drift_nm = tracker.predict(at_s)
+        registration = Registration(
+            revision=self._revision,
+            drift_nm=drift_nm,
+            drift_rate_nm_per_s=tracker.rate_nm_per_s,
+            at_s=at_s,
+        )
+        geometry = on_specimen(frame.geometry, drift_nm)
+        return msgspec.structs.replace(frame, geometry=geometry, registration=registration)
+
+    def _leave(self, frame: Frame, at_s: float) -> Frame:
+        """Correct nothing: the specimen is taken to be where the scan says."""
+        if frame.request_id is None and frame.geometry != self._untouched:
+            self._untouched = frame.geometry
+            self._revision += 1
+        registration = Registration(revision=max(self._revision, 0), at_s=at_s)
+        return msgspec.structs.replace(frame, registration=registration)
+
+    # -- what is kept --------------------------------------------------------------------------
+
+    def calibration(self) -> Calibration | None:
+        """Give what was learnt of the scan, to be kept; None where nothing was calibrated."""
+        scene = self._scene
+        if scene is None or scene.mode != "calibrate" or scene.observer.name != "lattice":
+            return None
+        from models.calibration import Calibration
+
+        model = scene.model
+        mean, covariance = model.static()
+        return Calibration(
+            key=_key(scene.geometry, scene.dwell_time_us, model.scan.path),
+            scan=model.scan,
+            hyperparameters=model.hyperparameters,
+            mean_px=mean,
+            covariance_px2=covariance,
+            frames=model.frames,
+        )
+
+    def heir(self) -> CorrectDistortion:
+        """Make another that was told the same and has seen nothing."""
+        return CorrectDistortion(self.config, self._calibrations, self._lattice)
 
     def state(self) -> tuple[CorrectState, dict[str, NDArray[Any]]]:
-        """Say all that the next frame's correction depends on; arrays are shared and never written to.
+        """Say all that the next frame's correction depends on; arrays are never written to.
 
         Returns
         -------
         facts
             Numbers.
         arrays
-            Of the reference: ``image`` ``(rows, cols)``, ``rows`` and ``cols``, float32; none before
-            the first frame.
+            Of the model, named ``model.…``, and of the reference (``image`` ``(rows, cols)``, ``rows`` and
+            ``cols``, float32) or of the lattice; none before the first frame.
         """
-        if self._geometry is None:
-            return CorrectState(), {}
+        scene = self._scene
+        if scene is None:
+            return CorrectState(revision=self._revision, geometry=self._untouched), {}
+        model, model_arrays = scene.model.state()
+        arrays: dict[str, NDArray[Any]] = {f"model.{name}": array for name, array in model_arrays.items()}
+        for array in arrays.values():
+            array.setflags(write=False)
         facts = CorrectState(
             revision=self._revision,
-            geometry=self._geometry,
-            usual_match=self._usual_match,
-            anchor_px=self._reference.anchor,
-            seen=self._tracker.seen,
+            geometry=scene.geometry,
+            mode=scene.mode,
+            usual_match=scene.usual_match,
+            seen=scene.tracker.seen,
+            dwell_time_us=scene.dwell_time_us,
+            model=msgspec.msgpack.encode(model),
         )
-        return facts, dict(self._reference.arrays)
+        if isinstance(scene.observer, LatticeReference):
+            lattice, lattice_arrays = scene.observer.state()
+            return msgspec.structs.replace(facts, lattice=lattice), arrays | lattice_arrays
+        assert isinstance(scene.observer, ReferenceObserver)
+        facts = msgspec.structs.replace(facts, anchor_px=scene.observer.anchor_px)
+        return facts, arrays | dict(scene.observer.arrays)
 
     def restore(self, facts: CorrectState, arrays: dict[str, NDArray[Any]]) -> None:
         """Go on from what ``state`` said.
@@ -139,94 +441,107 @@ class CorrectDistortion:
         ValueError
             If the arrays are not those of the frames' raster; nothing is changed then.
         """
-        if facts.geometry is None:
-            self._forget()
+        if facts.geometry is None or not facts.model:
+            self._revision, self._scene, self._untouched = facts.revision, None, facts.geometry
             return
-        if arrays["image"].shape != facts.geometry.shape:
-            raise ValueError(
-                f"the reference has shape {arrays['image'].shape}, the frames {facts.geometry.shape}; "
-                "they are no state of this pipeline"
+        scene = self._restored(facts, facts.geometry, arrays)
+        self._revision, self._scene, self._untouched = facts.revision, scene, None
+
+    def _restored(
+        self, facts: CorrectState, geometry: ScanGeometry, arrays: dict[str, NDArray[Any]]
+    ) -> _Scene:
+        from models.distortion_gp import DistortionGP, GPFacts
+
+        known = msgspec.msgpack.decode(facts.model, type=GPFacts)
+        model = DistortionGP(known.scan, known.hyperparameters)
+        prefix = "model."
+        model.restore(known, {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)})
+        others = {name: array for name, array in arrays.items() if not name.startswith(prefix)}
+        observer: Observer
+        if facts.lattice is not None:
+            observer = LatticeReference.restored(facts.lattice, others, geometry.shape)
+        else:
+            if others["image"].shape != geometry.shape:
+                raise ValueError(
+                    f"the reference has shape {others['image'].shape}, the frames {geometry.shape}; "
+                    "they are no state of this pipeline"
+                )
+            observer = self._reference_of(others["image"].astype(np.float32), facts.mode)
+            observer.restore(others, facts.anchor_px)
+        return _Scene(
+            geometry=geometry,
+            mode=facts.mode,
+            tracker=DriftTracker(self.config.rate_frames, facts.seen),
+            observer=observer,
+            model=model,
+            usual_match=facts.usual_match,
+            dwell_time_us=facts.dwell_time_us,
+        )
+
+    # -- what is at work -----------------------------------------------------------------------
+
+    def _mode_of(self, frame: Frame) -> tuple[DistortionMode, Calibration | None]:
+        """Say what is corrected in frames like this one."""
+        asked = self.config.mode
+        if asked != "auto" and asked != "frozen":
+            return asked, None
+        if self._calibrations is not None:
+            calibration = self._calibrations(_key(frame.geometry, frame.dwell_time_us, frame.scan_path))
+            if calibration is not None:
+                return "frozen", calibration
+        if asked == "frozen":
+            raise Rejected("no calibration")
+        return "drift-only", None
+
+    def _reference_of(self, image: Float32, mode: DistortionMode) -> ReferenceObserver:
+        return ReferenceObserver(
+            image,
+            self.config.memory_frames,
+            self.config.max_row_offset_px,
+            by_blocks=mode == "calibrate",
+        )
+
+    def _lattice_of(self, frame: Frame) -> LatticeReference | None:
+        """Find the lattice of a first frame; None where it is not to be used or there is none."""
+        if self.config.observer == "registration":
+            return None
+        is_dark = frame.channels[0].upper() in _DARK_CHANNELS
+        try:
+            return LatticeReference(frame.image[0], is_dark=is_dark, lattice=self._lattice)
+        except NoLattice:
+            if self.config.observer == "lattice":
+                raise Rejected("no lattice") from None
+            return None
+
+    def _make_model(
+        self, frame: Frame, mode: DistortionMode, calibration: Calibration | None
+    ) -> DistortionGP:
+        from models.distortion_gp import BLOCKS, DistortionGP, ScanModel
+
+        if calibration is not None:
+            return DistortionGP.frozen(
+                calibration.scan,
+                calibration.hyperparameters,
+                calibration.mean_px,
+                calibration.covariance_px2,
             )
-        self._reference = RunningReference.restored(arrays, facts.anchor_px, self.config.memory_frames)
-        self._matcher = Matcher(facts.geometry.shape)
-        self._tracker = DriftTracker(self.config.rate_frames, facts.seen)
-        self._revision, self._geometry = facts.revision, facts.geometry
-        self._usual_match = facts.usual_match
-
-    def process(self, frame: Frame, /) -> Frame:
-        """Return the frame on the specimen, with its registration.
-
-        The first channel is registered; all are resampled alike.
-        """
-        at_s = middle_s(frame)
-        if frame.request_id is not None:
-            return self._pass_on(frame, at_s)
-        if frame.geometry != self._geometry:
-            return self._start_anew(frame, at_s)
-
-        predicted = to_raster_px(self._tracker.predict(at_s), frame.geometry)
-        anchor = np.rint(predicted)
-        reference = self._reference.predict(_pair(anchor))
-        reach_px = self.config.reach_nm / min(frame.geometry.pixel_size_nm)
-        shift, match = self._matcher.match(frame.image[0], reference, predicted - anchor, reach_px)
-        if self._usual_match is not None and match < self.config.lost_below * self._usual_match:
-            return self._start_anew(frame, at_s)
-        self._usual_match = match if self._usual_match is None else 0.9 * self._usual_match + 0.1 * match
-
-        rows = measure_rows(frame.image[0], reference, shift, self.config.max_row_offset_px)
-        drift = anchor + shift + rows.mean
-        sd_nm = rows.mean_sd * max(frame.geometry.pixel_size_nm)
-        offsets = rows.offsets if self.config.correct_rows else np.zeros_like(rows.offsets)
-        return self._settle(frame, drift, offsets, sd_nm, at_s)
-
-    def _start_anew(self, frame: Frame, at_s: float) -> Frame:
-        """Take this frame for the reference."""
-        self._revision += 1
-        self._geometry = frame.geometry
-        self._usual_match = None
-        self._tracker = DriftTracker(self.config.rate_frames)
-        self._tracker.observe((0.0, 0.0), at_s)
-        self._reference = RunningReference(frame.image[0], self.config.memory_frames)
-        self._matcher = Matcher(frame.geometry.shape)
-        registration = Registration(revision=self._revision, at_s=at_s)
-        return msgspec.structs.replace(frame, registration=registration)
-
-    def _settle(
-        self, frame: Frame, drift_px: Float64, offsets_px: Float64, sd_nm: float, at_s: float
-    ) -> Frame:
-        """Learn the drift and resample the frame with it."""
-        anchor = np.rint(drift_px)
-        rest = drift_px - anchor
-        # The reference takes the frame without its row offsets: those average out over frames,
-        # where a reference of corrected rows would keep the jitter of the first frame for ever.
-        self._reference.observe(displaced(frame.image[0], rest), _pair(anchor))
-        drift_nm = to_scan_nm(drift_px, frame.geometry)
-        self._tracker.observe(drift_nm, at_s)
-        registration = Registration(
-            revision=self._revision,
-            drift_nm=drift_nm,
-            drift_rate_nm_per_s=self._tracker.rate_nm_per_s,
-            sd_nm=sd_nm,
-            at_s=at_s,
+        scan = ScanModel(
+            shape=frame.geometry.shape,
+            path=frame.scan_path,
+            hum_period_rows=self.config.hum_period_rows or None,
+            blocks=BLOCKS if mode == "calibrate" else ("hum", "drift"),
         )
-        image = np.stack([displaced(channel, rest[:, None] + offsets_px) for channel in frame.image])
-        geometry = on_specimen(frame.geometry, to_scan_nm(anchor, frame.geometry))
-        return msgspec.structs.replace(frame, image=image, geometry=geometry, registration=registration)
-
-    def _pass_on(self, frame: Frame, at_s: float) -> Frame:
-        """Say where a frame lies on the specimen, by the drift predicted for its time."""
-        if self._geometry is None:
-            return msgspec.structs.replace(frame, registration=Registration(at_s=at_s))
-        drift_nm = self._tracker.predict(at_s)
-        registration = Registration(
-            revision=self._revision,
-            drift_nm=drift_nm,
-            drift_rate_nm_per_s=self._tracker.rate_nm_per_s,
-            at_s=at_s,
-        )
-        geometry = on_specimen(frame.geometry, drift_nm)
-        return msgspec.structs.replace(frame, geometry=geometry, registration=registration)
+        return DistortionGP(scan)
 
 
-def _pair(whole_px: Float64) -> tuple[int, int]:
-    return (int(whole_px[0]), int(whole_px[1]))
+def _key(geometry: ScanGeometry, dwell_time_us: float, path: ScanPath) -> ScanKey:
+    """Say what a distortion belongs to."""
+    from models.calibration import ScanKey
+
+    return ScanKey(
+        shape=geometry.shape,
+        field_of_view_nm=geometry.field_of_view_nm,
+        dwell_time_us=dwell_time_us,
+        rotation_rad=geometry.rotation_rad,
+        path=path,
+    )

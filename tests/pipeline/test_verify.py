@@ -20,7 +20,7 @@ from deploy.tables import to_toml
 from deploy.verify import Findings, Verifier, app, first_unlike
 from models.encoder import Encoder
 from simulators.stem import StemConfig, StemInstrument
-from streamer.codec import Numbered, encode
+from streamer.codec import Numbered, encode, pack
 from streamer.envelope import Envelope, EnvelopeConfig, RefusedError
 from streamer.hub import _Facts
 from streamer.journal import Journal, JournalConfig, kind_of, read_records
@@ -143,7 +143,7 @@ class Night:
                 session="s",
                 of="streamer",
                 told=told,
-                facts=msgspec.msgpack.encode(facts),
+                facts=pack(facts),
                 arrays=dict(state.arrays),
             )
         )

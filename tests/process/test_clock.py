@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 
-import msgspec
-
+from streamer.codec import pack
 from streamer.journal import read_records
 from streamer.messages import Frame, Latents, Outcome, Suggestion
 from streamer.segment import Record
@@ -51,6 +50,6 @@ def test_clock_that_steps_an_hour_changes_no_order_no_latency_and_no_state(run, 
     for what in ("frame to latents", "frame to suggestion"):
         p50_ms, p99_ms = first.telemetry.quantiles_ms(what)
         assert 0 <= p50_ms <= p99_ms < 10_000, what
-    stood = msgspec.msgpack.encode(first.hub.progress.state(), order="deterministic")
+    stood = pack(first.hub.progress.state(), sort=True)
     second = run()
     assert second.state_before == stood

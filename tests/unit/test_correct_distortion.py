@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from streamer.drift import DriftTracker
 from streamer.messages import Frame, ScanGeometry
+from streamer.stage import Rejected
 from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
 
 ROWS, COLS, PIXEL_NM = 96, 128, 0.02
@@ -24,6 +26,13 @@ def columns(seed: int = 2) -> NDArray[np.float64]:
     sites = np.stack([row.ravel(), col.ravel(), np.full(row.size, 60.0)], axis=1)
     sites[rng.random(len(sites)) < 0.05, 2] = 250
     return sites[rng.random(len(sites)) > 0.08]
+
+
+def elsewhere() -> NDArray[np.float64]:
+    """Columns in no order at all."""
+    rng = np.random.default_rng(99)
+    places = rng.uniform(-40, 160, (120, 2))
+    return np.column_stack([places, np.full(len(places), 60.0)])
 
 
 def scan(
@@ -167,10 +176,38 @@ def test_a_frame_that_matches_nothing_starts_a_new_reference() -> None:
     stage = CorrectDistortion()
     for number in range(3):
         stage.process(frame(scan(rng=rng), number))
-    noise = rng.poisson(20, (ROWS, COLS)).astype(np.float32)
-    corrected = stage.process(frame(noise, 3))
+    corrected = stage.process(frame(scan(rng=rng, sites=elsewhere()), 3))
     assert corrected.registration is not None
     assert corrected.registration.revision == 1
+    assert corrected.registration.distortion is not None
+    assert corrected.registration.distortion.flags == ("lost",)
+
+
+def test_a_blank_frame_is_rejected_and_the_reference_outlives_it() -> None:
+    rng = np.random.default_rng(18)
+    stage = CorrectDistortion()
+    for number in range(3):
+        stage.process(frame(scan(rng=rng), number))
+    dark = rng.poisson(4, (ROWS, COLS)).astype(np.float32)
+    with pytest.raises(Rejected, match="blank frame"):
+        stage.process(frame(dark, 3))
+    corrected = stage.process(frame(scan((0.4, -0.3), rng=rng), 4))
+    assert corrected.registration is not None
+    assert corrected.registration.revision == 0
+    np.testing.assert_allclose(drift_px(corrected), (0.4, -0.3), atol=0.05)
+
+
+def test_a_jump_of_the_stage_is_followed_and_said() -> None:
+    rng = np.random.default_rng(19)
+    stage = CorrectDistortion()
+    for number in range(3):
+        stage.process(frame(scan(rng=rng, sites=elsewhere()), number))
+    corrected = stage.process(frame(scan((22.0, -30.0), rng=rng, sites=elsewhere()), 3))
+    assert corrected.registration is not None
+    assert corrected.registration.revision == 0
+    assert corrected.registration.distortion is not None
+    assert corrected.registration.distortion.flags == ("jump",)
+    np.testing.assert_allclose(drift_px(corrected), (22.0, -30.0), atol=0.1)
 
 
 def test_a_sub_scan_passes_in_specimen_coordinates_and_teaches_nothing() -> None:
@@ -280,7 +317,7 @@ def test_a_clock_that_is_set_moves_no_atom(step_s: float) -> None:
 def test_what_was_learnt_can_be_handed_on_after_any_frame() -> None:
     rng = np.random.default_rng(24)
     frames = [frame(scan((0.7 * number, -1.1 * number), rng=rng), number) for number in range(8)]
-    frames[5] = frame(rng.poisson(20, (ROWS, COLS)).astype(np.float32), 5)  # the reference is lost
+    frames[5] = frame(scan(rng=rng, sites=elsewhere()), 5)  # the reference is lost
     expected = corrected_by(CorrectDistortion(), frames)
     for number in range(8):
         first, heir = CorrectDistortion(), CorrectDistortion()
@@ -291,7 +328,10 @@ def test_what_was_learnt_can_be_handed_on_after_any_frame() -> None:
 
 def corrected_by(stage: CorrectDistortion, frames: list[Frame]) -> list[tuple[object, ...]]:
     done = [stage.process(item) for item in frames]
-    return [(item.image.tobytes(), item.geometry, item.registration) for item in done]
+    return [
+        (item.image.tobytes(), item.geometry, msgspec.msgpack.encode(item.registration, enc_hook=bytes))
+        for item in done
+    ]
 
 
 def test_a_state_stays_as_it_was_said() -> None:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
+from streamer.codec import pack
 from streamer.config import ExperimentConfig, HubConfig
 from streamer.envelope import Envelope, EnvelopeConfig
 from streamer.hub import Hub
@@ -75,7 +75,7 @@ class Running:
         state = self.hub.recover()
         if state is not None:
             self.processor.restore(state)
-        self.state_before = msgspec.msgpack.encode(self.hub.progress.state(), order="deterministic")
+        self.state_before = pack(self.hub.progress.state(), sort=True)
         self.fault: BaseException | None = None
         self.reason = ""
         self._is_closed = False
