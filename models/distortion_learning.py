@@ -28,6 +28,9 @@ _LEAST_HUM_PX = 0.02
 _ROUNDS = 2  # the first says which observations to believe, and how large the jitter is
 _MOST_TRIALS = 60
 _LOG_STEP = 1e-4
+_OUTLIER_NATS = math.log(10.0)  # a place that is not believed lies anywhere within ten pixels
+_FRAMES_FOR_TIME = 6  # fewer say nothing of how lasting a distortion is
+_TIMESCALES = (0.1, 0.3, 1.0, 3.0, 10.0)  # in units of what it is taken for
 
 
 def learn_hyperparameters(
@@ -51,6 +54,9 @@ def learn_hyperparameters(
 
     Notes
     -----
+    With six frames and more, how lasting the distortion is is learnt as well, at the price of filtering
+    them five times.
+
     Give the result to ``DistortionGP.with_hyperparameters``: that makes another GP and leaves the one in
     use as it is, so a swap is one assignment, between two frames.
     """
@@ -59,7 +65,29 @@ def learn_hyperparameters(
     found = start or Hyperparameters()
     for _ in range(_ROUNDS):
         found = _round(scan, [frame for frame in frames if len(frame)], found)
-    return found
+    return _with_timescale(scan, frames, found) if len(frames) >= _FRAMES_FOR_TIME else found
+
+
+def _with_timescale(
+    scan: ScanModel, frames: Sequence[Observations], hyper: Hyperparameters
+) -> Hyperparameters:
+    """Choose the timescale under which the frames were best foreseen from each other."""
+    tried = [
+        msgspec.structs.replace(hyper, timescale_frames=hyper.timescale_frames * factor)
+        for factor in _TIMESCALES
+    ]
+    return max(tried, key=lambda trial: _foreseen(scan, frames, trial))
+
+
+def _foreseen(scan: ScanModel, frames: Sequence[Observations], hyper: Hyperparameters) -> float:
+    gp = DistortionGP(scan, hyper)
+    total = 0.0
+    for frame in frames:
+        gp.predict()
+        update = gp.observe(frame)
+        if update.used:
+            total += update.used * update.log_evidence - update.gated * _OUTLIER_NATS
+    return total
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,13 +84,13 @@ class ScanModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 def _default_amplitudes() -> dict[str, tuple[float, float]]:
     return {
         "affine": (0.5, 0.5),
-        "coil": (0.8, 0.8),
-        "flyback": (0.5, 1.5),
+        "coil": (1.5, 1.5),
+        "flyback": (0.2, 0.4),
         "flyback_relax": (0.5, 1.5),
         "lag": (0.5, 1.5),
         "turn": (0.3, 0.8),
-        "settle": (0.8, 0.8),
-        "settle_relax": (1.0, 1.0),
+        "settle": (0.3, 0.3),
+        "settle_relax": (1.0, 0.5),
         "creep": (0.3, 0.3),
         "hum": (0.15, 0.3),
         "drift": (0.15, 0.15),
@@ -118,8 +118,8 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """
 
     amplitude_px: dict[str, tuple[float, float]] = msgspec.field(default_factory=_default_amplitudes)
-    coil_length: float = 0.7
-    warp_length: float = 0.5
+    coil_length: float = 1.2
+    warp_length: float = 1.0
     timescale_frames: float = 200.0
     drift_change_px: float = 0.03
     jitter_px: tuple[float, float] = (0.05, 0.1)

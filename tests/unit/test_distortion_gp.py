@@ -103,7 +103,7 @@ def test_the_sd_covers_what_the_field_is_off_by(noise_px, jitter_px):
         error, sd = after(gp, rng, 3, noise_px=noise_px, jitter_px=jitter_px)
         covered.append(np.mean(np.abs(error) < 1.96 * sd))
 
-    assert 0.88 < np.mean(covered) < 0.995
+    assert 0.88 < np.mean(covered) < 0.998  # at 0.02 px the floor of what a column's fit knows is felt
 
 
 def test_a_perfect_scan_is_left_as_it_is():
@@ -120,9 +120,7 @@ def test_a_perfect_scan_is_left_as_it_is():
 
 def test_the_mean_is_that_of_the_exact_gp():
     scan = ScanModel(shape=(SIZE, SIZE))
-    hyper = Hyperparameters(
-        coil_length=1.0, warp_length=1.0, timescale_frames=1e9, drift_change_px=1e-6, jitter_px=(0.0, 0.0)
-    )
+    hyper = Hyperparameters(timescale_frames=1e9, drift_change_px=1e-6, jitter_px=(0.0, 0.0))
     rng = np.random.default_rng(7)
     frames = [observations(rng, lambda seen: smooth_truth(seen, hum_px=0)) for _ in range(2)]
     gp = DistortionGP(scan, hyper)
@@ -132,7 +130,8 @@ def test_the_mean_is_that_of_the_exact_gp():
 
     exact = exact_mean(scan, hyper, frames, inside)
 
-    assert rms(gp.displacement_px(inside) - exact) < 0.015
+    assert rms(gp.displacement_px(inside) - exact) < 0.01
+    assert rms(gp.displacement_px(inside)) > 1
 
 
 def test_the_jitter_of_the_rows_is_estimated():
@@ -397,6 +396,22 @@ def test_learning_raises_the_evidence():
 
     assert evidence[1] > evidence[0] + 0.05
     assert learnt.amplitude_px["hum"] == pytest.approx((0.085, 0.21), rel=0.3)
+
+
+@pytest.mark.parametrize(("period", "shorter"), [(8, True), (4000, False)])
+def test_several_frames_say_how_lasting_the_distortion_is(period, shorter):
+    rng = np.random.default_rng(57)
+
+    def truth(seen, frame):
+        phase = 2 * np.pi * frame / period
+        return smooth_truth(seen, frame=frame, drift_px=(0, 0)) * (1 + 0.5 * np.sin(phase))
+
+    frames = [observations(rng, lambda at, f=f: truth(at, f), count=400) for f in range(8)]
+
+    found = learn_hyperparameters(SCAN, frames, LEARNT).timescale_frames
+
+    assert (found < LEARNT.timescale_frames) is shorter
+    assert found != LEARNT.timescale_frames
 
 
 def test_a_slow_and_large_settling_is_within_reach():
