@@ -171,7 +171,7 @@ class GPFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     hum_advance_rad, hum_locks
         By how much its phase runs on from frame to frame, and how often that was seen.
     jitter_px2
-        Variance ``(row, col)``.
+        Variance ``(row, col)``, as averaged: chance may leave it below 0.
     noise
         Excess and said variance ``(row, col)`` of held-out residuals, forgotten slowly.
     """
@@ -221,7 +221,8 @@ class DistortionGP:
         self._live = _all_but_shear(self.basis)
         self._covariance = torch.diag_embed(self._prior[:, self._live])
         self._frames = 0
-        self._jitter_px2 = [sd**2 for sd in self.hyperparameters.jitter_px]
+        # Below 0 where chance has it so: cut off before it is averaged, no jitter would look like some.
+        self._jitter_mean_px2 = [sd**2 for sd in self.hyperparameters.jitter_px]
         self._noise = [[_PAST, _PAST], [_PAST, _PAST]]  # a past, in frames, that found nothing wrong
         self._period = scan.hum_period_rows
         self._frequency_variance = (2e-3 * self._frequency) ** 2
@@ -288,7 +289,7 @@ class DistortionGP:
         use = frame.gate(frame.residual(before[0]))
         found = self._posterior(frame, use, *before)
         if self._frames == 0:
-            self._jitter_px2 = frame.jitter_px2(frame.residual(found.mean), use, found.covariance)
+            self._jitter_mean_px2 = frame.jitter_px2(frame.residual(found.mean), use, found.covariance)
             for _ in range(_FIRST_PASSES - 1):
                 use = frame.gate(frame.residual(found.mean))
                 found = self._posterior(frame, use, *before)
@@ -491,7 +492,7 @@ class DistortionGP:
             hum_period_variance=self._frequency_variance,
             hum_advance_rad=self._advance_rad,
             hum_locks=self._locks,
-            jitter_px2=_pair(self._jitter_px2),
+            jitter_px2=_pair(self._jitter_mean_px2),
             noise=(_pair(self._noise[0]), _pair(self._noise[1])),
         )
         return facts, arrays
@@ -521,7 +522,7 @@ class DistortionGP:
         self._frames = facts.frames
         self._period, self._frequency_variance = facts.hum_period_rows, facts.hum_period_variance
         self._advance_rad, self._locks = facts.hum_advance_rad, facts.hum_locks
-        self._jitter_px2 = list(facts.jitter_px2)
+        self._jitter_mean_px2 = list(facts.jitter_px2)
         self._noise = [list(pair) for pair in facts.noise]
 
     # what follows is for this file
@@ -530,6 +531,11 @@ class DistortionGP:
     def _frequency(self) -> float:
         """Of the hum, in radians per row."""
         return 2 * math.pi / self._period if self._period else 0.0
+
+    @property
+    def _jitter_px2(self) -> list[float]:
+        """Variance ``(row, col)`` of what the columns of a line share."""
+        return [max(value, 0.0) for value in self._jitter_mean_px2]
 
     @property
     def _noise_factor(self) -> tuple[float, float]:
@@ -653,7 +659,7 @@ class DistortionGP:
     def _learn_jitter(self, frame: _Frame, left: Tensor, use: Tensor) -> None:
         share = _SHARE if self._frames else 1.0
         for axis, seen in enumerate(frame.jitter_px2(left, use, self._covariance)):
-            self._jitter_px2[axis] += share * (seen - self._jitter_px2[axis])
+            self._jitter_mean_px2[axis] += share * (seen - self._jitter_mean_px2[axis])
 
     def _hum_weights(self, mean: Tensor) -> Tensor:
         """Weights of the hum as complex amplitudes, one for each axis: ``Re(z exp(i phase))``."""

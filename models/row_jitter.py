@@ -103,7 +103,7 @@ class RowJitter:
     def variance_px2(
         self, axis: int, residual: Tensor, weight: Tensor, features: Tensor, covariance: Tensor
     ) -> float:
-        """Estimate the jitter's variance by the products of columns of neighbouring rows.
+        """Estimate the jitter's variance by the products of columns of neighbouring rows; may be below 0.
 
         Parameters
         ----------
@@ -124,7 +124,7 @@ class RowJitter:
         products += float(((taken @ covariance) * taken).sum())
         pairs = float((load**2).sum() - (weight**2).sum())
         shared = _SHARED[axis] if self._is_column else 1.0
-        return max(products, 0.0) / max(pairs * shared, 1e-30)
+        return products / max(pairs * shared, 1e-30)
 
     def _on_knots(self, axis: int, values: Tensor, weight: Tensor) -> Tensor:
         """Sum ``weight * values`` over the columns of each knot: ``(k, m)``."""

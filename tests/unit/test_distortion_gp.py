@@ -398,20 +398,24 @@ def test_learning_raises_the_evidence():
     assert learnt.amplitude_px["hum"] == pytest.approx((0.085, 0.21), rel=0.3)
 
 
-@pytest.mark.parametrize(("period", "shorter"), [(8, True), (4000, False)])
-def test_several_frames_say_how_lasting_the_distortion_is(period, shorter):
-    rng = np.random.default_rng(57)
+def test_several_frames_say_how_lasting_the_distortion_is():
+    found = []
+    for period in (8, 4000):
+        rng = np.random.default_rng(57)
+        frames = [
+            observations(
+                rng,
+                lambda at, frame=frame, period=period: (
+                    smooth_truth(at, frame=frame, drift_px=(0, 0))
+                    * (1 + 0.5 * np.sin(2 * np.pi * frame / period))
+                ),
+                count=400,
+            )
+            for frame in range(8)
+        ]
+        found.append(learn_hyperparameters(SCAN, frames, LEARNT).timescale_frames)
 
-    def truth(seen, frame):
-        phase = 2 * np.pi * frame / period
-        return smooth_truth(seen, frame=frame, drift_px=(0, 0)) * (1 + 0.5 * np.sin(phase))
-
-    frames = [observations(rng, lambda at, f=f: truth(at, f), count=400) for f in range(8)]
-
-    found = learn_hyperparameters(SCAN, frames, LEARNT).timescale_frames
-
-    assert (found < LEARNT.timescale_frames) is shorter
-    assert found != LEARNT.timescale_frames
+    assert found[1] >= 3 * found[0]
 
 
 def test_a_slow_and_large_settling_is_within_reach():
