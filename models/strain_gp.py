@@ -18,13 +18,14 @@ came before. Two things decide whether it works, both measured.
 
 * The features of d are evaluated where the model *predicts* the column on the raster, never where it was
   seen. Scaling ``X + u`` and ``s + d`` by the same factor leaves the equation true; at seen places such
-  a scaling shrinks every residual, noise included, and both fields collapse frame by frame (1 px of
-  dilation at the edge after 8 frames).
+  a scaling shrinks every residual, noise included, and unless a gauge holds them both fields collapse
+  (1 px of dilation at the edge after 12 frames).
 * Fields that a pure rotation about one point leaves alone (barrel, spiral) stay invisible however many
   angles are scanned: a move of the *stage* is needed beside the rotation. Moving the scan coils instead
   does not help against what is fixed to the coils.
 
-What no scan can tell is dilation and rotation of the whole field: `Gauge` says who gets them.
+What no scan can tell is dilation and rotation of the whole field. Calibration says who has them, and
+without one they are put down to the scan.
 
 Shapes: n columns, m features of d, k features of u; 2 is (row, col), in pixels of the raster. Specimen
 places are those of the raster of a frame that is neither turned nor moved. The algebra is float64 in
@@ -55,7 +56,7 @@ _GRID = 25  # nodes of the mean over the field that the gauge speaks of
 _RIM = 0.02  # of the edge, that those means leave out
 _GAUGE_SD_PX = 0.002
 _NOTHING = 1e-6  # sd of what is not looked for
-_SETTLED_PX = 0.06  # a smaller change of the predicted places is not worth a second pass
+_SETTLED_PX = 0.12  # a smaller change of the predicted places moves the fields by 0.001 px
 _MAX_PASSES = 3
 _LEAST_SEEN = 24
 _LEAST_TURN_RAD = math.radians(15)

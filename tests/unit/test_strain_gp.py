@@ -99,6 +99,16 @@ def test_no_strain_is_found_where_there_is_none() -> None:
     assert calm.score.strain_px < 0.015
 
 
+def test_noise_does_not_shrink_both_fields_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features taken where columns were seen turn noise into a dilation, 0.65 px in these eight frames."""
+    monkeypatch.setattr("models.strain_gp._GAUGE_SD_PX", 100.0)  # else the gauge holds what would shrink
+    still = run("inclusion", SEED, 8, strain_px=0.0, scale=0.0)
+    places = grid()
+    off = places - places.mean(0)
+    dilation = np.sum(still.gp.distortion_px(places) * off) / np.sum(off**2) * SIZE_PX / 2
+    assert abs(dilation) < 0.1
+
+
 # -- what cannot be told
 
 
@@ -367,6 +377,12 @@ def test_a_second_prior_gives_what_it_had_given_from_the_start(inclusion: Run) -
     difference = exchanged.specimen_displacement_px(grid()) - anew.specimen_displacement_px(grid())
     before = inclusion.gp.specimen_displacement_px(grid()) - anew.specimen_displacement_px(grid())
     assert rms(difference) < 0.1 * rms(before)
+
+
+def test_before_the_first_frame_no_prior_is_more_likely() -> None:
+    gp = strain_gp()
+    assert gp._evidence(0.05, 50.0) == pytest.approx(gp._evidence(0.4, 72.0), abs=1e-6)
+    assert gp._evidence(2.0, 140.0) == pytest.approx(gp._evidence(0.4, 72.0), abs=1e-6)
 
 
 def test_the_evidence_prefers_the_length_that_made_the_strain() -> None:
