@@ -255,6 +255,23 @@ def test_a_gp_of_drift_and_hum_alone_keeps_it(strain):
     assert 0.95 < kept(strain, gp, rng, 10, truth) < 1.05
 
 
+def test_the_shear_of_a_drift_is_told_from_that_of_the_specimen_by_its_motion():
+    gp, rng = DistortionGP(ScanModel(shape=(SIZE, SIZE), blocks=("drift",))), np.random.default_rng(20)
+    rate = np.array([0.2, -0.3])
+
+    def drift(seen, frame):
+        return rate * (frame + (seen[:, :1] - SIZE / 2) / SIZE)
+
+    for frame in range(10):
+        gp.predict()
+        gp.observe(
+            observations(rng, lambda at, frame=frame: drift(at, frame) + 0.4 * (at[:, :1] / SIZE - 0.5))
+        )
+
+    error = gp.displacement_px(raster()) - drift(raster(), 9)
+    assert rms(error - error.mean(axis=0)) < 0.03
+
+
 def test_freezing_leaves_the_static_part_alone():
     gp, rng = DistortionGP(SCAN, LEARNT), np.random.default_rng(23)
     after(gp, rng, 3)
