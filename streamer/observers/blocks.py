@@ -470,7 +470,7 @@ def _warped(image: Float32, field: Float64) -> Float32:
     return result
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=True)
 def _shifted(image: Float32, top: int, left: int, move: Float64, part: Float32, out: Float32) -> None:
     """Fill ``out`` with the image from ``(top, left) + move`` on; the edges repeat.
 
@@ -540,7 +540,7 @@ def _fit_blocks(
     return result
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=True)
 def _moments(block: Float32, there: Float32, taper: Float32) -> tuple[float, float, float, float, float]:
     """Weighted means of a block and its partner, their energies and their product."""
     total = b = t = bb = tt = bt = 0.0
@@ -558,7 +558,7 @@ def _moments(block: Float32, there: Float32, taper: Float32) -> tuple[float, flo
     return b, t, bb / total - b * b, tt / total - t * t, bt / total - b * t
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=True)
 def _step(block: Float32, there: Float32, taper: Float32) -> tuple[float, float]:
     """Say how much further the partner must be displaced to look like the block."""
     b, t, _, tt, bt = _moments(block, there, taper)

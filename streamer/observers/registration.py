@@ -28,6 +28,7 @@ SMOOTHING_PX = 1.0
 _ROW_STEPS = 6
 _WIDTHS_PX = (1.0, 1.5, 2.0, 3.0, 4.5)
 _FIRST_SPREAD_PX = 1.0
+_ENOUGH_PX = 256
 _BESIDE_PX = 1.5
 # Halves of a row are made of every other stretch of so many pixels.
 _STRETCH = 16
@@ -367,17 +368,18 @@ def _place_rows(
     floor = noise_px**2 / (8 * math.pi * width**4)
     both = math.sqrt(SMOOTHING_PX**2 + width**2)
     shared = noise_px**2 / (2 * math.pi) / np.array([width**3 * both, width * both**3])
-    gradients = np.gradient(known)
+    inner = [_middle(guide) for guide in guides]
+    gradients = np.gradient(_middle(known))
     weights = np.array(
         [
             max(float((g * h).mean()) - n, 1e-30) / max(float((g * g).mean()) - floor, 1e-30)
-            for g, h, n in zip(guides, gradients, shared, strict=True)
+            for g, h, n in zip(inner, gradients, shared, strict=True)
         ]
     )
     # White noise of the pixels counts with the energy of the weights as smoothed as the pixels are.
-    wide = [ndimage.gaussian_filter1d(guide, SMOOTHING_PX, axis=1) for guide in guides]
+    wide = [ndimage.gaussian_filter1d(guide, SMOOTHING_PX, axis=1) for guide in inner]
     kept = 1 / (2 * math.sqrt(math.pi) * SMOOTHING_PX)
-    loss = [float(np.vdot(w, w)) / (float(np.vdot(g, g)) + 1e-30) for w, g in zip(wide, guides, strict=True)]
+    loss = [float(np.vdot(w, w)) / (float(np.vdot(g, g)) + 1e-30) for w, g in zip(wide, inner, strict=True)]
     noise = np.array(loss) / kept
     ridge = 1e-4 * float(np.vdot(guides, guides)) / image.shape[0] + 1e-30
     expected = np.zeros((2, image.shape[0]))
@@ -405,10 +407,17 @@ def _halves_say(fits: Float64) -> Float64:
 
 def pixel_noise(image: Float32) -> float:
     """Say the standard deviation of an image's white noise, by what four neighbours do not share."""
+    image = _middle(image)
     corners = (image[1:, 1:] - image[1:, :-1] - image[:-1, 1:] + image[:-1, :-1]) / 2
     noise = float(np.median(np.abs(corners))) / 0.6745
     # Few counts: more than half of the differences are 0.
     return noise if noise > 0 else float(corners.std())
+
+
+def _middle(image: Float32) -> Float32:
+    """Cut out what is enough to tell noise from structure."""
+    top, left = (max(0, (n - _ENOUGH_PX) // 2) for n in image.shape)
+    return image[top : top + _ENOUGH_PX, left : left + _ENOUGH_PX]
 
 
 def telling_width(image: Float32) -> float:
@@ -416,6 +425,7 @@ def telling_width(image: Float32) -> float:
 
     The least width at which noise makes less than a fifth of their energy.
     """
+    image = _middle(image)
     noise2 = pixel_noise(image) ** 2
     for width in _WIDTHS_PX[:-1]:
         gradients = np.gradient(ndimage.gaussian_filter(image, width))
@@ -470,14 +480,13 @@ def _fit_rows(
     error = np.empty(cols)
     for row in range(rows):
         point = expected[:, row].copy()
-        for turn in range(_ROW_STEPS):
+        for _ in range(_ROW_STEPS):
             y = row - shift[0] - point[0]
             x = -shift[1] - point[1]
             _row_error(seen[row], known, y, x, error)
             top, left = min(max(round(y), 0), rows - 1), round(x)
-            measured = _row_step(guides, error, top, left, common, noise, ridge, floor, -1)
+            measured = _row_step(guides, error, top, left, common, noise, ridge, floor, -1, False)
             result[0, row], result[1, row] = point[0] + measured[0], point[1] + measured[1]
-            result[2:4, row] = measured[2:]
             moved = 0.0
             for axis in range(2):
                 gain = spread[axis, row] / (spread[axis, row] + measured[2 + axis])
@@ -485,15 +494,18 @@ def _fit_rows(
                 step = min(max(target - point[axis], -1.0), 1.0)
                 point[axis] += step
                 moved = max(moved, abs(step))
-            if moved < 0.02 and turn > 0:
+            if moved < 0.02:
                 break
-        for part in range(2):
-            half = _row_step(guides, error, top, left, common, noise, ridge, floor, part)
-            result[4 + 4 * part : 8 + 4 * part, row] = half
+        for part in range(-1, 2):
+            said = _row_step(guides, error, top, left, common, noise, ridge, floor, part, True)
+            if part < 0:
+                result[2:4, row] = said[2:]
+            else:
+                result[4 + 4 * part : 8 + 4 * part, row] = said
     return result
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=True)
 def _row_error(seen: Float32, known: Float32, y: float, x: float, error: Float64) -> None:
     """Fill in a row less the reference at ``(y, col + x)``, by cubic convolution, less their means."""
     rows, cols = known.shape
@@ -501,11 +513,18 @@ def _row_error(seen: Float32, known: Float32, y: float, x: float, error: Float64
     down, along = _cubic(y - first), _cubic(x - left)
     total = 0.0
     line = np.zeros(cols + 3, dtype=np.float32)
+    # Columns whose four neighbours are all there; beyond, the edge repeats.
+    start = min(max(0, 1 - left), cols + 3)
+    stop = max(start, min(cols + 3, cols + 1 - left))
     for i in range(4):
         source = known[min(max(first - 1 + i, 0), rows - 1)]
         weight = np.float32(down[i])
-        for col in range(cols + 3):
-            line[col] += weight * source[min(max(col + left - 1, 0), cols - 1)]
+        for col in range(start):
+            line[col] += weight * source[0]
+        for col in range(start, stop):
+            line[col] += weight * source[col + left - 1]
+        for col in range(stop, cols + 3):
+            line[col] += weight * source[cols - 1]
     for col in range(cols):
         value = (
             along[0] * line[col]
@@ -530,7 +549,7 @@ def _cubic(x: float) -> tuple[float, float, float, float]:
     )
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=True)
 def _row_step(
     guides: Float32,
     error: Float64,
@@ -541,12 +560,13 @@ def _row_step(
     ridge: float,
     floor: float,
     part: int,
+    is_last: bool,
 ) -> Float64:
     """Say how much further a row is displaced (2), and the variance of that by what is left then (2).
 
     Shot noise is largest where the gradients are, which the sandwich estimator counts in; a row without
     gradients leaves it nothing to count, but has an even share of the noise. ``part`` is 0 or 1 for
-    every other stretch of the row, -1 for all of it.
+    every other stretch of the row, -1 for all of it. Before the last step an even share is enough.
     """
     cols = error.size
     hh = kk = hk = he = ke = power = 0.0
@@ -572,6 +592,11 @@ def _row_step(
     out = np.empty(4)
     # The reference is displaced the other way than the specimen.
     out[0], out[1] = (rc * ke - cc * he) / determinant, (rc * he - rr * ke) / determinant
+    even_r = cc / determinant / common[0] * power / max(count, 1)
+    even_c = rr / determinant / common[1] * power / max(count, 1)
+    out[2], out[3] = noise[0] * even_r + 1e-12, noise[1] * even_c + 1e-12
+    if not is_last:
+        return out
     nr = nc = nrc = 0.0
     for col in range(cols):
         if part >= 0 and (col // _STRETCH) % 2 != part:
@@ -583,10 +608,7 @@ def _row_step(
         nrc += h * k * e2
     sandwich_r = (cc * cc * nr - 2 * cc * rc * nrc + rc * rc * nc) / determinant**2
     sandwich_c = (rr * rr * nc - 2 * rr * rc * nrc + rc * rc * nr) / determinant**2
-    even_r = cc / determinant / common[0] * power / max(count, 1)
-    even_c = rr / determinant / common[1] * power / max(count, 1)
-    out[2] = noise[0] * max(sandwich_r, even_r) + 1e-12
-    out[3] = noise[1] * max(sandwich_c, even_c) + 1e-12
+    out[2], out[3] = max(out[2], noise[0] * sandwich_r), max(out[3], noise[1] * sandwich_c)
     return out
 
 

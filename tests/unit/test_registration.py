@@ -161,6 +161,13 @@ def lattice(along: NDArray[np.float64]) -> NDArray[np.float64]:
     return image
 
 
+def test_a_shift_beyond_the_frame_leaves_no_row_that_tells() -> None:
+    rows = measure_rows(scan(), scan(), np.array([0.0, 3.0 * COLS]), 4.0)
+    assert not rows.offsets.any()
+    rows = measure_rows(scan(), scan(), np.array([-3.0 * ROWS, -3.0 * COLS]), 4.0)
+    assert not rows.offsets.any()
+
+
 def judged(image: NDArray[np.float32], expected: tuple[float, float] = (0.0, 0.0)) -> Judgement:
     return judge(image, scan(), Matcher((ROWS, COLS)), np.array(expected), 4.0, usual_match=0.9)
 
