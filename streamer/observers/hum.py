@@ -10,7 +10,7 @@ Float64 = NDArray[np.float64]
 
 _FALSE_ALARM = 1e-4
 _FINER = 8  # points of a periodogram in one line width
-_SLOWEST = 4  # periods in a frame: what is slower is settling or drift
+_SLOWEST = 8  # periods in a frame: what is slower is settling or drift
 _SHORTEST_ROWS = 2.5
 _AROUND = 40  # line widths over which the noise is averaged
 _COHERENT = 0.6  # part of the power that frames must have in step for their phases to be used

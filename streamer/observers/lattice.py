@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
+from scipy.stats import chi2
 
 from streamer.observers.columns import (
     COUNTS,
@@ -70,6 +71,7 @@ _LOST = 1 / 3  # part of the usual number of columns below which the lattice is 
 _POOR = 0.7  # part below which a frame is looked at again
 _MOST_STRETCH = 0.06  # of the lattice between frames: more is another magnification
 _FRAMES_TO_JUDGE = 4  # before a site is said to move by itself
+_BY_CHANCE = 1e-4  # how often a site at rest is taken for one that moves
 _CELLS = 1 << 20
 
 
@@ -622,8 +624,6 @@ class _SiteMemory:
         key = _key_of(index)
         self._make_room(key)
         at = np.searchsorted(self._key, key)
-        # What all sites have in common is drift that was not predicted.
-        residual_px = residual_px - np.median(residual_px, axis=0)
         self._count[at] += 1
         self._sum[at] += residual_px
         self._square[at] += residual_px**2
@@ -668,7 +668,7 @@ class _SiteMemory:
         # Jitter and what the field does not follow are the same for all: the usual ratio takes them in.
         usual = np.maximum(np.median((scatter2 / noise)[judged], axis=0), 1e-12)
         ratio = scatter2 / (noise * usual)
-        moving = judged[:, None] & (ratio > 1 + 5 * np.sqrt(2 / (n - 1)))
+        moving = judged[:, None] & (ratio > chi2.isf(_BY_CHANCE, n - 1) / (n - 1))
         excess[moving] += ((ratio - 1) * noise * usual)[moving]
         aside2 = self._aside(mean, judged) ** 2
         beyond = aside2 - 16 * noise * usual / n

@@ -66,6 +66,12 @@ def test_slow_settling_is_no_hum() -> None:
     assert find_hum(settling) is None
 
 
+def test_rows_that_wander_do_not_hum() -> None:
+    for seed in range(20):
+        steps = np.random.default_rng(seed).normal(0, 0.1, (2, ROWS))
+        assert find_hum(np.cumsum(steps, axis=1)) is None
+
+
 def test_rows_that_were_never_moved_do_not_hum() -> None:
     assert find_hum(np.zeros((2, ROWS))) is None
     one_way = offsets(4)[0]
