@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Float32: TypeAlias = NDArray[np.float32]
+Float64: TypeAlias = NDArray[np.float64]
 
 _CLOSE_PX = 2e-3  # of the fixed point: a tenth of what the best columns are known to
 _MOST_STEPS = 12
@@ -49,6 +50,26 @@ def raw_places(field: Float32, *, device: torch.device | str = "cpu") -> Float32
     places = np.empty_like(whole)
     _invert(whole, places)
     return places
+
+
+def seen_positions(field: Float32 | Float64, places_px: Float64) -> Float64:
+    """Find which pixel positions show some places of the specimen: ``s`` with ``s + D(s) = X``.
+
+    Parameters
+    ----------
+    field
+        As in ``raw_places``.
+    places_px
+        ``(row, col)``, shape ``(n, 2)``, also beyond the frame.
+
+    Returns
+    -------
+    positions
+        Shape ``(n, 2)``, float64.
+    """
+    found = np.array(places_px, dtype=np.float64)
+    _seek(np.ascontiguousarray(field, dtype=np.float32), found)
+    return found
 
 
 def sampled(image: Float32, places: Float32, *, device: torch.device | str = "cpu") -> Float32:
@@ -162,6 +183,29 @@ def _invert(field: Float32, places: Float32) -> None:
                     break
             places[0, row, col] = row - down
             places[1, row, col] = col - along
+
+
+@njit(cache=True)
+def _seek(field: Float32, places: Float64) -> None:
+    """Turn places into the positions that show them."""
+    rows, cols = field.shape[1:]
+    for i in range(len(places)):
+        row = place_row = places[i, 0]
+        col = place_col = places[i, 1]
+        for _ in range(_MOST_STEPS):
+            r, c = min(max(row, 0.0), rows - 1.0), min(max(col, 0.0), cols - 1.0)
+            top, left = min(int(r), rows - 2), min(int(c), cols - 2)
+            down, right = r - top, c - left
+            before_row, before_col = row, col
+            upper = field[0, top, left] * (1 - right) + field[0, top, left + 1] * right
+            lower = field[0, top + 1, left] * (1 - right) + field[0, top + 1, left + 1] * right
+            row = place_row - (upper * (1 - down) + lower * down)
+            upper = field[1, top, left] * (1 - right) + field[1, top, left + 1] * right
+            lower = field[1, top + 1, left] * (1 - right) + field[1, top + 1, left + 1] * right
+            col = place_col - (upper * (1 - down) + lower * down)
+            if abs(row - before_row) + abs(col - before_col) < 1e-4:
+                break
+        places[i, 0], places[i, 1] = row, col
 
 
 @njit(cache=True, inline="always")

@@ -7,6 +7,8 @@ before it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -122,15 +124,13 @@ class LatticeReference:
         self._off_px = self._seen_px + np.array(model.translation_px)
         if np.hypot(*self._off_px) < _SURE_PX:
             self._off_px = np.zeros(2)
-        off_px = self._off_px
-        return self.observer.observe(self._sign * image, lambda places: model.to_raw_px(places) + off_px)
+        off_px, seen_at = self._off_px, _seen_at(model.field())
+        return self.observer.observe(self._sign * image, lambda places: seen_at(places) + off_px)
 
-    def rows(self, image: Float32, model: DistortionGP, smooth_px: Float64) -> Rows:
+    def rows(self, image: Float32, model: DistortionGP, field_px: Float32 | Float64) -> Rows:
         """Say what each row has of its own, beside the field that has learnt from the frame."""
-        del smooth_px  # the rows' part of the field says how it changes within a column
-        found = self.observer.rows(
-            self._sign * image, model.to_raw_px, model.parts().rows_px.astype(np.float64)
-        )
+        own = model.parts().rows_px.astype(np.float64)  # what changes within the rows of one column
+        found = self.observer.rows(self._sign * image, _seen_at(field_px), own)
         return Rows(offsets_px=found.offsets, variance_px2=found.variance)
 
     def learn(self, image: Float32, anchor_px: Float64) -> None:
@@ -170,3 +170,10 @@ class LatticeReference:
         quads = image[:rows, :cols]
         total: Float32 = quads[0::2, 0::2] + quads[1::2, 0::2] + quads[0::2, 1::2] + quads[1::2, 1::2]
         return total
+
+
+def _seen_at(field_px: Float32 | Float64) -> Callable[[Float64], Float64]:
+    """Make what says where places of the specimen are seen in a frame of this field."""
+    from models.resampling import seen_positions  # not before it is needed: it brings torch
+
+    return partial(seen_positions, field_px)

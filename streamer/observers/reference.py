@@ -70,7 +70,7 @@ class Observer(Protocol):
         """Measure the displacement field of the frame that was judged; None where it tells nothing."""
         ...
 
-    def rows(self, image: Float32, model: DistortionGP, smooth_px: Float64) -> Rows:
+    def rows(self, image: Float32, model: DistortionGP, field_px: Float32 | Float64) -> Rows:
         """Say what each row has of its own, when the model has learnt from the frame."""
         ...
 
@@ -189,16 +189,18 @@ class ReferenceObserver:
             variance_px2=seen.variance_px2,
         )
 
-    def rows(self, image: Float32, model: DistortionGP, smooth_px: Float64) -> Rows:
+    def rows(self, image: Float32, model: DistortionGP, field_px: Float32 | Float64) -> Rows:
         """Say what each row has of its own, beside the smooth field.
 
         Parameters
         ----------
         image, model
             That was observed, and that learnt from it.
-        smooth_px
-            Mean of the smooth field over each row, drift included, shape ``(2, rows)``.
+        field_px
+            The smooth field, drift included, shape ``(2, rows, cols)``; ``(2, rows, 1)`` where it is the
+            same along each row.
         """
+        smooth_px = field_px.mean(axis=2, dtype=np.float64)
         assert self._rows is not None
         base = 0.0 if self._base is None else self._base.mean(axis=2, dtype=np.float64)
         seen = -(self._rows.raw + (self._rows.mean + self._shift + self._anchor)[:, None]) + base

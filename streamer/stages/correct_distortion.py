@@ -288,7 +288,7 @@ class CorrectDistortion:
         sd_px = model.sd_grid(_SD_NODES_PX)
         if model.scan.is_static:
             field = model.field()
-            rows = self._rows(scene, image, field.mean(axis=2, dtype=np.float64))
+            rows = self._rows(scene, image, field)
             field += anchor.astype(np.float32)[:, None, None]
             if isinstance(observer, ReferenceObserver):
                 observer.learn(self._resampled(frame.image[:1], field, sd_px)[0], anchor)
@@ -296,7 +296,7 @@ class CorrectDistortion:
             corrected = self._resampled(frame.image, field, sd_px)
         else:
             smooth = translation[:, None] + model.parts().rows_px.astype(np.float64)
-            rows = self._rows(scene, image, smooth)
+            rows = self._rows(scene, image, smooth[:, :, None])
             displacement = -(smooth + anchor[:, None])
             observer.learn(displaced(image, displacement), anchor)
             displacement -= rows.offsets_px
@@ -316,8 +316,8 @@ class CorrectDistortion:
         geometry = on_specimen(frame.geometry, to_scan_nm(anchor, frame.geometry))
         return msgspec.structs.replace(frame, image=corrected, geometry=geometry, registration=registration)
 
-    def _rows(self, scene: _Scene, image: Float32, smooth_px: Float64) -> Rows:
-        rows = scene.observer.rows(image, scene.model, smooth_px)
+    def _rows(self, scene: _Scene, image: Float32, field_px: Float32 | Float64) -> Rows:
+        rows = scene.observer.rows(image, scene.model, field_px)
         return rows if self.config.correct_rows else Rows.none(len(image))
 
     def _resampled(self, image: Float32, field_px: Float32, sd_px: Float32) -> Float32:
