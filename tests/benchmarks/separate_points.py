@@ -227,6 +227,7 @@ def figures(seeds: tuple[int, ...]) -> dict[str, float]:
     calm = [run("inclusion", seed, strain_px=0.0).score for seed in seeds]
     found["separate_false_strain_px"] = max(s.strain_px for s in calm)
     single = [run(kind, seed, steps=(UNTURNED,)).score for kind in kinds for seed in seeds]
+    found["separate_one_orientation_slope"] = statistics.mean(s.slope for s in single)
     found["separate_one_orientation_slope_max"] = max(s.slope for s in single)
     found["separate_batch_px"] = batch_difference_px(run("wall", seeds[0], 8))
     long = run("inclusion", seeds[0], 200)
