@@ -45,6 +45,7 @@ from numpy.typing import NDArray
 from scipy.linalg import blas, lapack
 
 from models.distortion_gp import FieldParts
+from models.pose import Pose
 from models.scan_basis import Hyperparameters, ScanBasis, ScanModel
 
 Float64 = NDArray[np.float64]
@@ -97,8 +98,10 @@ def protocol(field_of_view_nm: tuple[float, float], fraction: float = 0.2) -> tu
 
     Examples
     --------
-    >>> [(round(s.rotation_rad, 2), s.stage_nm) for s in protocol((10.0, 10.0))][1:3]
-    [(1.57, (0.0, 0.0)), (1.57, (1.2, 1.6))]
+    >>> [round(math.degrees(step.rotation_rad)) for step in protocol((10.0, 10.0))]
+    [0, 90, 90, 0]
+    >>> [tuple(round(x, 3) for x in step.stage_nm) for step in protocol((10.0, 10.0))][1:3]
+    [(0.0, 0.0), (1.2, 1.6)]
     """
     if not 0.05 <= fraction <= 0.5:
         raise ValueError(f"fraction is {fraction:g}; a stage move takes 0.05 to 0.5 of the field")
@@ -208,19 +211,6 @@ class StrainMap:
     strain_sd: Float64
     rotation_rad: Float64
     rotation_sd_rad: Float64
-
-
-@dataclass(frozen=True, slots=True)
-class _Pose:
-    """Commanded rotation and stage of a frame."""
-
-    rotation_rad: float
-    stage_px: tuple[float, float]
-
-    def matrix(self) -> Float64:
-        """From raster to specimen, for (row, col)."""
-        cos, sin = math.cos(self.rotation_rad), math.sin(self.rotation_rad)
-        return np.array([[cos, sin], [-sin, cos]])
 
 
 def _sines(places: Float64, half: float, modes: int) -> tuple[Float64, Float64]:
@@ -454,8 +444,8 @@ class StrainGP:
         else:
             self._fix_scan(np.asarray(calibrated_affine_px, dtype=np.float64))
         self._solve()
-        self._poses: list[_Pose] = []
-        self._pose: _Pose | None = None
+        self._poses: list[Pose] = []
+        self._pose: Pose | None = None
         self._turned_to = 0.0  # the last rotation that was not the first
         self.frames = 0
 
@@ -556,11 +546,11 @@ class StrainGP:
         weights = self._mean[self._scan_count :].reshape(2, -1)
         return np.asarray((strain @ weights.astype(np.float32).T).astype(np.float64))
 
-    def _raster_px(self, pose: _Pose, places_px: Float64, start_px: Float64, rounds: int) -> Float64:
+    def _raster_px(self, pose: Pose, places_px: Float64, start_px: Float64, rounds: int) -> Float64:
         """Return where displaced specimen places ``(n, 2)`` lie on the raster, by fixed point."""
         drift, velocity, turn, hum = np.split(self._own, [2, 4, 5])
         turned = pose.rotation_rad + turn[0] * self._is_turned(pose)
-        matrix = _Pose(turned, pose.stage_px).matrix()
+        matrix = Pose(turned, pose.stage_px).matrix()
         still = (places_px + pose.stage_px + drift - self._centre) @ matrix + self._centre
         carried = velocity @ matrix
         found = start_px
@@ -569,7 +559,7 @@ class StrainGP:
             found = still + late - self.distortion_px(found)
         return found
 
-    def _is_turned(self, pose: _Pose) -> bool:
+    def _is_turned(self, pose: Pose) -> bool:
         """Say whether the error of the angle counts: angles are counted from that of the first frame."""
         return bool(self._poses) and pose.rotation_rad != self._poses[0].rotation_rad
 
@@ -589,11 +579,29 @@ class StrainGP:
 
         With it ``s + D(s)`` is the place, on the raster of a frame turned alike, where the probe was.
         """
-        pose = self._pose or _Pose(0.0, (0.0, 0.0))
+        return self._parts_of(self._pose or Pose(), [self._nodes(step_px)[axis] for axis in (0, 1)])
+
+    def field(self, pose: Pose | None = None) -> Float32:
+        """Say ``D`` at every pixel, as of ``parts`` with the drift in it: ``(2, rows, cols)``.
+
+        Parameters
+        ----------
+        pose
+            Of a frame; None for that of the last one. Drift is that of the last frame all the same.
+        """
+        lines = [np.arange(size, dtype=np.float64) for size in self.scan.shape]
+        parts = self._parts_of(pose or self._pose or Pose(), lines)
+        found = parts.grid_px + parts.rows_px[:, :, None]
+        found[:, 0::2] += parts.cols_px[:, None]
+        found[:, 1::2] += (parts.cols_px if parts.odd_cols_px is None else parts.odd_cols_px)[:, None]
+        found += np.array(parts.translation_px, dtype=np.float32)[:, None, None]
+        return found
+
+    def _parts_of(self, pose: Pose, nodes_px: list[Float64]) -> FieldParts:
         drift, velocity, turn, hum = np.split(self._own, [2, 4, 5])
         still, carried = -drift @ pose.matrix(), -velocity @ pose.matrix()
         weights, basis = self._scan_weights(), self._scan_basis
-        nodes = [torch.from_numpy(nodes) for nodes in self._nodes(step_px)]
+        nodes = [torch.from_numpy(line) for line in nodes_px]
         lines = [torch.arange(size, dtype=torch.float64) for size in self.scan.shape]
         rows = (weights[:, basis.row] @ basis.row_features(lines[0]).T).numpy()
         places = np.stack([lines[0].numpy(), np.zeros(len(lines[0]))], 1)
@@ -876,7 +884,7 @@ class StrainGP:
         self._factor = _cholesky(self._information.marginal().precision)
         self._mean, self._own = np.array(state["mean"]), np.array(state["own_mean"])
         self.frames, self._turned_to = int(state["frames"][0]), float(state["turned_to"][0])
-        poses = [_Pose(float(turn), (float(row), float(col))) for turn, row, col in state["poses"]]
+        poses = [Pose(float(turn), (float(row), float(col))) for turn, row, col in state["poses"]]
         self._poses, self._pose = poses[:-1], poses[-1] if poses else None
 
     # -- one frame later
@@ -913,7 +921,7 @@ class StrainGP:
             are within reach. The state is then as before.
         """
         frame, outside = self._checked(ideal_px, seen_px, variance_px2)
-        pose = _Pose(rotation_rad, (float(stage_px[0]), float(stage_px[1])))
+        pose = Pose(rotation_rad, (float(stage_px[0]), float(stage_px[1])))
         moved = pose != self._pose and self.frames > 0 if moved is None else moved
         if self.frames:
             self._predict(pose, moved)
@@ -946,7 +954,7 @@ class StrainGP:
         order = np.flatnonzero(near)[np.argsort(np.rint(seen[near, 0]), kind="stable")]
         return _Seen(ideal[order], seen[order], 1 / spread[order]), int((~near).sum())
 
-    def _predict(self, pose: _Pose, moved: bool) -> None:
+    def _predict(self, pose: Pose, moved: bool) -> None:
         """Carry the belief one frame on."""
         config = self.config
         transition = np.eye(_X)
@@ -965,7 +973,7 @@ class StrainGP:
             self._information.forget(self._scan_count, keep)
             self._mean[: self._scan_count] *= keep
 
-    def _learn(self, frame: _Seen, pose: _Pose, outside: int, moved: bool) -> StrainUpdate:
+    def _learn(self, frame: _Seen, pose: Pose, outside: int, moved: bool) -> StrainUpdate:
         before = self._information
         strain = self._basis.features(frame.ideal, self._strain_sd)
         raster = self._first_guess(frame, strain, pose)
@@ -990,7 +998,7 @@ class StrainGP:
             moved=moved,
         )
 
-    def _first_guess(self, frame: _Seen, strain: Float32, pose: _Pose) -> Float64:
+    def _first_guess(self, frame: _Seen, strain: Float32, pose: Pose) -> Float64:
         """Predict the raster places, then follow the smooth part of what was seen.
 
         Ten numbers cannot follow the noise of two thousand columns, which is what must stay out.
@@ -1005,7 +1013,7 @@ class StrainGP:
         moved = found + np.median(frame.seen - found, 0) + smooth @ fit
         return np.asarray(np.clip(moved, -0.5, self._shape - 0.5))
 
-    def _add(self, frame: _Seen, strain: Float32, raster: Float64, pose: _Pose) -> None:
+    def _add(self, frame: _Seen, strain: Float32, raster: Float64, pose: Pose) -> None:
         """Add the information of one frame, linearised at the raster places."""
         matrix = pose.matrix()
         still = (frame.ideal + pose.stage_px - self._centre) @ matrix
