@@ -11,6 +11,22 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FIGURES = {
+    "distortion": (
+        "residual_px",
+        "residual_px_no_jitter",
+        "residual_px_12_counts",
+        "residual_px_estimated_lattice",
+        "cpu_ms_per_frame",
+        "cost_slope_pct_per_100",
+        "exact_gp_mean_diff_px",
+        "exact_gp_cost_ratio",
+        "coverage_min",
+        "coverage_max",
+        "added_error_px",
+        "strain_kept_frozen",
+        "strain_kept_drift_only",
+        "peer_ratio",
+    ),
     "faults": (
         "acked_lost",
         "duplicates",

@@ -1,0 +1,608 @@
+"""How much of a scan's distortion is left, what the correction costs, and what it leaves of real strain.
+
+Frames of a known crystal through a known scan are corrected by the stage of the pipeline, on seeds that
+nothing was tuned on (odd ones), and what leaves the stage is judged: the displacement of every pixel, drift
+included, against the truth. The stage is told the period of the hum, to 0.02 %, and where it says so the
+lattice. ``--data FOLDER`` adds recordings of real microscopes, ``--prototypes FOLDER`` another corrector on
+the same frames, ``--pictures FOLDER`` what was seen. ``--json`` prints one object on the last line,
+``--quick`` does the same with one seed and few frames, ``--only NAME`` measures one section. A figure that
+could not be measured is null, with its reason beside it.
+
+Residuals are the worst of the seeds' medians over frames; ``…_largest`` is the worst frame of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+    os.environ.setdefault(pool, "1")
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.calibration import load, save
+from models.distortion_gp import DistortionGP, Hyperparameters, Observations, ScanModel
+from simulators.crystal import CrystalConfig, CrystalFrame, CrystalStream, preset
+from streamer.drift import to_raster_px
+from streamer.messages import Frame
+from streamer.observers.lattice import Lattice, find_columns
+from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
+from tests.exact_distortion import exact_mean
+
+Figures = dict[str, Any]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+StrainKind = Literal["inclusion", "wall"]
+
+# The mains are known that well: a meter says 50.01 Hz where they have 50.
+HUM_PERIOD_ROWS = CrystalConfig().hum_period_rows * 1.0002
+BACKGROUND = {6.0: 1.0, 12.0: 1.5, 30.0: 3.0, 60.0: 6.0, 200.0: 15.0}  # counts, by those of a column
+LEARNT_AFTER = 5  # frames, where the lattice is found in them
+RIM_PX = 30.0  # of the field, where strain is not judged
+KINDS: tuple[StrainKind, ...] = ("inclusion", "wall")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How much is measured."""
+
+    seeds: tuple[int, ...]
+    frames: int
+    counts: tuple[float, ...]
+    cost_frames: int
+    rendered: int
+    calibrated: int
+    strained: int
+    kinds: tuple[StrainKind, ...]
+
+
+FULL = Plan(
+    seeds=(1, 3, 5, 7, 9),
+    frames=6,
+    counts=(6.0, 12.0, 30.0, 60.0, 200.0),
+    cost_frames=500,
+    rendered=40,
+    calibrated=10,
+    strained=6,
+    kinds=KINDS,
+)
+QUICK = Plan(
+    seeds=(1,),
+    frames=2,
+    counts=(12.0, 60.0),
+    cost_frames=50,
+    rendered=6,
+    calibrated=4,
+    strained=3,
+    kinds=("inclusion",),
+)
+
+
+# -- the stage on a known crystal --------------------------------------------------------------------
+
+
+def message(frame: CrystalFrame, number: int) -> Frame:
+    """Make of a simulated frame what an instrument would send."""
+    return Frame(
+        session="s",
+        number=number,
+        acquired_at_s=float(number),
+        image=frame.image[None],
+        channels=("HAADF",),
+        geometry=frame.geometry,
+        dwell_time_us=1.0,
+    )
+
+
+def lattice_of(stream: CrystalStream) -> Lattice:
+    """Give the lattice of a square crystal, as a user knows it who knows the specimen."""
+    return Lattice(
+        vectors_px=stream.basis_px,
+        origin_px=stream.origin_px,
+        basis=np.array([[0.0, 0.0], [0.5, 0.5]]),
+        amplitude=np.array([1.0, stream.config.second_brightness]),
+    )
+
+
+def calibrating(stream: CrystalStream, *, is_given: bool = True, hum: float = HUM_PERIOD_ROWS) -> Any:
+    """Make the stage that learns the whole field, on a lattice that it is given or that it finds."""
+    config = CorrectConfig(mode="calibrate", hum_period_rows=hum)
+    return CorrectDistortion(config, lattice=lattice_of(stream) if is_given else None)
+
+
+def pixels(edge: int) -> Float64:
+    """All pixels of a square raster, ``(row, col)``, shape ``(edge², 2)``."""
+    line = np.arange(edge, dtype=np.float64)
+    return np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Judged:
+    """One corrected frame against the truth."""
+
+    frame: CrystalFrame
+    error_px: Float64  # (pixels, 2)
+    covered: float  # part of the errors within 1.96 sd
+    cpu_ms: float
+
+    @property
+    def residual_px(self) -> float:
+        """RMS length of the error over all pixels."""
+        return rms(self.error_px)
+
+
+def rms(vectors_px: Float64) -> float:
+    """RMS length of vectors ``(n, 2)``."""
+    return float(np.sqrt(np.mean(np.sum(vectors_px**2, axis=1))))
+
+
+def judged(stream: CrystalStream, stage: CorrectDistortion, frames: int) -> list[Judged]:
+    """Correct the next frames of a stream, and compare what was taken out with what was in."""
+    places = pixels(stream.config.size_px)
+    found = []
+    for number in range(frames):
+        frame = stream.scan()
+        began = time.process_time()
+        corrected = stage.process(message(frame, number))
+        cpu_ms = 1e3 * (time.process_time() - began)
+        assert corrected.registration is not None
+        distortion = corrected.registration.distortion
+        assert distortion is not None
+        estimate = distortion.at(places) - to_raster_px(corrected.registration.drift_nm, frame.geometry)
+        error = estimate - frame.displacement_px().reshape(2, -1).T
+        covered = float(np.mean(np.abs(error) < 1.96 * distortion.sd_at(places)))
+        found.append(Judged(frame=frame, error_px=error, covered=covered, cpu_ms=cpu_ms))
+    return found
+
+
+def worst(name: str, runs: Sequence[Sequence[float]], digits: int = 4) -> Figures:
+    """Say the worst of the seeds' medians over frames, and the worst frame."""
+    return {
+        name: round(max(statistics.median(run) for run in runs), digits),
+        f"{name}_largest": round(max(max(run) for run in runs), digits),
+    }
+
+
+# -- accuracy ------------------------------------------------------------------------------------------
+
+
+def measure_accuracy(plan: Plan) -> Figures:
+    """Residuals at several doses, without jitter, without distortion, and how often the sd covers them."""
+    figures: Figures = {}
+    covered: dict[str, float] = {}
+    for counts in plan.counts:
+        runs = [
+            _run(seed, plan, peak_counts=counts, background_counts=BACKGROUND[counts]) for seed in plan.seeds
+        ]
+        name = "residual_px" if counts == 60 else f"residual_px_{counts:g}_counts"
+        figures |= worst(name, _residuals(runs))
+        for seed, run in zip(plan.seeds, runs, strict=True):
+            covered[f"{counts:g} counts, seed {seed}"] = statistics.mean(one.covered for one in run)
+        if counts == 60:
+            figures["distorted_px"] = round(max(rms(_truth(one)) for run in runs for one in run), 3)
+    figures |= {
+        "coverage_min": round(min(covered.values()), 4),
+        "coverage_max": round(max(covered.values()), 4),
+        "coverage_all": {name: round(value, 3) for name, value in covered.items()},
+    }
+    runs = [_run(seed, plan, jitter_px=(0.0, 0.0)) for seed in plan.seeds]
+    figures |= worst("residual_px_no_jitter", _residuals(runs))
+    runs = [_run(seed, plan, "clean") for seed in plan.seeds]
+    figures |= worst("added_error_px", _residuals(runs))
+    if plan is FULL:
+        low = {"peak_counts": 12.0, "background_counts": 1.5}
+        runs = [_run(seed, plan, "clean", **low) for seed in plan.seeds]
+        figures |= worst("added_error_px_12_counts", _residuals(runs))
+        runs = [_run(seed, plan, hum=0.0) for seed in plan.seeds]
+        figures |= worst("residual_px_unknown_hum", _residuals(runs))
+    return figures | _estimated(plan)
+
+
+def _run(
+    seed: int, plan: Plan, kind: str = "stem", *, hum: float = HUM_PERIOD_ROWS, **changes: Any
+) -> list[Judged]:
+    stream = CrystalStream(preset(kind, seed=seed, **changes))
+    return judged(stream, calibrating(stream, hum=hum), plan.frames)
+
+
+def _residuals(runs: list[list[Judged]]) -> list[list[float]]:
+    return [[one.residual_px for one in run] for run in runs]
+
+
+def _truth(one: Judged) -> Float64:
+    return one.frame.displacement_px().reshape(2, -1).T
+
+
+def _estimated(plan: Plan) -> Figures:
+    """The same where the lattice is found in the frames: up to one affine that all later frames share."""
+    runs = []
+    for seed in plan.seeds:
+        stream = CrystalStream(preset("stem", seed=seed))
+        later = judged(stream, calibrating(stream, is_given=False), LEARNT_AFTER + plan.frames - 1)
+        errors = np.stack([one.error_px for one in later[LEARNT_AFTER - 1 :]])
+        places = pixels(stream.config.size_px)
+        shapes = np.column_stack([np.ones(len(places)), places / len(places)])
+        common = shapes @ np.linalg.lstsq(shapes, errors.mean(axis=0), rcond=None)[0]
+        runs.append([rms(error - common) for error in errors])
+    return worst("residual_px_estimated_lattice", runs)
+
+
+# -- cost ----------------------------------------------------------------------------------------------
+
+
+def measure_cost(plan: Plan, prototypes: Path | None) -> Figures:
+    """CPU of a frame from raw to corrected, and whether it grows.
+
+    A few frames are played forwards and backwards over and over, so that nothing jumps. A piece of work that
+    is always the same is timed beside each frame: the slope is that of the ratio, for other programs
+    on the machine come and go.
+    """
+    stream = CrystalStream(preset("stem", seed=plan.seeds[0]))
+    frames = [stream.scan() for _ in range(plan.rendered)]
+    stage = calibrating(stream)
+    other = _prototype(prototypes, stream)
+    stage_ms, other_ms, still_ms = [], [], []
+    order = itertools.cycle([*frames, *frames[-2:0:-1]])
+    for number, frame in zip(range(plan.cost_frames), order, strict=False):
+        stage_ms.append(_cpu_ms(lambda f=frame, n=number: stage.process(message(f, n))))
+        still_ms.append(_cpu_ms(_yardstick))
+        if other is not None and number < 2 * plan.rendered:
+            other_ms.append(_cpu_ms(lambda f=frame: other(f.image)))
+    figures: Figures = {
+        "cpu_ms_per_frame": round(statistics.median(stage_ms[1:]), 1),
+        "cpu_ms_first_frame": round(stage_ms[0], 1),
+        "cost_slope_pct_per_100": round(_slope(stage_ms[1:], still_ms[1:]), 3),
+        "cost_frames": plan.cost_frames,
+        "prototype_cpu_ms_per_frame": round(statistics.median(other_ms[1:]), 1) if other_ms else None,
+    }
+    if not other_ms:
+        figures["prototype_cpu_ms_per_frame_reason"] = "no folder was given with --prototypes"
+    return figures
+
+
+def _cpu_ms(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return 1e3 * (time.process_time() - began)
+
+
+_FIXED = np.random.default_rng(0).standard_normal((512, 512)).astype(np.float32)
+
+
+def _yardstick() -> None:
+    """Do what a frame is made of: transforms, products and passes over memory."""
+    np.fft.rfft2(_FIXED)
+    _FIXED[:256] @ _FIXED.T
+    np.sort(_FIXED, axis=1)
+
+
+def _slope(stage_ms: list[float], still_ms: list[float]) -> float:
+    """Growth of the cost in percent per 100 frames: a line through the medians of ten parts of the run."""
+    parts = np.array_split(np.arange(len(stage_ms)), 10)
+    ratio = [np.median(np.array(stage_ms)[part]) / np.median(np.array(still_ms)[part]) for part in parts]
+    middle = [part.mean() for part in parts]
+    return float(100 * 100 * np.polyfit(middle, ratio, 1)[0] / np.median(ratio))
+
+
+def _prototype(folder: Path | None, stream: CrystalStream) -> Callable[[Float32], object] | None:
+    """Make the corrector ``online_gp_proto.py`` of a folder, if one was given; it counts ``(x, y)``."""
+    if folder is None:
+        return None
+    sys.path.insert(0, str(folder))
+    made = importlib.import_module("online_gp_proto")
+    c = stream.config
+    near = np.all((stream.sites_px > -24) & (stream.sites_px < c.size_px + 24), axis=1)
+    heights = c.peak_counts * stream.brightness[near]
+    gp = made.OnlineGP(
+        c.size_px, stream.sites_px[near][:, ::-1], heights, c.column_sigma_px, hum_period=HUM_PERIOD_ROWS
+    )
+
+    def correct(image: Float32) -> object:
+        gp.step(image)
+        return gp.resample(image, gp.field_fast())
+
+    return correct
+
+
+# -- against the exact GP --------------------------------------------------------------------------------
+
+
+def measure_exact(plan: Plan, per_frame: int = 120, total: int = 2400) -> Figures:
+    """Posterior mean and cost against a GP that is refitted to all observations so far.
+
+    The distortion is static for both. What the exact one pays for a frame is one refit to everything and
+    the mean at the frame's places; what the online one pays is one update and the same mean.
+    """
+    scan = ScanModel(shape=(512, 512))
+    hyper = Hyperparameters(timescale_frames=1e9, drift_change_px=1e-6, jitter_px=(0.0, 0.0))
+    differences, ratios = [], []
+    for seed in plan.seeds:
+        stream = CrystalStream(preset("stem", seed=seed, **STATIC))
+        rng = np.random.default_rng(seed)
+        frames = [_some(stream, rng, per_frame) for _ in range(total // per_frame)]
+        inside = rng.uniform(3, 508, (600, 2))
+        gp = DistortionGP(scan, hyper)
+        online_ms = [_cpu_ms(partial(_taught, gp, frame, inside)) for frame in frames]
+        began = time.process_time()
+        exact = exact_mean(scan, hyper, frames, inside)
+        exact_ms = 1e3 * (time.process_time() - began)
+        differences.append(rms(gp.displacement_px(inside) - exact))
+        ratios.append(exact_ms / statistics.median(online_ms))
+    return {
+        "exact_gp_mean_diff_px": round(max(differences), 5),
+        "exact_gp_cost_ratio": round(statistics.median(ratios), 1),
+        "exact_gp_observations": total,
+    }
+
+
+STATIC: dict[str, Any] = {
+    "hum_px": 0.0,
+    "jitter_px": (0.0, 0.0),
+    "drift_px_per_frame": 0.0,
+    "timescale_frames": 0.0,
+}
+
+
+def _taught(gp: DistortionGP, seen: Observations, places_px: Float64) -> Float64:
+    gp.condition(seen)
+    return np.asarray(gp.displacement_px(places_px))
+
+
+def _some(
+    stream: CrystalStream, rng: np.random.Generator, count: int, noise_px: float = 0.05
+) -> Observations:
+    """Some columns of the next frame, as a finder would report them."""
+    points = stream.points(noise_px)
+    chosen = rng.choice(len(points.site), count, replace=False)
+    seen = points.seen_px[chosen]
+    return Observations(
+        positions_px=seen,
+        displacement_px=stream.sites_px[points.site[chosen]] - seen,
+        variance_px2=np.full((count, 2), noise_px**2),
+    )
+
+
+# -- real strain -----------------------------------------------------------------------------------------
+
+
+def measure_strain(plan: Plan) -> Figures:
+    """What is left of 0.5 px of real strain in the columns of corrected images: slope against the truth."""
+    frozen, drift_only = {}, {}
+    for seed in plan.seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            calibrate(Path(folder), seed, plan.calibrated)
+            still = shifts(CrystalStream(preset("stem", seed=seed)), drifting(), plan.strained)
+            for kind in plan.kinds:
+                name = f"{kind}, seed {seed}"
+                stream = strained(seed, kind)
+                drift_only[name] = slope(stream, shifts(stream, drifting(), plan.strained), still)
+                stream = strained(seed, kind)
+                for _ in range(plan.calibrated):  # the scan went on since it was calibrated
+                    stream.points()
+                frozen[name] = slope(stream, shifts(stream, freezing(Path(folder)), plan.strained))
+    return {
+        "strain_kept_frozen": _furthest_from_one(frozen),
+        "strain_kept_drift_only": _furthest_from_one(drift_only),
+        "strain_kept_frozen_all": {name: round(value, 4) for name, value in frozen.items()},
+        "strain_kept_drift_only_all": {name: round(value, 4) for name, value in drift_only.items()},
+    }
+
+
+def _furthest_from_one(slopes: dict[str, float]) -> float:
+    return round(max(slopes.values(), key=lambda value: abs(value - 1)), 4)
+
+
+def strained(seed: int, kind: StrainKind) -> CrystalStream:
+    """Make a crystal with 0.5 px of strain."""
+    return CrystalStream(preset("stem", seed=seed, strain_px=0.5, strain_kind=kind))
+
+
+def calibrate(folder: Path, seed: int, frames: int) -> None:
+    """Learn the scan of a seed on a perfect crystal, and keep it in a folder."""
+    stream = CrystalStream(preset("stem", seed=seed))
+    stage = calibrating(stream)
+    for number in range(frames):
+        stage.process(message(stream.scan(), number))
+    calibration = stage.calibration()
+    assert calibration is not None
+    save(folder, calibration)
+
+
+def freezing(folder: Path) -> CorrectDistortion:
+    """Make the stage that takes a calibration as known."""
+    config = CorrectConfig(mode="frozen", calibrations=str(folder), hum_period_rows=HUM_PERIOD_ROWS)
+    return CorrectDistortion(config, calibrations=lambda key: load(folder, key))
+
+
+def drifting() -> CorrectDistortion:
+    """Make the stage for a specimen that nobody knows."""
+    return CorrectDistortion(CorrectConfig(mode="drift-only", hum_period_rows=HUM_PERIOD_ROWS))
+
+
+def shifts(stream: CrystalStream, stage: CorrectDistortion, frames: int) -> Float64:
+    """Where columns of corrected images are, beside their sites: mean over frames, NaN where not in all.
+
+    The first frame is left out: it is what the others are measured against.
+    """
+    total = np.zeros_like(stream.sites_px)
+    for number in range(frames):
+        corrected = stage.process(message(stream.scan(), number))
+        if number > 0:
+            total += _columns_beside(stream, corrected)
+    return total / (frames - 1)
+
+
+def _columns_beside(stream: CrystalStream, corrected: Frame) -> Float64:
+    """Place of the column nearest to each site, minus the site, ``(sites, 2)``; NaN where there is none."""
+    fits, _ = find_columns(corrected.image[0], stream.config.column_sigma_px)
+    places = stream.config.geometry.to_px(corrected.geometry.to_nm(fits.positions_px))
+    lattice = lattice_of(stream)
+    sites = np.flatnonzero(stream.is_present)
+    # The specimen lies where the first frame saw it: all columns are off by the same.
+    off = places - lattice.place_of(lattice.index_of(places)[0])
+    common = np.median(off, axis=0)
+    distance = np.linalg.norm(places - common - stream.sites_px[sites][:, None], axis=2)
+    nearest = distance.argmin(axis=1)
+    beside = np.full_like(stream.sites_px, np.nan)
+    is_near = distance.min(axis=1) < lattice.spacing_px / 3
+    beside[sites[is_near]] = (places[nearest] - stream.sites_px[sites])[is_near]
+    return beside
+
+
+def slope(stream: CrystalStream, seen_px: Float64, still_px: Float64 | None = None) -> float:
+    """Slope of seen displacements against the true ones, but for a shift of the whole.
+
+    Parameters
+    ----------
+    seen_px
+        Of the strained crystal, as ``shifts`` gives them.
+    still_px
+        Of the same crystal without strain, for what the scan does to both.
+    """
+    sites = stream.sites_px
+    edge = stream.config.size_px - 1 - RIM_PX
+    seen = seen_px if still_px is None else seen_px - still_px
+    inside = np.all((sites > RIM_PX) & (sites < edge), axis=1) & np.isfinite(seen).all(axis=1)
+    true = stream.strain_px(sites[inside])
+    true -= true.mean(axis=0)
+    found = seen[inside] - seen[inside].mean(axis=0)
+    return float(np.sum(true * found) / np.sum(true**2))
+
+
+# -- peers -----------------------------------------------------------------------------------------------
+
+PEERS = ("phase_correlation", "stackreg_rigid", "stackreg_affine")
+
+
+def measure_peers(plan: Plan) -> Figures:
+    """Residual of programs that others use on the same frames, given a picture of the undistorted lattice."""
+    try:
+        peers = _peers()
+    except ImportError as error:
+        return {"peer_ratio": None, "peer_ratio_reason": f"{error.name} is not installed"}
+    ours, theirs = [], {name: [] for name in peers}
+    cpu_ms: dict[str, list[float]] = {name: [] for name in peers}
+    ratios = []
+    for seed in plan.seeds:
+        stream = CrystalStream(preset("stem", seed=seed))
+        reference = _ideal(seed)
+        run = judged(stream, calibrating(stream), plan.frames)
+        ours.append([one.residual_px for one in run])
+        for name, peer in peers.items():
+            left = []
+            for one in run:
+                began = time.process_time()
+                found = peer(reference, one.frame.image, stream)
+                cpu_ms[name].append(1e3 * (time.process_time() - began))
+                left.append(rms(found - _truth(one)))
+            theirs[name].append(left)
+        best = min(statistics.median(left[-1]) for left in theirs.values())
+        ratios.append(best / statistics.median(ours[-1]))
+    figures: Figures = {"peer_ratio": round(min(ratios), 2)}
+    for name in peers:
+        figures |= worst(f"{name}_residual_px", theirs[name], 3)
+        figures[f"{name}_cpu_ms"] = round(statistics.median(cpu_ms[name]), 1)
+    return figures
+
+
+Peer = Callable[[Float32, Float32, CrystalStream], Float64]
+
+
+def _peers() -> dict[str, Peer]:
+    """Programs that put an image onto a reference; each says ``D`` at all pixels, ``(n, 2)``."""
+    from pystackreg import StackReg
+    from skimage.registration import phase_cross_correlation
+
+    def phase(reference: Float32, image: Float32, stream: CrystalStream) -> Float64:
+        shift = phase_cross_correlation(reference, image, upsample_factor=50, normalization=None)[0]
+        return _nearest(np.broadcast_to(shift, (image.size, 2)), stream)
+
+    def stackreg(kind: int) -> Peer:
+        def register(reference: Float32, image: Float32, stream: CrystalStream) -> Float64:
+            # It maps (x, y) of the reference onto the image; the image onto the specimen is its inverse.
+            back = np.linalg.inv(StackReg(kind).register(reference, image))
+            places = pixels(len(image))
+            moved = places[:, ::-1] @ back[:2, :2].T + back[:2, 2]
+            return _nearest(moved[:, ::-1] - places, stream)
+
+        return register
+
+    peers = (phase, stackreg(StackReg.RIGID_BODY), stackreg(StackReg.AFFINE))
+    return dict(zip(PEERS, peers, strict=True))
+
+
+def _nearest(displacement_px: Float64, stream: CrystalStream) -> Float64:
+    """Take the smallest of all equal answers: a lattice looks the same one period on."""
+    cells = np.rint(displacement_px.mean(axis=0) @ np.linalg.inv(stream.basis_px))
+    return np.asarray(displacement_px - cells @ stream.basis_px)
+
+
+def _ideal(seed: int) -> Float32:
+    """Picture of the lattice without distortion, defects and noise to speak of."""
+    changes = {"vacancies": 0, "interstitials": 0, "peak_counts": 6e4, "background_counts": 6e3}
+    return CrystalStream(preset("clean", seed=seed, **changes)).scan().image / np.float32(1e3)
+
+
+# -- all of it -------------------------------------------------------------------------------------------
+
+
+def sections(arguments: argparse.Namespace, plan: Plan) -> Iterator[tuple[str, Callable[[], Figures]]]:
+    """Name what can be measured."""
+    yield "accuracy", lambda: measure_accuracy(plan)
+    yield "cost", lambda: measure_cost(plan, arguments.prototypes)
+    yield "exact", lambda: measure_exact(plan)
+    yield "strain", lambda: measure_strain(plan)
+    yield "peers", lambda: measure_peers(plan)
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    parser.add_argument("--quick", action="store_true", help="one seed and few frames, under a minute")
+    parser.add_argument("--only", action="append", metavar="NAME", help="a section; again for another")
+    parser.add_argument(
+        "--prototypes", type=Path, help="folder with online_gp_proto.py, timed on the same frames"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    plan = QUICK if arguments.quick else FULL
+    began_s, cpu_s = time.perf_counter(), time.process_time()
+    figures: Figures = {}
+    for name, measure in sections(arguments, plan):
+        if arguments.only and name not in arguments.only:
+            continue
+        before_s = time.perf_counter()
+        found = measure()
+        found[f"{name}_s"] = round(time.perf_counter() - before_s, 1)
+        for figure, value in found.items():
+            print(f"{figure:36} {value}", flush=True)
+        figures |= found
+    figures["wall_s"] = round(time.perf_counter() - began_s, 1)
+    figures["cpu_s"] = round(time.process_time() - cpu_s, 1)
+    figures |= {"seeds": list(plan.seeds), "quick": arguments.quick}
+    if arguments.json:
+        print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
