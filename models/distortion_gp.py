@@ -479,6 +479,35 @@ class DistortionGP:
             gp._mean, gp._covariance = self._on_prior(gp._prior)
         return gp
 
+    def with_hum(self, period_rows: float) -> DistortionGP:
+        """Make another that knows the same and follows a hum, of which it knows the period only.
+
+        Raises
+        ------
+        ValueError
+            If this one follows a hum already, or its scan model may have none.
+        """
+        if "hum" in self.basis.blocks:
+            raise ValueError("the model follows a hum already; make a new one for another period")
+        if "hum" not in self.scan.blocks:
+            raise ValueError("scan.blocks leaves hum out; add 'hum'")
+        scan = msgspec.structs.replace(self.scan, hum_period_rows=period_rows)
+        gp = DistortionGP(scan, self.hyperparameters, device=self._device, dtype=self._dtype)
+        block = gp.basis.blocks["hum"]
+        places = torch.arange(gp.basis.size)
+        kept = places[(places < block.start) | (places >= block.stop)]
+        gp._mean[:, kept] = self._mean
+        if self._static is not None:
+            gp._static = torch.zeros(2, gp.basis.size, gp.basis.size, dtype=torch.float64)
+            gp._static[:, kept[:, None], kept] = self._static
+            gp._live = slice(self._live.start, gp.basis.size)
+        gp._covariance = torch.diag_embed(gp._prior[:, gp._live])
+        live = kept[(kept >= gp._live.start) & (kept < gp._live.stop)] - gp._live.start
+        gp._covariance[:, live[:, None], live] = self._covariance
+        gp._frames = self._frames
+        gp._jitter_mean_px2, gp._noise = list(self._jitter_mean_px2), [list(pair) for pair in self._noise]
+        return gp
+
     def state(self) -> tuple[GPFacts, dict[str, Float64]]:
         """Say all that the next frames depend on; the arrays are copies, float64."""
         arrays = {"mean": self._mean.numpy().copy(), "covariance": self._covariance.numpy().copy()}

@@ -924,18 +924,18 @@ class Command(Message, frozen=True, kw_only=True, eq=False, tag="command"):
 
 
 class ModelRevision(Message, frozen=True, kw_only=True, eq=False, tag="model_revision"):
-    """An agent has fitted its model anew.
+    """An agent, or the correction of the distortion, has fitted its model anew.
 
     Attributes
     ----------
     session, policy
-        Of the session; of the agent.
+        Of the session; of the agent, or ``distortion``.
     revision
-        Counts the fits, from 1: suggestions carry it as ``model_revision``.
+        Counts the fits, from 1: suggestions carry it as ``model_revision``, and so do frames.
     told
-        Number of the last journal record that the agent had been told.
+        Number of the last journal record that the agent had been told; ``distortion``: of the frame.
     observations
-        Measurements that it was fitted to.
+        Measurements that it was fitted to; ``distortion``: frames.
     parameters
         Every hyperparameter by name, as it was found: float64, bit for bit.
     """

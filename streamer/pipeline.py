@@ -89,7 +89,7 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     link: LinkState
 
 
-_VERSION = 2
+_VERSION = 3
 
 
 class Pipeline:
@@ -203,7 +203,7 @@ class Pipeline:
         linked = drive(self.link, latents, meter)
         if linked is None:
             return None
-        return Processed(corrected=corrected, atoms=atoms, latents=linked)
+        return Processed(corrected=corrected, atoms=atoms, latents=linked, also=self.correct.news())
 
 
 def _of(stage: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -131,7 +131,7 @@ class LatticeReference:
         """Say what each row has of its own, beside the field that has learnt from the frame."""
         own = model.parts().rows_px.astype(np.float64)  # what changes within the rows of one column
         found = self.observer.rows(self._sign * image, _seen_at(field_px), own)
-        return Rows(offsets_px=found.offsets, variance_px2=found.variance)
+        return Rows(offsets_px=found.offsets, variance_px2=found.variance, measured_px=found.measured)
 
     def learn(self, image: Float32, anchor_px: Float64) -> None:
         """Learn nothing: the lattice is known."""

@@ -88,12 +88,15 @@ class RowOffsets:
         Standard deviation of the jitter along (row, col), shape ``(2,)``, px.
     noise_scale
         By how much the noise of a row's offset is larger than counting alone makes it, ``(2,)``.
+    measured
+        As measured, each row for itself, shape ``(2, rows)``; 0 where too few columns cross.
     """
 
     offsets: Float64
     variance: Float64
     spread: Float64
     noise_scale: Float64
+    measured: Float64
 
 
 def noise_model(image: Float32) -> NoiseModel:
@@ -350,7 +353,7 @@ def _weighed(sums: Float64, around: Float64, before: RowOffsets | None) -> RowOf
         spread2[axis] = _excess_variance(raw[axis, seen], scale[axis] / total[axis, seen])
         if before is not None:
             spread2[axis] = 0.2 * spread2[axis] + 0.8 * before.spread[axis] ** 2
-    return _shrunk(sums, around, scale, spread2)
+    return _shrunk(sums, around, scale, spread2, np.where(enough, raw, 0.0))
 
 
 def _excess_variance(values: Float64, variance: Float64) -> float:
@@ -364,7 +367,9 @@ def _excess_variance(values: Float64, variance: Float64) -> float:
     return min(max(excess, 0.0), 16.0)
 
 
-def _shrunk(sums: Float64, around: Float64, scale: Float64, spread2: Float64) -> RowOffsets:
+def _shrunk(
+    sums: Float64, around: Float64, scale: Float64, spread2: Float64, measured: Float64
+) -> RowOffsets:
     """Posterior mean and variance of each row's offset, both directions together."""
     rr, rc, cc, row, col = sums.sum(axis=0)
     rr, cc, rc = rr / scale[0], cc / scale[1], rc / math.sqrt(scale[0] * scale[1])
@@ -377,7 +382,13 @@ def _shrunk(sums: Float64, around: Float64, scale: Float64, spread2: Float64) ->
     # Four spreads out of its prior is no row offset, but a linear answer far from where it holds.
     offsets = np.clip(offsets, *(sign * 4 * np.sqrt(spread2)[:, None] for sign in (-1, 1)))
     variance = np.stack([d, a]) / determinant
-    return RowOffsets(offsets=offsets, variance=variance, spread=np.sqrt(spread2), noise_scale=scale)
+    return RowOffsets(
+        offsets=offsets,
+        variance=variance,
+        spread=np.sqrt(spread2),
+        noise_scale=scale,
+        measured=measured,
+    )
 
 
 def _drawn(shape: tuple[int, ...], parameters: Float64, sigma: float, shift: Float64) -> Float32:

@@ -415,7 +415,9 @@ class LatticeObserver:
         if "row_spread" in arrays:
             nothing = np.zeros((2, 0))
             spread, scale = arrays["row_spread"].copy(), arrays["row_noise_scale"].copy()
-            self._rows = RowOffsets(offsets=nothing, variance=nothing, spread=spread, noise_scale=scale)
+            self._rows = RowOffsets(
+                offsets=nothing, variance=nothing, spread=spread, noise_scale=scale, measured=nothing
+            )
         self._memory = _SiteMemory.restored(arrays, self.lattice)
         return self
 

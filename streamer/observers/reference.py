@@ -41,15 +41,22 @@ class Rows:
     ----------
     offsets_px, variance_px2
         Shape ``(2, rows)``.
+    measured_px
+        As measured, before it is asked what of it is noise; 0 where a row tells nothing.
     """
 
     offsets_px: Float64
     variance_px2: Float64
+    measured_px: Float64
 
     @classmethod
     def none(cls, count: int) -> Rows:
         """Make those of ``count`` rows that are where they should be."""
-        return cls(offsets_px=np.zeros((2, count)), variance_px2=np.zeros((2, count)))
+        return cls(
+            offsets_px=np.zeros((2, count)),
+            variance_px2=np.zeros((2, count)),
+            measured_px=np.zeros((2, count)),
+        )
 
 
 class Observer(Protocol):
@@ -205,8 +212,14 @@ class ReferenceObserver:
         base = 0.0 if self._base is None else self._base.mean(axis=2, dtype=np.float64)
         seen = -(self._rows.raw + (self._rows.mean + self._shift + self._anchor)[:, None]) + base
         variance = self._rows.variance
-        left = np.stack([shrunk(o, v) for o, v in zip(seen - smooth_px, variance, strict=True)])
-        return Rows(offsets_px=left, variance_px2=np.where(np.isfinite(variance), variance, 0.0))
+        own = seen - smooth_px
+        left = np.stack([shrunk(o, v) for o, v in zip(own, variance, strict=True)])
+        tells = np.isfinite(variance)
+        return Rows(
+            offsets_px=left,
+            variance_px2=np.where(tells, variance, 0.0),
+            measured_px=np.where(tells, own, 0.0),
+        )
 
     def learn(self, image: Float32, anchor_px: Float64) -> None:
         """Average in a frame that was put back, without its rows' own offsets.

@@ -12,7 +12,7 @@ field is learnt on a perfect lattice (``calibrate``), kept, and taken as known f
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -20,11 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.drift import DriftTracker, middle_s, on_specimen, to_raster_px, to_scan_nm
-from streamer.messages import Distortion, DistortionMode, Float32, Frame, Registration, ScanGeometry
+from streamer.messages import (
+    Distortion,
+    DistortionMode,
+    Float32,
+    Frame,
+    ModelRevision,
+    Registration,
+    ScanGeometry,
+)
 from streamer.observers.against_lattice import LatticeReference
+from streamer.observers.hum_search import HumSearch
 from streamer.observers.lattice import Lattice, LatticeState, NoLattice
 from streamer.observers.reference import Observer, ReferenceObserver, Rows
 from streamer.observers.registration import Judgement, displaced
+from streamer.relearn import Relearner, RelearnState
 from streamer.stage import Rejected
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is read without it
@@ -132,6 +142,14 @@ class CorrectState(msgspec.Struct, frozen=True, kw_only=True):
         MessagePack of the model's facts; empty where nothing is corrected.
     lattice
         Facts of the lattice; None where there is none.
+    model_revision
+        Of the model; 0 where it is as it began.
+    revisions
+        Of models, in all; ``news`` are those that nobody was told of.
+    hum_frames
+        Frames in which a hum was looked for.
+    relearn
+        What is known of how well the model foresees its frames.
     """
 
     revision: int = -1
@@ -143,6 +161,11 @@ class CorrectState(msgspec.Struct, frozen=True, kw_only=True):
     dwell_time_us: float = 0.0
     model: bytes = b""
     lattice: LatticeState | None = None
+    model_revision: int = 0
+    revisions: int = 0
+    news: tuple[ModelRevision, ...] = ()
+    hum_frames: int = 0
+    relearn: RelearnState = RelearnState()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -156,6 +179,9 @@ class _Scene:
     model: DistortionGP
     dwell_time_us: float
     usual_match: float | None = None
+    model_revision: int = 0
+    hum: HumSearch = field(default_factory=HumSearch)
+    relearner: Relearner = field(default_factory=Relearner)
 
 
 class CorrectDistortion:
@@ -192,6 +218,8 @@ class CorrectDistortion:
         self._revision = -1
         self._scene: _Scene | None = None
         self._untouched: ScanGeometry | None = None  # raster of frames that are left as they are
+        self._revisions = 0
+        self._news: tuple[ModelRevision, ...] = ()
 
     # -- frame by frame ------------------------------------------------------------------------
 
@@ -219,6 +247,9 @@ class CorrectDistortion:
             raise Rejected("blank frame")
         if judgement.verdict == "lost":
             return self._begin(frame, at_s, ("lost",))
+        relearnt = scene.relearner.swap(scene.model)
+        if relearnt is not None:
+            self._revise(frame, scene, relearnt)
         scene.model.predict()
         seen = scene.observer.observe(frame.image[0], scene.model, judgement)
         if seen is None:
@@ -229,7 +260,38 @@ class CorrectDistortion:
             # Where the specimen lies is seen in each frame anew, far better than it was predicted.
             scene.model.jumped()
         flags = ("jump",) if judgement.verdict == "jump" else ()
-        return self._settle(frame, scene, scene.model.observe(seen), at_s, flags)
+        update = scene.model.observe(seen)
+        if scene.model.scan.is_static and not scene.model.is_frozen:
+            scene.relearner.watch(scene.model, seen, update)
+        return self._settle(frame, scene, update, at_s, flags)
+
+    def news(self) -> tuple[ModelRevision, ...]:
+        """Say which models were taken into use since the last call."""
+        news, self._news = self._news, ()
+        return news
+
+    def _revise(self, frame: Frame, scene: _Scene, model: DistortionGP) -> None:
+        """Go on with another model from the next prediction on."""
+        self._revisions += 1
+        scene.model, scene.model_revision = model, self._revisions
+        said = ModelRevision(
+            session=frame.session,
+            policy="distortion",
+            revision=self._revisions,
+            told=frame.number,
+            observations=model.frames,
+            parameters=_parameters(model),
+        )
+        self._news = (*self._news, said)
+
+    def _look_for_hum(self, frame: Frame, scene: _Scene, rows: Rows) -> None:
+        """Give the model a hum that the rows have shown, if it follows none."""
+        if scene.model.hum_period_rows is not None or "hum" not in scene.model.scan.blocks:
+            return
+        period = scene.hum.take(rows.measured_px)
+        if period is not None:
+            scene.relearner.forget()
+            self._revise(frame, scene, scene.model.with_hum(period))
 
     def _judge(self, frame: Frame, scene: _Scene, at_s: float) -> Judgement:
         """Say whether the frame shows what it should, and where about the specimen lies in it."""
@@ -313,6 +375,7 @@ class CorrectDistortion:
             at_s=at_s,
             distortion=self._said(scene, update, rows, sd_px, flags),
         )
+        self._look_for_hum(frame, scene, rows)
         geometry = on_specimen(frame.geometry, to_scan_nm(anchor, frame.geometry))
         return msgspec.structs.replace(frame, image=corrected, geometry=geometry, registration=registration)
 
@@ -338,6 +401,8 @@ class CorrectDistortion:
             flags = (*flags, "relative")
         if scene.model.scan.is_static and float(sd_px.max()) > self.config.fade_above_px:
             flags = (*flags, "faded")
+        if scene.relearner.is_learning:
+            flags = (*flags, "learning")
         return Distortion(
             mode=scene.mode,
             observer=scene.observer.name,
@@ -349,6 +414,7 @@ class CorrectDistortion:
             sd_px=np.sqrt(variance).astype(np.float32),
             observations=0 if update is None else update.used,
             residual_px=float("nan") if update is None else update.held_out_rms_px,
+            model_revision=scene.model_revision,
             flags=flags,
         )
 
@@ -412,9 +478,20 @@ class CorrectDistortion:
         """
         scene = self._scene
         if scene is None:
-            return CorrectState(revision=self._revision, geometry=self._untouched), {}
+            return (
+                CorrectState(
+                    revision=self._revision,
+                    geometry=self._untouched,
+                    revisions=self._revisions,
+                    news=self._news,
+                ),
+                {},
+            )
         model, model_arrays = scene.model.state()
         arrays: dict[str, NDArray[Any]] = {f"model.{name}": array for name, array in model_arrays.items()}
+        relearn, relearn_arrays = scene.relearner.state()
+        arrays |= {f"relearn.{name}": array for name, array in relearn_arrays.items()}
+        arrays["hum.recent"] = scene.hum.recent_px
         for array in arrays.values():
             array.setflags(write=False)
         facts = CorrectState(
@@ -425,6 +502,11 @@ class CorrectDistortion:
             seen=scene.tracker.seen,
             dwell_time_us=scene.dwell_time_us,
             model=msgspec.msgpack.encode(model),
+            model_revision=scene.model_revision,
+            revisions=self._revisions,
+            news=self._news,
+            hum_frames=scene.hum.frames,
+            relearn=relearn,
         )
         if isinstance(scene.observer, LatticeReference):
             lattice, lattice_arrays = scene.observer.state()
@@ -442,10 +524,10 @@ class CorrectDistortion:
             If the arrays are not those of the frames' raster; nothing is changed then.
         """
         if facts.geometry is None or not facts.model:
-            self._revision, self._scene, self._untouched = facts.revision, None, facts.geometry
-            return
-        scene = self._restored(facts, facts.geometry, arrays)
-        self._revision, self._scene, self._untouched = facts.revision, scene, None
+            self._scene, self._untouched = None, facts.geometry
+        else:
+            self._scene, self._untouched = self._restored(facts, facts.geometry, arrays), None
+        self._revision, self._revisions, self._news = facts.revision, facts.revisions, facts.news
 
     def _restored(
         self, facts: CorrectState, geometry: ScanGeometry, arrays: dict[str, NDArray[Any]]
@@ -454,9 +536,11 @@ class CorrectDistortion:
 
         known = msgspec.msgpack.decode(facts.model, type=GPFacts)
         model = DistortionGP(known.scan, known.hyperparameters)
-        prefix = "model."
-        model.restore(known, {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)})
-        others = {name: array for name, array in arrays.items() if not name.startswith(prefix)}
+        model.restore(known, _named("model.", arrays))
+        relearner = Relearner()
+        relearner.restore(facts.relearn, _named("relearn.", arrays))
+        own = ("model.", "relearn.", "hum.")
+        others = {name: array for name, array in arrays.items() if not name.startswith(own)}
         observer: Observer
         if facts.lattice is not None:
             observer = LatticeReference.restored(facts.lattice, others, geometry.shape)
@@ -476,6 +560,9 @@ class CorrectDistortion:
             model=model,
             usual_match=facts.usual_match,
             dwell_time_us=facts.dwell_time_us,
+            model_revision=facts.model_revision,
+            hum=HumSearch(arrays["hum.recent"], facts.hum_frames),
+            relearner=relearner,
         )
 
     # -- what is at work -----------------------------------------------------------------------
@@ -532,6 +619,21 @@ class CorrectDistortion:
             blocks=BLOCKS if mode == "calibrate" else ("hum", "drift"),
         )
         return DistortionGP(scan)
+
+
+def _named(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _parameters(model: DistortionGP) -> dict[str, list[float]]:
+    """Every hyperparameter by name, ``[row, col]`` where it is one for each direction."""
+    hyper = msgspec.structs.asdict(model.hyperparameters)
+    amplitudes = hyper.pop("amplitude_px")
+    said = {f"{name}_px": list(amplitudes[name]) for name in model.basis.blocks}
+    said |= {name: list(value) if isinstance(value, tuple) else [value] for name, value in hyper.items()}
+    if model.hum_period_rows is not None:
+        said["hum_period_rows"] = [model.hum_period_rows]
+    return said
 
 
 def _key(geometry: ScanGeometry, dwell_time_us: float, path: ScanPath) -> ScanKey:
