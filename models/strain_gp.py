@@ -579,7 +579,7 @@ class StrainGP:
 
         With it ``s + D(s)`` is the place, on the raster of a frame turned alike, where the probe was.
         """
-        return self._parts_of(self._pose or Pose(), [self._nodes(step_px)[axis] for axis in (0, 1)])
+        return self._parts_of(self._pose or Pose(), self._nodes(step_px))
 
     def field(self, pose: Pose | None = None) -> Float32:
         """Say ``D`` at every pixel, as of ``parts`` with the drift in it: ``(2, rows, cols)``.

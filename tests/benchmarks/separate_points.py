@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.pose import Pose
 from models.scan_basis import Hyperparameters, ScanModel
-from models.strain_gp import StrainConfig, StrainGP, StrainUpdate, _Pose, _Seen, protocol
+from models.strain_gp import StrainConfig, StrainGP, StrainUpdate, _Seen, protocol
 from simulators.crystal import CrystalConfig, CrystalPoints, CrystalStream
 
 Float64 = NDArray[np.float64]
@@ -164,7 +165,7 @@ def refitted(done: Run, rounds: int = 4) -> StrainGP:
     for _ in range(rounds):
         fresh = StrainGP(last.scan, last.hyper, last.config)
         for number, points in enumerate(done.seen):
-            pose = _Pose(math.radians(points.frame.rotation_deg), points.frame.stage_px)
+            pose = Pose(math.radians(points.frame.rotation_deg), points.frame.stage_px)
             fresh._poses.append(pose)
             frame, _ = fresh._checked(done.stream.sites_px[points.site], points.seen_px, NOISE_PX**2)
             strain = fresh._basis.features(frame.ideal, fresh._strain_sd)
@@ -177,7 +178,7 @@ def refitted(done: Run, rounds: int = 4) -> StrainGP:
     return last
 
 
-def _settled(gp: StrainGP, frame: _Seen, strain: NDArray[np.float32], pose: _Pose) -> Float64:
+def _settled(gp: StrainGP, frame: _Seen, strain: NDArray[np.float32], pose: Pose) -> Float64:
     """Predict the raster places of a frame of the past, whose drift is fitted anew."""
     places, matrix = frame.ideal + gp._displacement(strain), pose.matrix()
     gp._own = np.zeros_like(gp._own)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from models.pose import Pose
 from models.scan_basis import Hyperparameters, ScanModel
 from models.strain_gp import (
     _X,
@@ -16,7 +17,6 @@ from models.strain_gp import (
     StrainConfig,
     StrainGP,
     _Information,
-    _Pose,
     _whitened,
     mean_affine_px,
     protocol,
@@ -149,7 +149,7 @@ def test_it_says_which_scan_is_missing(
     steps: list[tuple[float, tuple[float, float]]], said: str | None
 ) -> None:
     gp = strain_gp()
-    gp._poses = [_Pose(math.radians(turn), stage) for turn, stage in steps]
+    gp._poses = [Pose(math.radians(turn), stage) for turn, stage in steps]
     missing = gp.missing()
     assert gp.is_identifiable == (said is None)
     assert missing is None if said is None else missing is not None and said in missing
@@ -199,7 +199,7 @@ def test_a_turned_lattice_turns_as_a_turned_scan_does() -> None:
     bump = np.exp(-np.sum(off**2, 1) / (2 * 90.0**2))[:, None]
     moved = places + angle * bump * np.stack([off[:, 1], -off[:, 0]], 1)
     for turn, stage in STEPS:
-        pose = _Pose(math.radians(turn), stage)
+        pose = Pose(math.radians(turn), stage)
         seen = (moved + stage - centre) @ pose.matrix() + centre
         inside = np.all((seen > 0) & (seen < SIZE_PX - 1), axis=1)
         gp.observe(places[inside], seen[inside], rotation_rad=pose.rotation_rad, stage_px=stage)
@@ -231,7 +231,7 @@ def test_the_sd_of_the_strain_covers_its_error(inclusion: Run) -> None:
 
 def test_the_parts_put_every_column_where_it_is() -> None:
     done = run("wall", SEED, 3, gp=strain_gp(jitter_px=(0.0, 0.0)))
-    gp, pose = done.gp, _Pose(math.radians(STEPS[2][0]), STEPS[2][1])
+    gp, pose = done.gp, Pose(math.radians(STEPS[2][0]), STEPS[2][1])
     places = grid(40, 120)
     strained = places + gp.ambiguous_displacement_px(places)
     raster = gp._raster_px(pose, strained, places, 30)
@@ -498,7 +498,7 @@ def test_a_hundred_frames_on_the_cost_is_the_same_and_so_is_the_accuracy() -> No
     sizes, residuals = [], []
     for number in range(120):
         turn, stage = STEPS[number % 4][0], tuple(np.array(STEPS[number % 4][1]) / 4)
-        pose = _Pose(math.radians(turn), stage)
+        pose = Pose(math.radians(turn), stage)
         seen = (strained + stage - centre) @ pose.matrix() + centre
         seen += 0.05 * rng.normal(size=seen.shape)
         inside = np.all((seen > 0) & (seen < 127), axis=1)
