@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from streamer.codec import pack, unpack
 from streamer.messages import Atoms, Frame, Latents, ModelRevision, StrainMap
 from streamer.stage import Meter, drive
 from streamer.stages.check_frame import CheckConfig, CheckFrame
@@ -152,7 +153,7 @@ class Pipeline:
         facts = _Facts(version=_VERSION, correct=correct, link=link)
         arrays = {f"correct.{name}": array for name, array in correct_arrays.items()}
         arrays |= {f"link.{name}": array for name, array in link_arrays.items()}
-        return PipelineState(number=self._number, facts=msgspec.msgpack.encode(facts), arrays=arrays)
+        return PipelineState(number=self._number, facts=pack(facts), arrays=arrays)
 
     def restore(self, state: PipelineState) -> None:
         """Go on from a state: the latents that follow are those of the pipeline that said it, bit for bit.
@@ -163,7 +164,7 @@ class Pipeline:
             If the state is of another version or of no pipeline; this one stays as it was.
         """
         try:
-            facts = msgspec.msgpack.decode(state.facts, type=_Facts)
+            facts = unpack(state.facts, _Facts)
         except (msgspec.DecodeError, ValueError) as error:
             raise ValueError(f"the pipeline's state cannot be read: {error}; start without it") from None
         if facts.version != _VERSION:
@@ -199,7 +200,7 @@ class Pipeline:
         if frame.request_id is not None:
             # A sub-scan shows a few atoms from close by: linking it would end the tracks of all others.
             latents = msgspec.structs.replace(latents, request_id=frame.request_id)
-            return Processed(corrected=corrected, atoms=atoms, latents=latents)
+            return Processed(corrected=corrected, atoms=atoms, latents=latents, also=self.correct.news())
         linked = drive(self.link, latents, meter)
         if linked is None:
             return None

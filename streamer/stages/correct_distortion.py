@@ -26,16 +26,20 @@ from streamer.messages import (
     Float32,
     Frame,
     ModelRevision,
+    PairNm,
     Registration,
     ScanGeometry,
+    StrainMap,
 )
 from streamer.observers.against_lattice import LatticeReference
 from streamer.observers.hum_search import HumSearch
 from streamer.observers.lattice import Lattice, LatticeState, NoLattice
 from streamer.observers.reference import Observer, ReferenceObserver, Rows
 from streamer.observers.registration import Judgement, displaced
+from streamer.observers.turned_lattice import TurnedLattice
 from streamer.relearn import Relearner, RelearnState
 from streamer.stage import Rejected
+from streamer.strain_mapping import MappingState, StrainMapping
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is read without it
     from models.calibration import Calibration, ScanKey
@@ -44,10 +48,12 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is rea
 
 Float64 = NDArray[np.float64]
 Calibrations = Callable[["ScanKey"], "Calibration | None"]
+News = ModelRevision | StrainMap
 
 # Further apart the sd of the field changes little.
 _SD_NODES_PX = 32.0
 _DARK_CHANNELS = ("BF", "ABF")
+_MOST_LOST = 3
 
 
 class CorrectConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,6 +156,10 @@ class CorrectState(msgspec.Struct, frozen=True, kw_only=True):
         Frames in which a hum was looked for.
     relearn
         What is known of how well the model foresees its frames.
+    mapping
+        What is known of strain and distortion together; None where they are not told apart.
+    lost_frames
+        Frames in a row in which the lattice of the mapping was not found.
     """
 
     revision: int = -1
@@ -163,9 +173,11 @@ class CorrectState(msgspec.Struct, frozen=True, kw_only=True):
     lattice: LatticeState | None = None
     model_revision: int = 0
     revisions: int = 0
-    news: tuple[ModelRevision, ...] = ()
+    news: tuple[News, ...] = ()
     hum_frames: int = 0
     relearn: RelearnState = RelearnState()
+    mapping: MappingState | None = None
+    lost_frames: int = 0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -217,9 +229,11 @@ class CorrectDistortion:
         self._lattice = lattice
         self._revision = -1
         self._scene: _Scene | None = None
+        self._mapping: StrainMapping | None = None
+        self._lost_frames = 0
         self._untouched: ScanGeometry | None = None  # raster of frames that are left as they are
         self._revisions = 0
-        self._news: tuple[ModelRevision, ...] = ()
+        self._news: tuple[News, ...] = ()
 
     # -- frame by frame ------------------------------------------------------------------------
 
@@ -237,6 +251,8 @@ class CorrectDistortion:
         at_s = middle_s(frame)
         if self.config.mode == "off":
             return self._leave(frame, at_s)
+        if self.config.mode == "separate":
+            return self._separate(frame, at_s)
         if frame.request_id is not None:
             return self._pass_on(frame, at_s)
         scene = self._scene
@@ -265,7 +281,7 @@ class CorrectDistortion:
             scene.relearner.watch(scene.model, seen, update)
         return self._settle(frame, scene, update, at_s, flags)
 
-    def news(self) -> tuple[ModelRevision, ...]:
+    def news(self) -> tuple[News, ...]:
         """Say which models were taken into use since the last call."""
         news, self._news = self._news, ()
         return news
@@ -418,6 +434,66 @@ class CorrectDistortion:
             flags=flags,
         )
 
+    def _separate(self, frame: Frame, at_s: float) -> Frame:
+        """Correct a frame, turned and moved or not, and leave to the specimen what is its strain."""
+        mapping = self._mapping
+        if mapping is None or not mapping.takes(frame.geometry):
+            if frame.request_id is not None:
+                return self._pass_on(frame, at_s)
+            mapping = self._begin_mapping(frame)
+        try:
+            mapped = mapping.learn(frame)
+        except NoLattice:
+            mapped = None
+        if mapped is None:
+            self._lost_frames += 1
+            if self._lost_frames >= _MOST_LOST:  # the specimen is another one; the next frame is its first
+                self._mapping = None
+            raise Rejected("lattice lost")
+        self._lost_frames = 0
+        strain = mapping.map_of(frame, self._revision)
+        if strain is not None:
+            self._news = (*self._news, strain)
+        drift_px = -np.array(mapped.parts.translation_px)
+        anchor = np.rint(drift_px)
+        offsets = mapped.row_offsets_px if self.config.correct_rows else np.zeros_like(mapped.row_offsets_px)
+        field = mapped.field_px + (anchor[:, None, None] + offsets[:, :, None]).astype(np.float32)
+        stage_nm = (frame.stage_nm[0] - mapping.stage_nm[0], frame.stage_nm[1] - mapping.stage_nm[1])
+        drift_nm = _sum(to_scan_nm(drift_px, frame.geometry), stage_nm)
+        variance = mapped.sd_px**2 + mapped.row_variance_px2.mean(axis=1)[:, None, None]
+        registration = Registration(
+            revision=self._revision,
+            drift_nm=drift_nm,
+            sd_nm=float(mapped.sd_px.min()) * max(frame.geometry.pixel_size_nm),
+            at_s=at_s,
+            distortion=Distortion(
+                mode="separate",
+                observer="lattice",
+                grid_px=mapped.parts.grid_px,
+                rows_px=mapped.parts.rows_px,
+                cols_px=mapped.parts.cols_px,
+                odd_cols_px=mapped.parts.odd_cols_px,
+                row_offset_px=offsets.astype(np.float32),
+                sd_px=np.sqrt(variance).astype(np.float32),
+                observations=mapped.update.used,
+                flags=() if mapping.model.is_identifiable else ("relative",),
+            ),
+        )
+        geometry = on_specimen(frame.geometry, _sum(to_scan_nm(anchor, frame.geometry), stage_nm))
+        corrected = self._resampled(frame.image, field, mapped.sd_px)
+        return msgspec.structs.replace(frame, image=corrected, geometry=geometry, registration=registration)
+
+    def _begin_mapping(self, frame: Frame) -> StrainMapping:
+        """Take a frame for the one that is neither turned nor moved."""
+        is_dark = frame.channels[0].upper() in _DARK_CHANNELS
+        try:
+            lattice = TurnedLattice(frame.image[0], is_dark=is_dark, lattice=self._lattice)
+        except NoLattice:
+            raise Rejected("no lattice") from None
+        self._revision += 1
+        self._mapping = StrainMapping(frame, lattice, self.config.hum_period_rows or None)
+        return self._mapping
+
     def _pass_on(self, frame: Frame, at_s: float) -> Frame:
         """Say where a frame lies on the specimen, by the drift predicted for its time."""
         if self._scene is None:
@@ -477,6 +553,17 @@ class CorrectDistortion:
             ``cols``, float32) or of the lattice; none before the first frame.
         """
         scene = self._scene
+        if self._mapping is not None:
+            mapping, mapping_arrays = self._mapping.state()
+            for array in mapping_arrays.values():
+                array.setflags(write=False)
+            facts = CorrectState(
+                revision=self._revision,
+                news=self._news,
+                mapping=mapping,
+                lost_frames=self._lost_frames,
+            )
+            return facts, mapping_arrays
         if scene is None:
             return (
                 CorrectState(
@@ -523,10 +610,12 @@ class CorrectDistortion:
         ValueError
             If the arrays are not those of the frames' raster; nothing is changed then.
         """
+        mapping = None if facts.mapping is None else StrainMapping.restored(facts.mapping, arrays)
         if facts.geometry is None or not facts.model:
             self._scene, self._untouched = None, facts.geometry
         else:
             self._scene, self._untouched = self._restored(facts, facts.geometry, arrays), None
+        self._mapping, self._lost_frames = mapping, facts.lost_frames
         self._revision, self._revisions, self._news = facts.revision, facts.revisions, facts.news
 
     def _restored(
@@ -647,3 +736,7 @@ def _key(geometry: ScanGeometry, dwell_time_us: float, path: ScanPath) -> ScanKe
         rotation_rad=geometry.rotation_rad,
         path=path,
     )
+
+
+def _sum(first: PairNm, second: PairNm) -> PairNm:
+    return (first[0] + second[0], first[1] + second[1])
