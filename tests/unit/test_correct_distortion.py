@@ -372,3 +372,65 @@ def test_arrays_of_another_raster_are_refused(name: str, text: str) -> None:
 def test_a_setting_out_of_range_is_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"correct.{name} is {value}; it takes"):
         CorrectConfig(**{name: value})
+
+
+PERIOD_ROWS = 9.3
+
+
+def humming(count: int, amplitude_px: float = 0.5) -> list[Frame]:
+    """Frames without a pause between them, of columns in no order, with the mains on the scan coils."""
+    rng = np.random.default_rng(30)
+    sites = np.column_stack([rng.uniform(-10, 140, (220, 2)), np.full(220, 60.0)])
+    frames = []
+    for number in range(count):
+        at = ROWS * number + np.arange(ROWS)
+        hum = amplitude_px * np.sin(2 * np.pi * at / PERIOD_ROWS)
+        image = scan((0.2 * number, 0.1 * number), offsets_px=hum, rng=rng, sites=sites)
+        frames.append(frame(image, number))
+    return frames
+
+
+def test_a_hum_is_found_by_itself_followed_and_told() -> None:
+    stage = CorrectDistortion()
+    done = [stage.process(item) for item in humming(7)]
+    said = [item.registration.distortion for item in done if item.registration is not None]
+    # Three frames measured against the first one; the next is corrected with it.
+    assert [one.model_revision for one in said if one is not None] == [0, 0, 0, 0, 1, 1, 1]
+    (news,) = stage.news()
+    assert stage.news() == ()
+    assert (news.session, news.policy, news.revision, news.told) == ("s", "distortion", 1, 3)
+    assert abs(news.parameters["hum_period_rows"][0] / PERIOD_ROWS - 1) < 5e-3
+    assert len(news.parameters["hum_px"]) == 2
+    last = said[-1]
+    assert last is not None
+    row = np.arange(ROWS)
+    wave = last.rows_px[1] @ np.exp(2j * np.pi * row / PERIOD_ROWS) * 2 / ROWS
+    assert 0.3 < abs(wave) < 1.0  # the first frame's own hum is in the reference
+
+
+def test_where_nothing_hums_no_hum_is_found() -> None:
+    stage = CorrectDistortion()
+    for item in humming(7, amplitude_px=0.0):
+        stage.process(item)
+    assert stage.news() == ()
+
+
+def test_a_period_that_is_known_is_not_looked_for() -> None:
+    stage = CorrectDistortion(CorrectConfig(hum_period_rows=PERIOD_ROWS))
+    for item in humming(5):
+        stage.process(item)
+    assert stage.news() == ()
+
+
+def test_a_search_for_hum_and_its_news_outlive_a_restart() -> None:
+    frames = humming(7)
+    whole = CorrectDistortion()
+    expected = corrected_by(whole, frames)
+    for number in range(1, 7):
+        first, heir = CorrectDistortion(), CorrectDistortion()
+        corrected_by(first, frames[:number])
+        facts, arrays = first.state()
+        facts = msgspec.msgpack.decode(msgspec.msgpack.encode(facts), type=type(facts))
+        heir.restore(facts, arrays)
+        assert corrected_by(heir, frames[number:]) == expected[number:]
+        assert [one.told for one in heir.news()] == [3]
