@@ -44,6 +44,7 @@ from streamer.drift import to_raster_px
 from streamer.messages import Frame
 from streamer.observers.lattice import Lattice, find_columns
 from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
+from tests import real_scans
 from tests.exact_distortion import exact_mean
 
 Figures = dict[str, Any]
@@ -80,7 +81,7 @@ FULL = Plan(
     cost_frames=500,
     rendered=40,
     calibrated=10,
-    strained=6,
+    strained=12,
     kinds=KINDS,
 )
 QUICK = Plan(
@@ -90,7 +91,7 @@ QUICK = Plan(
     cost_frames=50,
     rendered=6,
     calibrated=4,
-    strained=3,
+    strained=4,
     kinds=("inclusion",),
 )
 
@@ -261,10 +262,10 @@ def measure_cost(plan: Plan, prototypes: Path | None) -> Figures:
     stage_ms, other_ms, still_ms = [], [], []
     order = itertools.cycle([*frames, *frames[-2:0:-1]])
     for number, frame in zip(range(plan.cost_frames), order, strict=False):
-        stage_ms.append(_cpu_ms(lambda f=frame, n=number: stage.process(message(f, n))))
+        stage_ms.append(_cpu_ms(partial(stage.process, message(frame, number))))
         still_ms.append(_cpu_ms(_yardstick))
         if other is not None and number < 2 * plan.rendered:
-            other_ms.append(_cpu_ms(lambda f=frame: other(f.image)))
+            other_ms.append(_cpu_ms(partial(other, frame.image)))
     figures: Figures = {
         "cpu_ms_per_frame": round(statistics.median(stage_ms[1:]), 1),
         "cpu_ms_first_frame": round(stage_ms[0], 1),
@@ -383,30 +384,52 @@ def _some(
 
 
 def measure_strain(plan: Plan) -> Figures:
-    """What is left of 0.5 px of real strain in the columns of corrected images: slope against the truth."""
-    frozen, drift_only = {}, {}
+    """What is left of 0.5 px of real strain in the columns of corrected images: slope against the truth.
+
+    ``drift-only`` leaves the static distortion in, and what the same crystal shows unstrained is taken off.
+    ``frozen`` has to do without that; ``…_by_difference`` says what remains if it is done there too.
+    """
+    frozen, difference, drift_only, left = {}, {}, {}, []
     for seed in plan.seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            calibrate(Path(folder), seed, plan.calibrated)
-            still = shifts(CrystalStream(preset("stem", seed=seed)), drifting(), plan.strained)
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent)
+            calibrate(folder, seed, plan.calibrated)
+            drifting_still = shifts(unstrained(seed), drifting(), plan.strained)
+            frozen_still = shifts(_later(unstrained(seed), plan), freezing(folder), plan.strained)
+            left.append(_spread(unstrained(seed), frozen_still))
             for kind in plan.kinds:
-                name = f"{kind}, seed {seed}"
-                stream = strained(seed, kind)
-                drift_only[name] = slope(stream, shifts(stream, drifting(), plan.strained), still)
-                stream = strained(seed, kind)
-                for _ in range(plan.calibrated):  # the scan went on since it was calibrated
-                    stream.points()
-                frozen[name] = slope(stream, shifts(stream, freezing(Path(folder)), plan.strained))
+                name, stream = f"{kind}, seed {seed}", strained(seed, kind)
+                drift_only[name] = slope(stream, shifts(stream, drifting(), plan.strained), drifting_still)
+                seen = shifts(_later(strained(seed, kind), plan), freezing(folder), plan.strained)
+                frozen[name] = slope(stream, seen)
+                difference[name] = slope(stream, seen, frozen_still)
     return {
-        "strain_kept_frozen": _furthest_from_one(frozen),
-        "strain_kept_drift_only": _furthest_from_one(drift_only),
-        "strain_kept_frozen_all": {name: round(value, 4) for name, value in frozen.items()},
-        "strain_kept_drift_only_all": {name: round(value, 4) for name, value in drift_only.items()},
+        **_least("strain_kept_frozen", frozen),
+        **_least("strain_kept_drift_only", drift_only),
+        **_least("strain_kept_frozen_by_difference", difference),
+        "frozen_left_px": round(max(left), 4),
     }
 
 
-def _furthest_from_one(slopes: dict[str, float]) -> float:
-    return round(max(slopes.values(), key=lambda value: abs(value - 1)), 4)
+def _least(name: str, slopes: dict[str, float]) -> Figures:
+    """Say what is kept where least is, and all of it."""
+    return {
+        name: round(min(slopes.values()), 4),
+        f"{name}_largest": round(max(slopes.values()), 4),
+        f"{name}_all": {which: round(value, 4) for which, value in slopes.items()},
+    }
+
+
+def _later(stream: CrystalStream, plan: Plan) -> CrystalStream:
+    """Let the scan go on as long as it was calibrated."""
+    for _ in range(plan.calibrated):
+        stream.points()
+    return stream
+
+
+def unstrained(seed: int) -> CrystalStream:
+    """Make a perfect crystal, but for its vacancies and interstitials."""
+    return CrystalStream(preset("stem", seed=seed))
 
 
 def strained(seed: int, kind: StrainKind) -> CrystalStream:
@@ -416,7 +439,7 @@ def strained(seed: int, kind: StrainKind) -> CrystalStream:
 
 def calibrate(folder: Path, seed: int, frames: int) -> None:
     """Learn the scan of a seed on a perfect crystal, and keep it in a folder."""
-    stream = CrystalStream(preset("stem", seed=seed))
+    stream = unstrained(seed)
     stage = calibrating(stream)
     for number in range(frames):
         stage.process(message(stream.scan(), number))
@@ -437,16 +460,17 @@ def drifting() -> CorrectDistortion:
 
 
 def shifts(stream: CrystalStream, stage: CorrectDistortion, frames: int) -> Float64:
-    """Where columns of corrected images are, beside their sites: mean over frames, NaN where not in all.
+    """Where columns of corrected images are, beside their sites: mean over the last third of the frames.
 
-    The first frame is left out: it is what the others are measured against.
+    NaN where a column was not seen in each of them.
     """
+    first = frames - max(1, frames // 3)
     total = np.zeros_like(stream.sites_px)
     for number in range(frames):
         corrected = stage.process(message(stream.scan(), number))
-        if number > 0:
+        if number >= first:
             total += _columns_beside(stream, corrected)
-    return total / (frames - 1)
+    return total / (frames - first)
 
 
 def _columns_beside(stream: CrystalStream, corrected: Frame) -> Float64:
@@ -476,14 +500,24 @@ def slope(stream: CrystalStream, seen_px: Float64, still_px: Float64 | None = No
     still_px
         Of the same crystal without strain, for what the scan does to both.
     """
-    sites = stream.sites_px
-    edge = stream.config.size_px - 1 - RIM_PX
     seen = seen_px if still_px is None else seen_px - still_px
-    inside = np.all((sites > RIM_PX) & (sites < edge), axis=1) & np.isfinite(seen).all(axis=1)
-    true = stream.strain_px(sites[inside])
+    inside = _judged_sites(stream, seen)
+    true = stream.strain_px(stream.sites_px[inside])
     true -= true.mean(axis=0)
     found = seen[inside] - seen[inside].mean(axis=0)
     return float(np.sum(true * found) / np.sum(true**2))
+
+
+def _judged_sites(stream: CrystalStream, seen_px: Float64) -> NDArray[np.bool_]:
+    sites, edge = stream.sites_px, stream.config.size_px - 1 - RIM_PX
+    inside = np.all((sites > RIM_PX) & (sites < edge), axis=1)
+    return np.asarray(inside & np.isfinite(seen_px).all(axis=1))
+
+
+def _spread(stream: CrystalStream, seen_px: Float64) -> float:
+    """RMS of displacements about their mean."""
+    inside = seen_px[_judged_sites(stream, seen_px)]
+    return rms(inside - inside.mean(axis=0))
 
 
 # -- peers -----------------------------------------------------------------------------------------------
@@ -497,7 +531,8 @@ def measure_peers(plan: Plan) -> Figures:
         peers = _peers()
     except ImportError as error:
         return {"peer_ratio": None, "peer_ratio_reason": f"{error.name} is not installed"}
-    ours, theirs = [], {name: [] for name in peers}
+    ours: list[list[float]] = []
+    theirs: dict[str, list[list[float]]] = {name: [] for name in peers}
     cpu_ms: dict[str, list[float]] = {name: [] for name in peers}
     ratios = []
     for seed in plan.seeds:
@@ -531,8 +566,8 @@ def _peers() -> dict[str, Peer]:
     from skimage.registration import phase_cross_correlation
 
     def phase(reference: Float32, image: Float32, stream: CrystalStream) -> Float64:
-        shift = phase_cross_correlation(reference, image, upsample_factor=50, normalization=None)[0]
-        return _nearest(np.broadcast_to(shift, (image.size, 2)), stream)
+        found: Any = phase_cross_correlation(reference, image, upsample_factor=50, normalization=None)
+        return _nearest(np.broadcast_to(found[0], (image.size, 2)), stream)
 
     def stackreg(kind: int) -> Peer:
         def register(reference: Float32, image: Float32, stream: CrystalStream) -> Float64:
@@ -560,6 +595,18 @@ def _ideal(seed: int) -> Float32:
     return CrystalStream(preset("clean", seed=seed, **changes)).scan().image / np.float32(1e3)
 
 
+# -- recordings of real microscopes ----------------------------------------------------------------------
+
+
+def measure_real(data: Path | None, pictures: Path | None) -> Figures:
+    """Deviations after to before on real recordings, by what the stage was not shown."""
+    folder = real_scans.data_folder(data)
+    if folder is None:
+        reason = "no folder of recordings: give --data or set PROBELOOP_DATA"
+        return dict.fromkeys(real_scans.NAMES) | {f"{name}_reason": reason for name in real_scans.NAMES}
+    return real_scans.measure(folder, pictures)
+
+
 # -- all of it -------------------------------------------------------------------------------------------
 
 
@@ -570,6 +617,7 @@ def sections(arguments: argparse.Namespace, plan: Plan) -> Iterator[tuple[str, C
     yield "exact", lambda: measure_exact(plan)
     yield "strain", lambda: measure_strain(plan)
     yield "peers", lambda: measure_peers(plan)
+    yield "real", lambda: measure_real(arguments.data, arguments.pictures)
 
 
 def main() -> None:
@@ -583,6 +631,8 @@ def main() -> None:
     parser.add_argument(
         "--prototypes", type=Path, help="folder with online_gp_proto.py, timed on the same frames"
     )
+    parser.add_argument("--data", type=Path, help="folder of real recordings; else $PROBELOOP_DATA")
+    parser.add_argument("--pictures", type=Path, help="folder for pictures of real scans before and after")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     plan = QUICK if arguments.quick else FULL
