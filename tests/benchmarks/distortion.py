@@ -33,6 +33,7 @@ for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUME
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -45,6 +46,7 @@ from streamer.messages import Frame
 from streamer.observers.lattice import Lattice, find_columns
 from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
 from tests import real_scans
+from tests.benchmarks import separate_points
 from tests.exact_distortion import exact_mean
 
 Figures = dict[str, Any]
@@ -520,6 +522,57 @@ def _spread(stream: CrystalStream, seen_px: Float64) -> float:
     return rms(inside - inside.mean(axis=0))
 
 
+# -- strain and distortion told apart -----------------------------------------------------------------
+
+
+def measure_separate(plan: Plan) -> Figures:
+    """From column positions without an image, and from images with jitter and hum after ten frames."""
+    figures: Figures = dict(separate_points.figures(plan.seeds, 200 if plan is FULL else 20))
+    slopes, left, cpu_ms = {}, {}, []
+    for seed in plan.seeds:
+        for kind in plan.kinds:
+            name = f"{kind}, seed {seed}"
+            slopes[name], left[name], spent = _separated(seed, kind, 10)
+            cpu_ms += spent[4:]  # the poses are new before
+    return {
+        **figures,
+        **_least("separate_images_slope", slopes),
+        "separate_images_distortion_px": round(max(left.values()), 4),
+        "separate_images_distortion_px_all": {name: round(value, 4) for name, value in left.items()},
+        "separate_images_cpu_ms_per_frame": round(statistics.median(cpu_ms), 1),
+    }
+
+
+def _separated(seed: int, kind: StrainKind, frames: int) -> tuple[float, float, list[float]]:
+    """Slope of the strain after some frames, what is left of the last one's distortion, and CPU of each.
+
+    Mean shift, dilation and turn of the whole, which no scan can tell, are left out of both.
+    """
+    changes: dict[str, Any] = {"strain_px": 0.5, "strain_kind": kind, "stage_error_px": 1.0}
+    stream = CrystalStream(preset("stem", seed=seed, **changes))
+    config = CorrectConfig(mode="separate", hum_period_rows=HUM_PERIOD_ROWS)
+    stage = CorrectDistortion(config, lattice=lattice_of(stream))
+    pixel_nm, cpu_ms = stream.config.pixel_size_nm, []
+    steps = itertools.cycle(separate_points.STEPS)
+    for number, (rotation_deg, (row, col)) in zip(range(frames), steps, strict=False):
+        frame = stream.scan(rotation_deg=rotation_deg, stage_px=(row, col))
+        sent = msgspec.structs.replace(message(frame, number), stage_nm=(col * pixel_nm, row * pixel_nm))
+        began = time.process_time()
+        corrected = stage.process(sent)
+        cpu_ms.append(1e3 * (time.process_time() - began))
+    assert corrected.registration is not None
+    assert corrected.registration.distortion is not None
+    places = pixels(stream.config.size_px)[::3]
+    row, col = places.astype(int).T
+    error = corrected.registration.distortion.at(places) - frame.displacement_px()[:, row, col].T
+    assert stage._mapping is not None
+    sites = stream.sites_px[_judged_sites(stream, stream.sites_px)]
+    found = separate_points.without_gauge(stage._mapping.model.ambiguous_displacement_px(sites), sites)
+    true = separate_points.without_gauge(stream.strain_px(sites), sites)
+    kept = float(np.sum(true * found) / np.sum(true**2))
+    return kept, rms(separate_points.without_gauge(error, places)), cpu_ms
+
+
 # -- peers -----------------------------------------------------------------------------------------------
 
 PEERS = ("phase_correlation", "stackreg_rigid", "stackreg_affine")
@@ -565,8 +618,10 @@ def _peers() -> dict[str, Peer]:
     from pystackreg import StackReg
     from skimage.registration import phase_cross_correlation
 
+    correlate: Any = phase_cross_correlation
+
     def phase(reference: Float32, image: Float32, stream: CrystalStream) -> Float64:
-        found: Any = phase_cross_correlation(reference, image, upsample_factor=50, normalization=None)
+        found = correlate(reference, image, upsample_factor=50, normalization=None)
         return _nearest(np.broadcast_to(found[0], (image.size, 2)), stream)
 
     def stackreg(kind: int) -> Peer:
@@ -616,6 +671,7 @@ def sections(arguments: argparse.Namespace, plan: Plan) -> Iterator[tuple[str, C
     yield "cost", lambda: measure_cost(plan, arguments.prototypes)
     yield "exact", lambda: measure_exact(plan)
     yield "strain", lambda: measure_strain(plan)
+    yield "separate", lambda: measure_separate(plan)
     yield "peers", lambda: measure_peers(plan)
     yield "real", lambda: measure_real(arguments.data, arguments.pictures)
 

@@ -25,6 +25,12 @@ FIGURES = {
         "added_error_px",
         "strain_kept_frozen",
         "strain_kept_drift_only",
+        "separate_slope_min_4",
+        "separate_strain_px_4",
+        "separate_distortion_px_4",
+        "separate_slope_min_16",
+        "separate_false_strain_px",
+        "separate_images_slope",
         "peer_ratio",
     ),
     "faults": (
@@ -50,6 +56,14 @@ FIGURES = {
         "atom_precision",
         "atom_recall",
         "site_ari",
+    ),
+    "separate_points": (
+        "separate_slope_min_4",
+        "separate_strain_px_4",
+        "separate_distortion_px_4",
+        "separate_slope_min_16",
+        "separate_false_strain_px",
+        "separate_cpu_ms_per_frame",
     ),
     "wire": (
         "ratio_to_raw_zmq_1mb",
