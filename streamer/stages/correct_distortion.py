@@ -328,8 +328,11 @@ class CorrectDistortion:
         tracker = DriftTracker(self.config.rate_frames)
         image = frame.image
         if lattice is None:
+            # Where the specimen lies is not known yet, and need not be: this frame says it.
+            sd_px = model.sd_grid(_SD_NODES_PX)
+            sd_px = np.sqrt(sd_px**2 - sd_px.min(axis=(1, 2), keepdims=True) ** 2)
             if model.scan.is_static:
-                image = self._resampled(image, model.static_field(), model.sd_grid(_SD_NODES_PX))
+                image = self._resampled(image, model.static_field(), sd_px)
             observer: Observer = self._reference_of(image[0], mode)
         else:
             observer = lattice
@@ -352,7 +355,7 @@ class CorrectDistortion:
         registration = Registration(
             revision=self._revision,
             at_s=at_s,
-            distortion=self._said(scene, None, nothing, model.sd_grid(_SD_NODES_PX), flags),
+            distortion=self._said(scene, None, nothing, sd_px, flags),
         )
         return msgspec.structs.replace(frame, image=image, registration=registration)
 
