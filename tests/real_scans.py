@@ -361,7 +361,7 @@ def _draw(one: Deviations | Repeats, path: Path) -> None:
     assert one.corrected.registration.distortion is not None
     _arrows(axes[2], one.corrected.registration.distortion)
     if isinstance(one, Deviations):
-        _dots(axes[3], one)
+        _map_of(axes[3], one)
     else:
         axes[3].hist(
             [np.hypot(*one.before_px.T), np.hypot(*one.after_px.T)], bins=20, label=("before", "after")
@@ -384,11 +384,19 @@ def _arrows(axis: Any, distortion: Distortion) -> None:
     axis.set_ylim(distortion.shape[0], 0)
 
 
-def _dots(axis: Any, one: Deviations) -> None:
-    """Scatter how far columns lie from the best lattice, before and after."""
+def _map_of(axis: Any, one: Deviations) -> None:
+    """Draw how far columns lie from the best lattice, before and after, ten times enlarged."""
     for vectors, colour, label in ((one.before_px, "tab:red", "before"), (one.after_px, "tab:blue", "after")):
-        axis.plot(
-            vectors[:, 1], vectors[:, 0], ".", color=colour, label=f"{label}, RMS {rms(vectors):.2f} px"
+        axis.quiver(
+            *one.places_px.T[::-1],
+            *vectors.T[::-1],
+            color=colour,
+            angles="xy",
+            scale_units="xy",
+            scale=0.1,
+            width=0.002,
+            label=f"{label}, RMS {rms(vectors):.2f} px",
         )
-    axis.set(title="columns beside the best lattice", xlabel="col, px", ylabel="row, px", aspect="equal")
-    axis.legend()
+    axis.set(title="columns beside the best lattice, x 10", aspect="equal")
+    axis.invert_yaxis()
+    axis.legend(loc="upper right")
