@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from streamer.messages import Float32
-from streamer.observers.registration import pixel_noise, telling_width
+from streamer.observers.image_filters import pixel_noise, telling_width
 
 if TYPE_CHECKING:
     from models.distortion_gp import Observations

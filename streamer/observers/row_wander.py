@@ -15,14 +15,18 @@ from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
 
-# Lengths over which a stage or a beam wanders, in rows, and variances as parts of what is seen.
-_LENGTHS = np.array([4.0, 10.0, 25.0, 60.0])
 # What interpolation does to an offset, whatever its noise.
 _LEAST_PX = 0.01
-_PARTS = np.array([0.0, 0.02, 0.07, 0.2, 0.5, 1.0])
 # The variances of measurements are themselves uncertain by so much.
 _NOISE_FACTORS = (1.0, 1.2)
 _MOST_FROM_A_ROW = 2.0
+# Variances as parts of what is seen, lengths in rows over which a stage or a beam wanders.
+_PARTS = (0.0, 0.02, 0.07, 0.2, 0.5, 1.0)
+_LENGTHS = (4.0, 10.0, 25.0, 60.0)
+_SLOW, _JITTER, _LENGTH_ROWS = np.array(
+    [(0.0, jitter, 1.0) for jitter in _PARTS]
+    + [(slow, jitter, length) for jitter in _PARTS for slow in _PARTS[1:] for length in _LENGTHS]
+).T.copy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,10 +83,7 @@ def settled(measured_px: Float64, variance_px2: Float64) -> Wander:
     if scale <= 0:
         return nothing
     noise = _without_wild(measured_px, variance_px2, scale)
-    found = [
-        (factor * noise, *_likeliest(measured_px, factor * noise, scale * _PARTS, _LENGTHS))
-        for factor in _NOISE_FACTORS
-    ]
+    found = [(factor * noise, *_likeliest(measured_px, factor * noise, scale)) for factor in _NOISE_FACTORS]
     likeliest_noise, slow, jitter, length, _ = max(found, key=lambda one: one[4])
     moving = _row_likelihoods(measured_px, likeliest_noise, slow, jitter, length)
     still = [_row_likelihoods(measured_px, one[0], 0.0, 0.0, 1.0) for one in found]
@@ -140,22 +141,46 @@ def _predicted(
     return total - 0.5 * math.log(product)
 
 
-@njit(cache=True)
-def _likeliest(
-    measured: Float64, noise: Float64, variances: Float64, lengths: Float64
-) -> tuple[float, float, float, float]:
-    """Search the grid; the last is the log likelihood."""
-    out = np.empty((2, measured.size))
-    best = (0.0, 0.0, 1.0, _predicted(measured, noise, 0.0, 0.0, 1.0, out))
-    for jitter in variances:
-        for slow in variances:
-            for length in lengths:
-                found = _predicted(measured, noise, slow, jitter, length, out)
-                if found > best[3]:
-                    best = (slow, jitter, length, found)
-                if slow == 0:
-                    break
-    return best
+def _likeliest(measured: Float64, noise: Float64, scale: float) -> tuple[float, float, float, float]:
+    """Search the grid for slow variance, jitter and length; the last is the log likelihood."""
+    said = _log_likelihoods(measured, noise, scale * _SLOW, scale * _JITTER, np.exp(-1 / _LENGTH_ROWS))
+    best = int(said.argmax())
+    return scale * _SLOW[best], scale * _JITTER[best], _LENGTH_ROWS[best], float(said[best])
+
+
+@njit(cache=True, fastmath={"reassoc", "contract", "nsz"})
+def _log_likelihoods(
+    measured: Float64, noise: Float64, slow: Float64, jitter: Float64, keep: Float64
+) -> Float64:
+    """Say the log likelihood of each place of a grid: as ``_predicted``, all places at once.
+
+    Rows follow each other, places do not: many are worked out by one instruction.
+    """
+    mean, variance = np.zeros_like(slow), slow.copy()
+    total, product = np.zeros_like(slow), np.ones_like(slow)
+    keep2, fresh = keep * keep, (1 - keep * keep) * slow
+    count = 0
+    for row in range(measured.size):
+        if np.isfinite(noise[row]):
+            here, spread = measured[row], noise[row]
+            for place in range(slow.size):
+                whole = variance[place] + jitter[place] + spread
+                part = 1 / whole
+                away = here - mean[place]
+                gain = variance[place] * part
+                total[place] -= 0.5 * away * away * part
+                product[place] *= whole
+                mean[place] = keep[place] * (mean[place] + gain * away)
+                variance[place] = keep2[place] * (variance[place] - gain * variance[place]) + fresh[place]
+            count += 1
+            # One logarithm for some rows: variances in px are between 1e-4 and 1e4.
+            if count % 32 == 0:
+                total -= 0.5 * np.log(product)
+                product[:] = 1.0
+        else:
+            mean *= keep
+            variance[:] = keep2 * variance + fresh
+    return total - 0.5 * np.log(product)
 
 
 def _smoothed(

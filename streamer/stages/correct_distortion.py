@@ -33,9 +33,10 @@ from streamer.messages import (
 )
 from streamer.observers.against_lattice import LatticeReference
 from streamer.observers.hum_search import HumSearch
+from streamer.observers.image_filters import displaced
 from streamer.observers.lattice import Lattice, LatticeState, NoLattice
 from streamer.observers.reference import Observer, ReferenceObserver, Rows
-from streamer.observers.registration import Judgement, displaced
+from streamer.observers.registration import Judgement
 from streamer.observers.turned_lattice import TurnedLattice
 from streamer.relearn import Relearner, RelearnState
 from streamer.stage import Rejected

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from simulators.recordings import read_recording
 from streamer.observers.blocks import block_displacements, comparable, warped
-from streamer.observers.registration import Matcher, displaced, measure_rows
+from streamer.observers.image_filters import displaced
+from streamer.observers.registration import Matcher, measure_rows
 from streamer.observers.two_directions import fast_axis_lag, linearised
 
 DATA = Path(os.environ.get("PROBELOOP_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from streamer.observers.image_filters import displaced
 from streamer.observers.registration import (
     Judgement,
     Matcher,
     RunningReference,
-    displaced,
     judge,
     measure_rows,
     rows_as_observations,
