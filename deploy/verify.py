@@ -24,6 +24,7 @@ from agents.history import History
 from agents.policies import make_agent
 from agents.protocol import Agent, Decision
 from deploy.config import RunConfig, read_run_config
+from streamer.calibrations import of_session
 from streamer.codec import Numbered, WireError, unpack
 from streamer.envelope import Envelope, RefusedError
 from streamer.journal import read_records
@@ -548,7 +549,8 @@ def verify(folder: Path, config: Path | None = None) -> Findings:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; give the settings of the session with --config")
     settings = read_run_config(path)
-    return Verifier(settings, Pipeline.build(settings.streamer.pipeline)).run(folder)
+    pipeline = Pipeline.build(of_session(settings.streamer.pipeline, folder))
+    return Verifier(settings, pipeline).run(folder)
 
 
 def as_table(findings: Findings) -> Table:

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 import typer
 
+from streamer.calibrations import adopt, keep
 from streamer.config import StreamerConfig
 from streamer.config_file import ConfigError, convert, read_tables
 from streamer.envelope import Envelope
@@ -46,7 +47,10 @@ def main(
     try:
         settings = _settings(config, {"bind": bind, "view_bind": view_bind, "keys": keys}, max_measurements)
         server_keys = ServerKeys(settings.hub.keys) if settings.hub.keys else None
-        pipeline = Pipeline.build(settings.pipeline)
+        calibrating = settings.pipeline.correct.mode == "calibrate"
+        pipeline = Pipeline.build(
+            settings.pipeline if calibrating else adopt(settings.pipeline, session_folder)
+        )
         pipeline.warm_up()
     except (ConfigError, ValueError, OSError) as error:
         sys.exit(_complain(f"configuration: {error}"))
@@ -58,6 +62,13 @@ def main(
     except OSError as error:
         sys.exit(_complain(str(error)))
     structlog.get_logger().info("ended", reason=reason, folder=str(session_folder))
+    calibration = pipeline.correct.calibration()
+    if calibration is not None:
+        try:
+            kept = keep(calibration, settings.pipeline.correct.calibrations, session_folder)
+        except OSError as error:
+            sys.exit(_complain(f"the calibration could not be kept: {error}"))
+        structlog.get_logger().info("calibrated", frames=calibration.frames, file=str(kept))
 
 
 def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path, keys: ServerKeys | None = None) -> str:

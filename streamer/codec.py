@@ -174,21 +174,26 @@ def encode(
     return [_CRC.pack(zlib.crc32(header)) + header, *buffers]
 
 
-def pack(facts: msgspec.Struct, *, sort: bool = False) -> bytes:
+def pack(facts: Any, *, sort: bool = False) -> bytes:
     """Turn what a part of the streamer knows into bytes, for a checkpoint; small arrays lie in them.
 
-    Sorted, equal facts give equal bytes, whatever the order in which they were learnt.
+    Parameters
+    ----------
+    facts
+        A struct, or a dictionary of arrays.
+    sort
+        Equal facts then give equal bytes, whatever the order in which they were learnt.
     """
     return msgspec.msgpack.encode(facts, enc_hook=_packed, order="deterministic" if sort else None)
 
 
 def unpack(data: bytes, kind: type[T]) -> T:
-    """Turn bytes of ``pack`` back into a struct of this kind; its arrays are read-only.
+    """Turn bytes of ``pack`` back into something of this kind; its arrays are read-only.
 
     Raises
     ------
     ValueError
-        If they are no such struct.
+        If they are no such thing.
     """
     return msgspec.msgpack.decode(data, type=kind, dec_hook=_unpacked)
 

@@ -520,6 +520,9 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
 class StrainMap(Message, frozen=True, kw_only=True, eq=False, tag="strain_map"):
     """Strain of the specimen, told apart from the distortion of the scan.
 
+    Displacement, strain and rotation are NaN where no column of the lattice was near: in another grain, in
+    a hole.
+
     Attributes
     ----------
     session, number, acquired_at_s

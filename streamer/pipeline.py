@@ -143,7 +143,8 @@ class Pipeline:
         )
 
     def warm_up(self) -> None:
-        """Encode nothing once: the first call of a model takes three times longer, on a GPU far more."""
+        """Do everything once: a first call takes far longer, above all where nothing is compiled yet."""
+        self.correct.warm_up()
         self.encode.encoder.encode(np.zeros((1, *self._window_shape), dtype=np.float32))
 
     def state(self) -> PipelineState:

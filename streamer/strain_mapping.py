@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from models.pose import Pose
 from streamer.drift import to_raster_px
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Float64 = NDArray[np.float64]
 
 _NODES_PX = 16.0
+_NEAR_PX = 24.0  # the finest structure of the strain is 60 px long
 _SAME_PX = 1e-3  # an instrument may round what it was asked for
 # A map takes as long as a frame, and a strain that the scans can tell apart does not hurry.
 _FRAMES_PER_MAP = 8
@@ -177,6 +179,9 @@ class StrainMapping:
         # From (row, col) of the raster to (x, y): turned by the rotation, x first.
         moved = np.stack([found.displacement_px[1] * pixel_nm[1], found.displacement_px[0] * pixel_nm[0]])
         strain, strain_sd = _strain_xy(found.strain, found.strain_sd, turn)
+        unseen = self._unseen(rows, cols)
+        for part in (moved, strain, found.rotation_rad):
+            part[..., unseen] = np.nan
         return StrainMap(
             session=frame.session,
             number=frame.number,
@@ -190,6 +195,12 @@ class StrainMapping:
             frames=model.frames,
             registration_revision=revision,
         )
+
+    def _unseen(self, rows_px: Float64, cols_px: Float64) -> NDArray[np.bool_]:
+        """Say at which nodes no column of the lattice was near: another grain, a hole."""
+        nodes = np.stack(np.meshgrid(rows_px, cols_px, indexing="ij"), -1).reshape(-1, 2)
+        away, _ = cKDTree(self._lattice.known_sites_px()).query(nodes, distance_upper_bound=_NEAR_PX)
+        return ~np.isfinite(away).reshape(len(rows_px), len(cols_px))
 
     def state(self) -> tuple[MappingState, dict[str, NDArray[Any]]]:
         """Say all that it knows; arrays are never written to."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.pose import Pose
+from streamer.codec import pack, unpack
 from streamer.messages import Float32
 from streamer.observers.lattice import Lattice, LatticeObserver, LatticeState
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from models.distortion_gp import Observations
 
 Float64 = NDArray[np.float64]
+
+_OFF_SITE = 0.1  # in distances between neighbours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,6 +96,19 @@ class TurnedLattice:
             variance_px2=seen.variance_px2,
         )
 
+    def known_sites_px(self) -> Float64:
+        """Give the specimen places of all sites whose column was seen where it was expected, ``(n, 2)``.
+
+        Columns of another grain come near a site by chance, and stay off it.
+        """
+        found = []
+        for pose, observer in self._observers.items():
+            known = observer.residuals()
+            assert observer.lattice is not None
+            there = np.hypot(*known.mean_px.T) < _OFF_SITE * observer.lattice.spacing_px
+            found.append(pose.on_specimen(known.sites_px[there], self.centre_px))
+        return np.concatenate(found)
+
     def rows(
         self, image: Float32, pose: Pose, to_raw: Callable[[Float64], Float64], rows_px: Float64
     ) -> tuple[Float64, Float64]:
@@ -116,7 +132,8 @@ class TurnedLattice:
         for place, (pose, observer) in enumerate(self._observers.items()):
             fact, own = observer.state()
             facts.append((pose, fact))
-            arrays |= {f"{place}.{name}": array for name, array in own.items()}
+            # One array a pose: a message has room for a few dozen.
+            arrays[f"{place}"] = np.frombuffer(pack(own), dtype=np.uint8)
         arrays["sign"] = np.array([self._sign], dtype=np.float32)
         arrays["shape"] = np.array(self._shape, dtype=np.int64)
         return facts, arrays
@@ -131,8 +148,7 @@ class TurnedLattice:
         made._shape = (int(arrays["shape"][0]), int(arrays["shape"][1]))
         made._observers = {}
         for place, (pose, fact) in enumerate(facts):
-            prefix = f"{place}."
-            own = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+            own = unpack(arrays[f"{place}"].tobytes(), dict[str, NDArray[Any]])
             made._observers[pose] = LatticeObserver().restore(fact, own)
         return made
 

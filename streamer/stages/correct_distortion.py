@@ -236,6 +236,19 @@ class CorrectDistortion:
         self._revisions = 0
         self._news: tuple[News, ...] = ()
 
+    def warm_up(self) -> None:
+        """Correct a few drawn frames and forget them: what is compiled at its first use is compiled now."""
+        asked = self.config.mode
+        modes = ["drift-only" if asked in ("auto", "frozen") else asked]
+        if self._calibrations is not None:
+            modes.append("calibrate")
+        for mode in modes:
+            if mode == "off":
+                continue
+            other = CorrectDistortion(msgspec.structs.replace(self.config, mode=mode, calibrations=""))
+            for frame in _drawn_frames():
+                other.process(frame)
+
     # -- frame by frame ------------------------------------------------------------------------
 
     def process(self, frame: Frame, /) -> Frame:
@@ -744,3 +757,27 @@ def _key(geometry: ScanGeometry, dwell_time_us: float, path: ScanPath) -> ScanKe
 
 def _sum(first: PairNm, second: PairNm) -> PairNm:
     return (first[0] + second[0], first[1] + second[1])
+
+
+def _drawn_frames() -> list[Frame]:
+    """Draw a small crystal three times, with a little drift and noise."""
+    size, spacing, sigma = 128, 12.0, 1.9
+    rng = np.random.default_rng(0)
+    place = np.arange(size)
+    frames = []
+    for number in range(3):
+        sites = np.arange(-spacing, size + spacing, spacing) + 0.3 * number
+        line = np.exp(-((place[:, None] - sites) ** 2) / (2 * sigma**2)).sum(axis=1)
+        image = rng.poisson(5 + 100 * np.outer(line, line)).astype(np.float32)
+        frames.append(
+            Frame(
+                session="",
+                number=number,
+                acquired_at_s=float(number),
+                image=image[None],
+                channels=("HAADF",),
+                geometry=ScanGeometry(shape=(size, size), field_of_view_nm=(1.6, 1.6)),
+                dwell_time_us=1.0,
+            )
+        )
+    return frames

@@ -434,3 +434,27 @@ def test_a_search_for_hum_and_its_news_outlive_a_restart() -> None:
         heir.restore(facts, arrays)
         assert corrected_by(heir, frames[number:]) == expected[number:]
         assert [one.told for one in heir.news()] == [3]
+
+
+@pytest.mark.parametrize("mode", ["drift-only", "calibrate", "separate"])
+def test_the_digits_do_not_depend_on_where_the_arrays_lie(mode: str) -> None:
+    """A restart finds the same digits again, and it does not find its arrays at the same addresses."""
+    rng = np.random.default_rng(31)
+    images = [scan((0.4 * number, -0.3 * number), rng=rng) for number in range(3)]
+    told = set()
+    for place in range(0, 64, 8):
+        stage = CorrectDistortion(CorrectConfig(mode=mode))
+        between = [np.empty(997 * (place + step), dtype=np.uint8) for step in range(20)]
+        done = corrected_by(stage, [frame(laid(image, place), n) for n, image in enumerate(images)])
+        told.add(repr(done))
+        del between
+    assert len(told) == 1
+
+
+def laid(image: NDArray[np.float32], place: int) -> NDArray[np.float32]:
+    """Copy an image to an address that is so many bytes past a multiple of 64."""
+    room = np.empty(image.nbytes + 128, dtype=np.uint8)
+    start = -room.ctypes.data % 64 + place
+    copy = room[start : start + image.nbytes].view(np.float32).reshape(image.shape)
+    copy[:] = image
+    return copy
