@@ -39,19 +39,15 @@ def smoothed(image: Float32, sigma_px: float) -> Float32:
 
 def smoothed_along(image: Float32, sigma_px: float) -> Float32:
     """Smooth each row by a Gaussian, rows kept apart; see ``smoothed``."""
-    taps = _gaussian(sigma_px)
-    padded = np.pad(image, ((0, 0), (len(taps) - 1,) * 2), mode="symmetric")
     out = np.empty(image.shape, dtype=np.float32)
-    _fill_along(padded, taps, out)
+    _smooth_along(np.ascontiguousarray(image), _gaussian(sigma_px), out)
     return out
 
 
 def smoothed_down(image: Float32, sigma_px: float) -> Float32:
     """Smooth each column by a Gaussian, columns kept apart; see ``smoothed``."""
-    taps = _gaussian(sigma_px)
-    padded = np.pad(image, ((len(taps) - 1,) * 2, (0, 0)), mode="symmetric")
     out = np.empty(image.shape, dtype=np.float32)
-    _fill_down(padded, taps, out)
+    _smooth_down(np.ascontiguousarray(image), _gaussian(sigma_px), out)
     return out
 
 
@@ -92,13 +88,20 @@ def pixel_noise(image: Float32) -> float:
     return noise if noise > 0 else float(corners.std())
 
 
-def telling_width(image: Float32) -> float:
+def telling_width(image: Float32, noise: float | None = None) -> float:
     """Say how far an image is to be smoothed for its gradients to be those of the specimen, in pixels.
 
     The least width at which noise makes less than a fifth of their energy.
+
+    Parameters
+    ----------
+    image
+        Shape ``(rows, cols)``, float32.
+    noise
+        Its ``pixel_noise``, if that is known.
     """
     image = middle(image)
-    noise2 = pixel_noise(image) ** 2
+    noise2 = (pixel_noise(image) if noise is None else noise) ** 2
     for width in _WIDTHS_PX[:-1]:
         energy = min(float(np.vdot(one, one)) / one.size for one in gradients(smoothed(image, width)))
         if noise2 / (8 * math.pi * width**4) < 0.2 * energy:
@@ -120,32 +123,51 @@ def _gaussian(sigma_px: float) -> Float32:
     return taps
 
 
-@njit(cache=True, fastmath=REORDERED)
-def _fill_along(padded: Float32, taps: Float32, out: Float32) -> None:
-    reach, cols = len(taps) - 1, out.shape[1]
-    for row in range(out.shape[0]):
-        line, into = padded[row], out[row]
-        # Views, for an index that is a difference might count from the end, and takes a branch.
-        here = line[reach:]
-        for col in range(cols):
-            into[col] = taps[0] * here[col]
-        for tap in range(1, reach + 1):
-            weight, before, after = taps[tap], line[reach - tap :], line[reach + tap :]
-            for col in range(cols):
-                into[col] += weight * (before[col] + after[col])
+@njit(cache=True)
+def _mirrored(place: int, size: int) -> int:
+    """Say which pixel lies at a place beyond the edge, if the image is mirrored there."""
+    place = place % (2 * size)
+    return place if place < size else 2 * size - 1 - place
 
 
 @njit(cache=True, fastmath=REORDERED)
-def _fill_down(padded: Float32, taps: Float32, out: Float32) -> None:
-    reach, cols = len(taps) - 1, out.shape[1]
-    for row in range(out.shape[0]):
-        into, line = out[row], padded[reach + row]
-        for col in range(cols):
-            into[col] = taps[0] * line[col]
+def _smooth_along(image: Float32, taps: Float32, out: Float32) -> None:
+    reach, cols = len(taps) - 1, image.shape[1]
+    line = np.empty(cols + 2 * reach, dtype=np.float32)
+    # Views, for an index that is a difference might count from the end, and takes a branch.
+    here = line[reach : reach + cols]
+    for row in range(image.shape[0]):
+        here[:] = image[row]
+        for beyond in range(reach):
+            line[reach - 1 - beyond] = image[row, _mirrored(-1 - beyond, cols)]
+            line[reach + cols + beyond] = image[row, _mirrored(cols + beyond, cols)]
+        into = out[row]
+        _scale(here, taps[0], into)
         for tap in range(1, reach + 1):
-            weight, above, below = taps[tap], padded[reach + row - tap], padded[reach + row + tap]
-            for col in range(cols):
-                into[col] += weight * (above[col] + below[col])
+            _add_pair(line[reach - tap :], line[reach + tap :], taps[tap], into)
+
+
+@njit(cache=True, fastmath=REORDERED)
+def _smooth_down(image: Float32, taps: Float32, out: Float32) -> None:
+    rows = image.shape[0]
+    for row in range(rows):
+        into = out[row]
+        _scale(image[row], taps[0], into)
+        for tap in range(1, len(taps)):
+            above, below = image[_mirrored(row - tap, rows)], image[_mirrored(row + tap, rows)]
+            _add_pair(above, below, taps[tap], into)
+
+
+@njit(cache=True, fastmath=REORDERED)
+def _scale(line: Float32, factor: float, out: Float32) -> None:
+    for col in range(out.size):
+        out[col] = factor * line[col]
+
+
+@njit(cache=True, fastmath=REORDERED)
+def _add_pair(one: Float32, other: Float32, factor: float, out: Float32) -> None:
+    for col in range(out.size):
+        out[col] += factor * (one[col] + other[col])
 
 
 @njit(cache=True, fastmath=REORDERED)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 from scipy import fft
 
@@ -236,12 +237,15 @@ class Matcher:
 
     def _preferred(self, correlation: Float32, expected_px: Float64, reach_px: float) -> tuple[int, int]:
         """Pick the place that is both high and not too surprising."""
-        highest = float(correlation.max())
-        row, col = np.nonzero(correlation >= 0.5 * highest)
-        away2 = (self._rows[row] - expected_px[0]) ** 2 + (self._cols[col] - expected_px[1]) ** 2
-        surprise = self.SURPRISE * highest * np.log1p(away2 / reach_px**2)
-        best = int((correlation[row, col] - surprise).argmax())
-        return int(row[best]), int(col[best])
+        row, col = _least_surprising(
+            correlation,
+            self._rows,
+            self._cols,
+            np.asarray(expected_px, dtype=np.float64),
+            reach_px,
+            self.SURPRISE,
+        )
+        return row, col
 
     def _energy(self, spectrum: Spectrum) -> float:
         """Sum of squares of the image (Parseval; a half spectrum counts double but for its edge)."""
@@ -255,34 +259,35 @@ class RowOffsets(msgspec.Struct, frozen=True, eq=False):
 
     Attributes
     ----------
-    offsets
-        Most likely displacement ``(row, col)`` of each row beyond the common one, shape ``(2, rows)``, px;
-        0 where what was measured may be noise.
-    offset_variance
-        Of ``offsets``, shape ``(2, rows)``, px².
     mean
         Displacement common to all rows, ``(row, col)``, px.
     mean_sd
         Its standard deviation along one axis, px.
     raw
-        As measured, each row for itself, shape ``(2, rows)``, px.
+        Displacement of each row beyond that, as measured, each row for itself, shape ``(2, rows)``, px.
     variance
         Of each of ``raw``, shape ``(2, rows)``, px²; infinite where a row tells nothing.
     """
 
-    offsets: Float64
-    offset_variance: Float64
     mean: Float64
     mean_sd: float
     raw: Float64
     variance: Float64
 
+    @property
+    def offsets(self) -> Float64:
+        """Most likely displacement of each row beyond the common one, shape ``(2, rows)``, px.
+
+        The rows together say what of it is motion (see ``row_wander.settled``); 0 where all may be noise.
+        Worked out anew each time that it is asked for.
+        """
+        return np.stack([shrunk(o, v) for o, v in zip(self.raw, self.variance, strict=True)])
+
 
 def measure_rows(image: Float32, reference: Float32, shift_px: Float64, max_offset_px: float) -> RowOffsets:
     """Fit the displacement of each row of ``image`` against ``reference`` displaced by ``shift_px``.
 
-    Each row is placed for itself, its own offset of brightness free; then the rows together say what
-    of it is motion (see ``row_wander.settled``).
+    Each row is placed for itself, its own offset of brightness free.
 
     Parameters
     ----------
@@ -298,14 +303,10 @@ def measure_rows(image: Float32, reference: Float32, shift_px: Float64, max_offs
     weight = 1 / (variance + spread[:, None])
     total = 1 + weight.sum(axis=1)  # the match itself is good to a pixel
     mean = (weight * offsets).sum(axis=1) / total
-    rest = offsets - mean[:, None]
-    rows = [settled(o, v) for o, v in zip(rest, variance, strict=True)]
     return RowOffsets(
-        offsets=np.stack([axis.offset_px for axis in rows]),
-        offset_variance=np.stack([axis.variance_px2 for axis in rows]),
         mean=mean,
         mean_sd=float(np.sqrt(1 / total).max()),
-        raw=rest,
+        raw=offsets - mean[:, None],
         variance=variance,
     )
 
@@ -372,6 +373,28 @@ def shrunk(offsets: Float64, variance: Float64) -> Float64:
         Along one axis, shape ``(rows,)``; see ``row_wander.settled``.
     """
     return settled(offsets, variance).offset_px
+
+
+@njit(cache=True)
+def _least_surprising(
+    surface: Float32, rows: Float64, cols: Float64, expected: Float64, reach: float, price: float
+) -> tuple[int, int]:
+    """Find the place that is highest for how far it lies from the expected one, ``(row, col)``."""
+    highest = surface.max()
+    best = -np.inf
+    found = (0, 0)
+    for row in range(rows.size):
+        down2 = (rows[row] - expected[0]) ** 2
+        for col in range(cols.size):
+            height = surface[row, col]
+            # No surprise makes up for half of the height; and most places are not worth a logarithm.
+            if height < 0.5 * highest or height <= best:
+                continue
+            away2 = down2 + (cols[col] - expected[1]) ** 2
+            value = height - price * highest * math.log1p(away2 / reach**2)
+            if value > best:
+                best, found = value, (row, col)
+    return found
 
 
 def _vertex(surface: Float32, row: int, col: int) -> Float64:

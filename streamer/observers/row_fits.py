@@ -137,7 +137,8 @@ def _placed(
 
 def _weights(reference: Float32, known: Float32) -> _Weights:
     """Make weights of a reference; ``known`` is the same smoothed along its rows."""
-    noise_px, width = pixel_noise(reference), telling_width(reference)
+    noise_px = pixel_noise(reference)
+    width = telling_width(reference, noise_px)
     broad = smoothed_down(known, width) if width == SMOOTHING_PX else smoothed(reference, width)
     guides = gradients(broad)
     # What pixel noise adds to the energy of the weights, and to their product with the gradients.
