@@ -14,6 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from streamer.observers.row_posterior import likeliest_variance, posterior, product
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -24,6 +26,7 @@ _LONGEST_STEP_PX = 1.2
 _LEAST_SIGNIFICANCE = 4.0  # amplitude in its standard deviations
 _WORST_CHI2 = 2.5  # in the median of the frame
 _LINEAR_SIGMA = 0.2  # row offsets spread by less are found at once
+_LEAST_OF_USUAL = 0.3  # information of a row that is to say how noisy rows are
 _LEVELS = 24  # brightness levels at which the noise is measured
 _FOURTH_DIFFERENCE = 70.0  # sum of the squares of 1, -4, 6, -4, 1
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -273,10 +276,10 @@ def row_offsets(
     before: RowOffsets | None = None,
     passes: int = 2,
 ) -> RowOffsets:
-    """Measure each row's offset by a matched filter of the columns that it crosses.
+    """Measure the offsets of all rows by the columns that cross them, whose heights are fitted along.
 
     The columns are split into halves; by how much their answers differ says how noisy a row's offset
-    is, whatever the noise comes from. The spread of the true offsets follows from the moments, and is
+    is, whatever the noise comes from. The spread of the true offsets is that of the highest evidence, and
     0 unless it stands out by three standard errors: where there is no jitter, none is corrected.
 
     Parameters
@@ -305,8 +308,8 @@ def row_offsets(
     parameters = np.column_stack([expected_px, fits.amplitude, fits.background])[fits.good]
     offsets = np.zeros_like(known)
     for _ in range(passes):
-        sums = _row_sums(picture, parameters, sigma_px, known, offsets, noise)
-        result = _weighed(sums, offsets, before)
+        told = _row_information(picture, parameters, sigma_px, known, offsets, noise)
+        result = _weighed(told, offsets, before)
         if result.spread.max() < _LINEAR_SIGMA * sigma_px:
             break
         # The linear answer of a row that few columns cross may be far out: it is not followed further.
@@ -314,74 +317,68 @@ def row_offsets(
     return result
 
 
-def _row_sums(
+@dataclass(frozen=True, slots=True, eq=False)
+class _RowInformation:
+    """What each half of the columns says of the rows along (row, col), their heights not known.
+
+    ``band`` has the shape ``(2, 2, width, rows)``, see ``row_posterior``, ``score`` ``(2, 2, rows)``;
+    ``alone`` is information and score of each row as if heights were known, ``(2, 2, rows)``.
+    """
+
+    band: Float64
+    score: Float64
+    alone: Float64
+
+
+def _row_information(
     image: Float32,
     parameters: Float64,
     sigma: float,
     known: Float64,
     offsets: Float64,
     noise: NoiseModel,
-) -> Float64:
-    """Information and score of each row's offset, by half, shape ``(2, 5, rows)``: rr, rc, cc, r, c."""
+) -> _RowInformation:
+    """Say what the columns tell of each row's offset, around ``offsets``."""
     at_column = np.stack([np.interp(parameters[:, 0], np.arange(known.shape[1]), row) for row in known])
     placed = parameters.copy()
     placed[:, :2] += at_column.T
     shift = known + offsets
     drawn = _drawn(image.shape, placed, sigma, shift)
     half = math.ceil(2.6 * sigma)
-    sums = np.zeros((2, 5, image.shape[0]))
-    _add_row_sums(image, drawn, placed, shift, sigma, half, (noise.constant, noise.gain, noise.floor), sums)
-    return sums
+    rows = image.shape[0]
+    told = _RowInformation(
+        np.zeros((2, 2, 2 * half + 1, rows)), np.zeros((2, 2, rows)), np.zeros((2, 2, rows))
+    )
+    law = (noise.constant, noise.gain, noise.floor)
+    _add_columns(image, drawn, placed, shift, sigma, half, law, told.band, told.score, told.alone)
+    return told
 
 
-def _weighed(sums: Float64, around: Float64, before: RowOffsets | None) -> RowOffsets:
-    """Turn the sums into offsets, given that they were measured around an earlier answer."""
-    diagonal, score = sums[:, (0, 2)], sums[:, 3:]
-    total = np.maximum(diagonal.sum(axis=0), 1e-12)
-    enough = diagonal.min(axis=0) > 0.3 * np.median(diagonal, axis=(0, 2))[:, None]
-    raw = around + score.sum(axis=0) / total
+def _weighed(told: _RowInformation, around: Float64, before: RowOffsets | None) -> RowOffsets:
+    """Turn what the columns told into offsets, given that it was measured around an earlier answer."""
     scale, spread2 = np.ones(2), np.zeros(2)
+    offsets, variance = np.zeros_like(around), np.zeros_like(around)
     for axis in (0, 1):
-        seen = enough[axis]
-        if seen.sum() < 8:
-            continue
-        each = score[:, axis, seen] / diagonal[:, axis, seen]
-        z2 = (each[0] - each[1]) ** 2 / (1 / diagonal[:, axis, seen]).sum(axis=0)
-        scale[axis] = float(np.clip(np.mean(z2), 0.5, 10))
-        if before is not None:
-            scale[axis] = 0.3 * scale[axis] + 0.7 * before.noise_scale[axis]
-        spread2[axis] = _excess_variance(raw[axis, seen], scale[axis] / total[axis, seen])
-        if before is not None:
-            spread2[axis] = 0.2 * spread2[axis] + 0.8 * before.spread[axis] ** 2
-    return _shrunk(sums, around, scale, spread2, np.where(enough, raw, 0.0))
-
-
-def _excess_variance(values: Float64, variance: Float64) -> float:
-    """Variance of values beyond that of their noise; 0 unless it is 3 standard errors above 0."""
-    weight = 1 / variance**2
-    excess = float(np.average(values**2 - variance, weights=weight))
-    if excess < 3 * math.sqrt(2 / float(weight.sum())):
-        return 0.0
-    for _ in range(3):
-        excess = float(np.average(values**2 - variance, weights=1 / (variance + max(excess, 0)) ** 2))
-    return min(max(excess, 0.0), 16.0)
-
-
-def _shrunk(
-    sums: Float64, around: Float64, scale: Float64, spread2: Float64, measured: Float64
-) -> RowOffsets:
-    """Posterior mean and variance of each row's offset, both directions together."""
-    rr, rc, cc, row, col = sums.sum(axis=0)
-    rr, cc, rc = rr / scale[0], cc / scale[1], rc / math.sqrt(scale[0] * scale[1])
-    row, col = row / scale[0], col / scale[1]
-    row, col = row + rr * around[0] + rc * around[1], col + rc * around[0] + cc * around[1]
-    prior = 1 / np.maximum(spread2, 1e-12)
-    a, d = rr + prior[0], cc + prior[1]
-    determinant = a * d - rc**2
-    offsets = np.stack([d * row - rc * col, a * col - rc * row]) / determinant
+        bands, moved = told.band[:, axis], around[axis]
+        scores = np.stack([s + product(b, moved) for b, s in zip(bands, told.score[:, axis], strict=True)])
+        band, score = bands.sum(axis=0), scores.sum(axis=0)
+        enough = _crossed(bands)
+        if np.count_nonzero(enough) >= 8:
+            usual, usual2 = 1.0, 0.0
+            if before is not None:
+                usual, usual2 = float(before.noise_scale[axis]), float(before.spread[axis] ** 2)
+            found2 = likeliest_variance(band / usual, score / usual, usual2)
+            spread2[axis] = found2 if found2 > 0 else 0.8 * usual2
+            answer, _ = posterior(band / usual, score / usual, spread2[axis])
+            scale[axis] = _noise_scale(bands, scores, answer, enough)
+            if before is not None:
+                scale[axis] = 0.3 * scale[axis] + 0.7 * usual
+        offsets[axis], variance[axis] = posterior(band / scale[axis], score / scale[axis], spread2[axis])
     # Four spreads out of its prior is no row offset, but a linear answer far from where it holds.
     offsets = np.clip(offsets, *(sign * 4 * np.sqrt(spread2)[:, None] for sign in (-1, 1)))
-    variance = np.stack([d, a]) / determinant
+    information, score = told.alone
+    is_seen = information > _LEAST_OF_USUAL * np.median(information, axis=1)[:, None]
+    measured = np.where(is_seen, around + score / np.maximum(information, 1e-12), 0.0)
     return RowOffsets(
         offsets=offsets,
         variance=variance,
@@ -389,6 +386,24 @@ def _shrunk(
         noise_scale=scale,
         measured=measured,
     )
+
+
+def _crossed(bands: Float64) -> Bool:
+    """Say which rows enough columns of both halves cross."""
+    least: Float64 = bands[:, 0].min(axis=0)
+    usual = float(np.median(bands[:, 0]))
+    crossed: Bool = (least > _LEAST_OF_USUAL * usual) & (least > 0)
+    return crossed
+
+
+def _noise_scale(bands: Float64, scores: Float64, answer: Float64, rows: Bool) -> float:
+    """Say by how much the halves differ more than their noise, where both were given the answer."""
+    left = [
+        (score - product(band, answer))[rows] / band[0, rows]
+        for band, score in zip(bands, scores, strict=True)
+    ]
+    expected = (1 / bands[:, 0, rows]).sum(axis=0)
+    return float(np.clip(np.mean((left[0] - left[1]) ** 2 / expected), 0.5, 10))
 
 
 def _drawn(shape: tuple[int, ...], parameters: Float64, sigma: float, shift: Float64) -> Float32:
@@ -608,7 +623,7 @@ def _width_step(
 
 
 @njit(cache=True, fastmath=_FAST)
-def _add_row_sums(
+def _add_columns(
     image: Float32,
     drawn: Float32,
     parameters: Float64,
@@ -616,41 +631,79 @@ def _add_row_sums(
     sigma: float,
     half: int,
     law: tuple[float, float, float],
-    sums: Float64,
+    band: Float64,
+    score: Float64,
+    alone: Float64,
 ) -> None:
-    """Add what each column says of the rows that it crosses; columns take turns between the halves."""
+    """Add what each column says of the rows that it crosses; columns take turns between the halves.
+
+    Height and background of a column are unknown, and what they could make up for is no information.
+    """
     rows, cols = image.shape
     narrow, inverse2 = 0.5 / (sigma * sigma), 1 / (sigma * sigma)
     q = math.exp(-2 * narrow)
+    told = np.empty((2, 2, 2 * half + 1))  # axis; information, score; row
+    mixed = np.empty((2, 2, 2 * half + 1))  # axis; height, background; row
     for i in range(len(parameters)):
         amplitude, background = parameters[i, 2], parameters[i, 3]
         if not (-half <= parameters[i, 0] < rows + half and -half <= parameters[i, 1] < cols + half):
             continue
         middle = round(parameters[i, 0])
-        for r in range(max(0, middle - half), min(rows, middle + half + 1)):
+        top, end = max(0, middle - half), min(rows, middle + half + 1)
+        hh = hb = bb = h_score = b_score = 0.0
+        for r in range(top, end):
             down = r + shift[0, r] - parameters[i, 0]
             place = parameters[i, 1] - shift[1, r]
             first = max(0, round(place) - half)
             last = min(cols, round(place) + half + 1)
             x = first - place
-            value = amplitude * math.exp(-narrow * (down * down + x * x)) * inverse2
+            value = math.exp(-narrow * (down * down + x * x))
             ratio = math.exp(-narrow * (2 * x + 1))
-            rr = rc = cc = row = col = 0.0
+            # Sums over the row of the weight, times the column, the place along the row, the residual.
+            w0 = we = wee = wex = weex = weexx = wv = wev = wevx = 0.0
             for c in range(first, last):
                 model = background + drawn[r, c]
                 w = 1 / max(law[0] + law[1] * model, law[2])
-                residual = image[r, c] - model
-                j_row, j_col = -value * down, -value * (c - place)
-                rr += w * j_row * j_row
-                rc += w * j_row * j_col
-                cc += w * j_col * j_col
-                row += w * j_row * residual
-                col += w * j_col * residual
+                along = c - place
+                e = w * value
+                ee = e * value
+                ex, v = e * along, w * (image[r, c] - model)
+                w0 += w
+                we += e
+                wee += ee
+                wex += ex
+                weex += ee * along
+                weexx += ex * value * along
+                wv += v
+                wev += v * value
+                wevx += v * value * along
                 value *= ratio
                 ratio *= q
-            half_of = i & 1
-            sums[half_of, 0, r] += rr
-            sums[half_of, 1, r] += rc
-            sums[half_of, 2, r] += cc
-            sums[half_of, 3, r] += row
-            sums[half_of, 4, r] += col
+            slope = -amplitude * inverse2
+            k = r - top
+            told[0, 0, k], told[0, 1, k] = slope * slope * down * down * wee, slope * down * wev
+            told[1, 0, k], told[1, 1, k] = slope * slope * weexx, slope * wevx
+            mixed[0, 0, k], mixed[0, 1, k] = slope * down * wee, slope * down * we
+            mixed[1, 0, k], mixed[1, 1, k] = slope * weex, slope * wex
+            hh += wee
+            hb += we
+            bb += w0
+            h_score += wev
+            b_score += wv
+        determinant = hh * bb - hb * hb
+        if not determinant > 1e-3 * hh * bb:  # too little of it is in view
+            continue
+        of = i & 1
+        for axis in range(2):
+            for k in range(end - top):
+                height, level = mixed[axis, 0, k], mixed[axis, 1, k]
+                by_height = (bb * height - hb * level) / determinant
+                by_level = (hh * level - hb * height) / determinant
+                for m in range(k + 1):
+                    band[of, axis, k - m, top + m] -= (
+                        by_height * mixed[axis, 0, m] + by_level * mixed[axis, 1, m]
+                    )
+                band[of, axis, 0, top + k] += told[axis, 0, k]
+                score[of, axis, top + k] += told[axis, 1, k] - by_height * h_score - by_level * b_score
+                alone[0, axis, top + k] += told[axis, 0, k]
+                alone[1, axis, top + k] += told[axis, 1, k]
