@@ -8,9 +8,10 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.session import PLACES_KEPT, DistortionFigures, Places, Session
+from deploy.session import PLACES_KEPT, DistortionFigures, Session
 from models.trajectories import Trajectories, TrajectorySummary
 from streamer.messages import DistortionMode
+from streamer.motion import places_of
 
 Float64 = NDArray[np.float64]
 
@@ -90,16 +91,6 @@ def columns_motion(session: Session) -> TrajectorySummary | None:
     trajectories = Trajectories(PLACES_KEPT)
     for places in session.places:
         if places.registration.revision == last.registration.revision and places.raster == last.raster:
-            on_raster = places.raster.to_px(places.positions_nm)
-            trajectories.observe(places.track, on_raster + _seen_off_px(places), on_raster)
+            seen, there = places_of(places.positions_nm, places.registration, places.raster)
+            trajectories.observe(places.track, seen, there)
     return trajectories.summary()
-
-
-def _seen_off_px(places: Places) -> Float64:
-    """Say how far from its place under the drifted beam each atom was seen, ``(row, col)``, ``(n, 2)``."""
-    registration, raster = places.registration, places.raster
-    under_beam = raster.to_px(places.positions_nm + np.array(registration.drift_nm))
-    distortion = registration.distortion
-    if distortion is None or distortion.shape != raster.shape:
-        return np.zeros_like(under_beam)
-    return distortion.seen_at(under_beam) - under_beam

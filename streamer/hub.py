@@ -49,6 +49,7 @@ from streamer.messages import (
     Suggestion,
     Welcome,
 )
+from streamer.motion import ColumnsMotion
 from streamer.pipeline import PipelineState
 from streamer.progress import INSTRUMENT, Progress, ProgressState, row_name
 from streamer.separation import is_of_separation, next_scan
@@ -74,6 +75,8 @@ MOST_TRIES = 2
 # After a restart agents are welcomed when the instrument is back, or after so long: what they suggest before
 # would be refused for want of one, and they would go another way than without the restart.
 RETURN_S = 5.0
+# Frames that the correction rejects, as faults of its own.
+_DISTORTION_FAULTS = {"blank frame": "blank", "lattice lost": "lost"}
 # Holds that end when their cause does; those of an operator end with ``resume``.
 SILENT = "instrument silent"
 STUCK = "instrument stuck"
@@ -196,7 +199,8 @@ class Hub:
         self._keys = keys
         self._keys_problem = ""
         self._log = structlog.get_logger()
-        self._worker = Worker(processor, telemetry, hub_config.checkpoint_frames)
+        motion = ColumnsMotion(telemetry.columns_moved)
+        self._worker = Worker(processor, telemetry, hub_config.checkpoint_frames, motion.observe)
         self._peers: dict[bytes, Peer] = {}
         self._instrument: bytes | None = None
         self._stalled: dict[tuple[bytes, int], tuple[bytes, str, list[memoryview]]] = {}
@@ -1158,6 +1162,8 @@ class Hub:
         elif result.processed is None:
             self._arrived_s.pop(frame.number, None)
             self.telemetry.frame_rejected(result.rejected_by, result.reason)
+            if result.reason in _DISTORTION_FAULTS:
+                self.telemetry.distortion_fault(_DISTORTION_FAULTS[result.reason])
             self._event("frame rejected", f"{result.reason} ({result.rejected_by})", frame.number)
             if result.reason == MODEL:
                 self._retry_model_s = time.monotonic() + self._config.retry_model_s
@@ -1195,6 +1201,8 @@ class Hub:
             self._record(Numbered(message))
             self._publisher.publish(message)
         self.telemetry.frame_published(now_s - arrived_s)
+        if latents.registration.distortion is not None:
+            self.telemetry.distortion_came(latents.registration.distortion)
         if frame.request_id is None:
             self._separate(frame)
         for number in [n for n in self._undecided_s if n < frame.number - 256]:

@@ -174,8 +174,10 @@ class Distortion(msgspec.Struct, frozen=True, kw_only=True, eq=False, forbid_unk
         places = np.asarray(places_px, dtype=np.float64).reshape(-1, 2)
         seen = places
         # D changes by far less than a pixel from one to the next: each turn gains a digit or more.
-        for _ in range(6):
-            seen = places - self.at(seen, at_rest=at_rest)
+        for _ in range(8):
+            before, seen = seen, places - self.at(seen, at_rest=at_rest)
+            if not seen.size or float(np.abs(seen - before).max()) < 1e-4:
+                break
         return seen
 
     def _on_nodes(

@@ -200,7 +200,8 @@ class StrainMapping:
         """Say at which nodes no column of the lattice was near: another grain, a hole."""
         nodes = np.stack(np.meshgrid(rows_px, cols_px, indexing="ij"), -1).reshape(-1, 2)
         away, _ = cKDTree(self._lattice.known_sites_px()).query(nodes, distance_upper_bound=_NEAR_PX)
-        return ~np.isfinite(away).reshape(len(rows_px), len(cols_px))
+        unseen: NDArray[np.bool_] = ~np.isfinite(away).reshape(len(rows_px), len(cols_px))
+        return unseen
 
     def state(self) -> tuple[MappingState, dict[str, NDArray[Any]]]:
         """Say all that it knows; arrays are never written to."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from streamer.messages import Frame
+from streamer.messages import Frame, Latents
 from streamer.pipeline import PipelineState, Processed
 from streamer.stage import Meter
 
@@ -86,9 +86,18 @@ class Worker:
         Where the stages' times go.
     keep_every
         Frames between two states of the pipeline.
+    reflect
+        Told of each frame's latents when they are on their way; what it takes delays none of them.
     """
 
-    def __init__(self, processor: FrameProcessor, meter: Meter, keep_every: int) -> None:
+    def __init__(
+        self,
+        processor: FrameProcessor,
+        meter: Meter,
+        keep_every: int,
+        reflect: Callable[[Latents], None] = lambda _: None,
+    ) -> None:
+        self._reflect = reflect
         self._processor = processor
         self._meter = meter
         self._keep_every = keep_every
@@ -132,8 +141,11 @@ class Worker:
         waker = make_waker()
         try:
             while (frame := self._inbox.get()) is not None:
-                self._outbox.put(self._process(frame))
+                result = self._process(frame)
+                self._outbox.put(result)
                 waker.wake()
+                if result.processed is not None:
+                    self._reflect(result.processed.latents)
         except BaseException as fault:  # raised again in the hub's thread, which ends the process
             self._outbox.put(fault)
             waker.wake()
