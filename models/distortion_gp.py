@@ -72,6 +72,9 @@ class Observations:
     column_sigma_px
         Sd of an atom column's image, over whose rows a fit averages jitter and hum; 0 for points and for
         blocks.
+    row_reach
+        By how much further along the rows, ``(row, col)``, a fit averages than one with equal noise in all
+        pixels: counts are noisier in the middle of a column than at its flanks.
 
     Raises
     ------
@@ -83,6 +86,7 @@ class Observations:
     displacement_px: Float64
     variance_px2: Float64
     column_sigma_px: float = 0.0
+    row_reach: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         shape = (len(self.positions_px), 2)
@@ -96,6 +100,8 @@ class Observations:
             raise ValueError("observations.variance_px2 holds numbers below 0; it takes variances")
         if not 0 <= self.column_sigma_px < 100:
             raise ValueError(f"observations.column_sigma_px is {self.column_sigma_px}; it takes 0 to 100")
+        if not all(0.5 <= reach <= 2 for reach in self.row_reach):
+            raise ValueError(f"observations.row_reach is {self.row_reach}; it takes numbers from 0.5 to 2")
 
     def __len__(self) -> int:
         return len(self.positions_px)
@@ -771,9 +777,11 @@ class _Frame:
         self.attenuation = torch.ones(2, self.features.shape[1], dtype=torch.float64)
         if "hum" in basis.blocks:
             block, first = basis.blocks["hum"], gp._live.start
-            seen_part = torch.tensor(hum_seen(gp._frequency * seen.column_sigma_px), dtype=torch.float64)
+            row_angle, col_angle = (gp._frequency * seen.column_sigma_px * reach for reach in seen.row_reach)
+            seen_part = torch.tensor(hum_seen(row_angle, col_angle), dtype=torch.float64)
             self.attenuation[:, block.start - first : block.stop - first] = seen_part[:, None]
-        self._jitter = RowJitter(places[:, 0].cpu().double(), gp.scan.shape[0], seen.column_sigma_px)
+        sigma_px = seen.column_sigma_px * sum(seen.row_reach) / 2
+        self._jitter = RowJitter(places[:, 0].cpu().double(), gp.scan.shape[0], sigma_px)
         self.row = places[:, 0].cpu().double() - basis.middle_row
         self._frequency = gp._frequency
         index = torch.arange(len(seen))

@@ -144,10 +144,10 @@ class RowJitter:
             matrix.diagonal(offset).index_add_(0, self._knot, below * above * weight)
 
 
-def hum_seen(angle: float) -> tuple[float, float]:
-    """Say what part of a hum a column's fit sees, ``(row, col)``, for its sigma as an angle of the hum."""
-    col = math.exp(-(angle**2) / 4)
-    return (col * (1 - angle**2 / 2), col)
+def hum_seen(row_angle: float, col_angle: float) -> tuple[float, float]:
+    """Say what part of a hum a column's fit sees, ``(row, col)``, for its sigma as angles of the hum."""
+    row = math.exp(-(row_angle**2) / 4) * (1 - row_angle**2 / 2)
+    return row, math.exp(-(col_angle**2) / 4)
 
 
 def _correlation(distance: Tensor, axis: int) -> Tensor:

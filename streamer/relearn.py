@@ -47,10 +47,8 @@ class RelearnState(msgspec.Struct, frozen=True, kw_only=True):
         Mean and variance of the frames before them.
     count
         Of those.
-    frames
-        Observations kept.
-    column_sigma_px
-        Of each of them.
+    column_sigma_px, row_reach
+        Of the observations that are kept, frame by frame.
     swap_in
         Frames to go until what is being learnt is used; None where nothing is being learnt.
     scan, start
@@ -61,8 +59,8 @@ class RelearnState(msgspec.Struct, frozen=True, kw_only=True):
     usual: Pair = (0.0, 0.0)
     variance: Pair = (0.0, 0.0)
     count: int = 0
-    frames: int = 0
     column_sigma_px: tuple[float, ...] = ()
+    row_reach: tuple[Pair, ...] = ()
     swap_in: int | None = None
     scan: bytes = b""
     start: bytes = b""
@@ -136,8 +134,12 @@ class Relearner:
         for index, seen in enumerate(self._seen):
             for name in _ARRAYS:
                 arrays[f"{index}.{name}"] = getattr(seen, name)
-        sigma_px = tuple(seen.column_sigma_px for seen in self._seen)
-        return msgspec.structs.replace(self._state, frames=len(self._seen), column_sigma_px=sigma_px), arrays
+        state = msgspec.structs.replace(
+            self._state,
+            column_sigma_px=tuple(seen.column_sigma_px for seen in self._seen),
+            row_reach=tuple(seen.row_reach for seen in self._seen),
+        )
+        return state, arrays
 
     def restore(self, state: RelearnState, arrays: dict[str, NDArray[Any]]) -> None:
         """Go on from what ``state`` said; what was being learnt is learnt again.
@@ -153,8 +155,11 @@ class Relearner:
             Observations(
                 **{name: arrays[f"{index}.{name}"].astype(np.float64) for name in _ARRAYS},
                 column_sigma_px=sigma_px,
+                row_reach=reach,
             )
-            for index, sigma_px in enumerate(state.column_sigma_px)
+            for index, (sigma_px, reach) in enumerate(
+                zip(state.column_sigma_px, state.row_reach, strict=True)
+            )
         ]
         self._state, self._future = state, None
         if state.swap_in is not None:

@@ -266,6 +266,30 @@ def fitted_sigma(image: Float32, fits: ColumnFits, sigma_px: float, noise: Noise
     return float(np.clip(sigma_px + step, 0.6 * sigma_px, 1.6 * sigma_px))
 
 
+def row_reach(fits: ColumnFits, sigma_px: float, noise: NoiseModel | None = None) -> tuple[float, float]:
+    """Say over how many rows a fit averages what the rows do, beside one with equal noise in all pixels.
+
+    That one weighs rows at a distance ``y`` by ``exp(-y² / sigma²)`` along the columns, by ``y²`` times that
+    along the rows. Where the middle of a column is noisier than its flanks, the flanks count for more.
+
+    Returns
+    -------
+    row, col
+        Factors to ``sigma_px``; 1 and 1 where no column is good.
+    """
+    if not fits.good.any():
+        return 1.0, 1.0
+    noise = noise or COUNTS
+    height, level = float(np.median(fits.amplitude[fits.good])), float(np.median(fits.background[fits.good]))
+    half = max(2, math.ceil(_HALF_WIDTH_SIGMA * sigma_px - 0.25))
+    at2 = np.linspace(-half - 0.5, half + 0.5, 16 * half + 9) ** 2
+    column = np.exp(-(at2[:, None] + at2) / (2 * sigma_px**2))
+    weight = column**2 / np.maximum(noise.constant + noise.gain * (level + height * column), noise.floor)
+    row, col = at2 * weight.sum(axis=1), weight @ at2
+    row2, col2 = (float(at2 @ rows / rows.sum()) for rows in (row, col))
+    return math.sqrt(2 * row2 / 3) / sigma_px, math.sqrt(2 * col2) / sigma_px
+
+
 def row_offsets(
     image: Float32,
     fits: ColumnFits,

@@ -30,6 +30,7 @@ from streamer.observers.columns import (
     fitted_sigma,
     noise_model,
     row_offsets,
+    row_reach,
 )
 from streamer.observers.lattice_search import (
     FEWEST_COLUMNS,
@@ -346,6 +347,7 @@ class LatticeObserver:
             displacement_px=seen.sites_px - seen.fits.positions_px,
             variance_px2=seen.fits.variance_px2 + self._memory.excess(seen.index),
             column_sigma_px=self._ready()[1],
+            row_reach=row_reach(seen.fits, self._ready()[1], self._noise),
         )
 
     def rows(self, image: Float32, to_raw: ToRaw, rows_px: Float64 | None = None) -> RowOffsets:

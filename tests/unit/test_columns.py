@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from models.row_jitter import hum_seen
 from streamer.observers.columns import (
     COUNTS,
     ColumnFits,
@@ -14,6 +15,7 @@ from streamer.observers.columns import (
     fitted_sigma,
     noise_model,
     row_offsets,
+    row_reach,
 )
 
 Array = NDArray[np.float64]
@@ -217,3 +219,25 @@ def test_without_columns_no_row_is_moved() -> None:
     rows = row_offsets(image, fit_columns(image, grid(), SIGMA), grid(), SIGMA)
     assert not rows.offsets.any()
     assert np.isfinite(rows.variance).all()
+
+
+@pytest.mark.parametrize("level", [3.0, 60.0, 3000.0])
+def test_what_a_fit_sees_of_a_hum_is_foreseen_whatever_the_background(level: float) -> None:
+    """Heights of 60 counts and no noise at all: the fits' own weights say what a column averages over."""
+    places = grid(step=11.3)
+    angle = 2 * np.pi / 12.0
+    hum = 0.02 * np.cos(angle * np.arange(SHAPE[0]))
+    fits = fit_columns(drawn(places, 60.0, level, np.stack([hum, hum])).astype(np.float32), places, SIGMA)
+    reach = row_reach(fits, SIGMA)
+    at = np.exp(1j * angle * places[:, 0])
+    seen = -(fits.positions_px - places).T @ at.conj() * 2 / len(places) / 0.02
+    expected = hum_seen(angle * SIGMA * reach[0], angle * SIGMA * reach[1])
+    np.testing.assert_allclose(np.abs(seen), expected, atol=0.05)
+    if level == 3.0:  # as if all pixels were alike
+        assert np.abs(np.abs(seen) - hum_seen(angle * SIGMA, angle * SIGMA)).min() > 0.06
+
+
+def test_without_a_good_column_a_fit_averages_as_it_is_taken_to() -> None:
+    fits = fit_columns(counted(np.full(SHAPE, 6.0), 31), grid(), SIGMA)
+    assert not fits.good.any()
+    assert row_reach(fits, SIGMA) == (1.0, 1.0)
