@@ -22,7 +22,7 @@ from scipy.linalg.blas import dsyrk, dtrmm, dtrsm
 from scipy.linalg.lapack import dpotrf
 from torch import Tensor
 
-from models.row_jitter import RowJitter, hum_seen
+from models.row_jitter import LoneRows, RowJitter, hum_seen, observed_once
 from models.scan_basis import BLOCKS, Float64, Hyperparameters, ScanBasis, ScanModel
 
 __all__ = [
@@ -780,8 +780,12 @@ class _Frame:
             row_angle, col_angle = (gp._frequency * seen.column_sigma_px * reach for reach in seen.row_reach)
             seen_part = torch.tensor(hum_seen(row_angle, col_angle), dtype=torch.float64)
             self.attenuation[:, block.start - first : block.stop - first] = seen_part[:, None]
-        sigma_px = seen.column_sigma_px * sum(seen.row_reach) / 2
-        self._jitter = RowJitter(places[:, 0].cpu().double(), gp.scan.shape[0], sigma_px)
+        rows = places[:, 0].cpu().double()
+        self._jitter: RowJitter | LoneRows = (
+            LoneRows(len(seen))
+            if seen.column_sigma_px == 0 and observed_once(rows)
+            else RowJitter(rows, gp.scan.shape[0], seen.column_sigma_px * sum(seen.row_reach) / 2)
+        )
         self.row = places[:, 0].cpu().double() - basis.middle_row
         self._frequency = gp._frequency
         index = torch.arange(len(seen))

@@ -144,6 +144,60 @@ class RowJitter:
             matrix.diagonal(offset).index_add_(0, self._knot, below * above * weight)
 
 
+class LoneRows:
+    """The jitter of one frame's rows, each of which was observed once: the same as more noise.
+
+    Stands in for ``RowJitter`` where no two observations share any jitter.
+
+    Parameters
+    ----------
+    count
+        Of the observations.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._alone = torch.ones(count, dtype=torch.float64)
+
+    def alone(self, axis: int) -> Tensor:
+        """Part of the jitter's variance that belongs to each observation alone, ``(n,)``: all of it."""
+        return self._alone
+
+    def marginalise(
+        self, axis: int, variance: float, scaled: Tensor, root: Tensor, residual: Tensor
+    ) -> tuple[Tensor, Tensor, float, float]:
+        """Say that nothing must be taken off: see ``RowJitter.marginalise``."""
+        size = scaled.shape[1]
+        nothing = torch.zeros(size, size + 1, dtype=torch.float64)
+        return nothing[:, 1:], nothing[:, 0], 0.0, 0.0
+
+    def variance_px2(
+        self, axis: int, residual: Tensor, weight: Tensor, features: Tensor, covariance: Tensor
+    ) -> float:
+        """Estimate the jitter's variance by what residuals are more than noise; may be below 0.
+
+        Parameters
+        ----------
+        residual, weight
+            ``(n,)``, float64; the weight is one over the variance of the noise, or 0 where an observation is
+            not to be believed.
+        features, covariance
+            Of the model: few features take next to nothing of the jitter of many rows.
+        """
+        use = weight > 0
+        if not bool(use.any()):
+            return 0.0
+        # Noise that is known badly must not decide: as much weight as for a jitter of the usual residual.
+        square, noise = residual[use] ** 2, 1 / weight[use]
+        share = 1 / (noise + square.median()) ** 2
+        return float((share * (square - noise)).sum() / share.sum())
+
+
+def observed_once(row: Tensor) -> bool:
+    """Say whether observations at rows ``(n,)`` are of whole rows, each of another one."""
+    whole = row.round()
+    return bool((row == whole).all()) and len(torch.unique(whole)) == len(row)
+
+
 def hum_seen(row_angle: float, col_angle: float) -> tuple[float, float]:
     """Say what part of a hum a column's fit sees, ``(row, col)``, for its sigma as angles of the hum."""
     row = math.exp(-(row_angle**2) / 4) * (1 - row_angle**2 / 2)

@@ -144,6 +144,21 @@ def test_the_jitter_of_the_rows_is_estimated():
     assert gp.jitter_px[1] == pytest.approx(seen_by_a_column, rel=0.2)
 
 
+def test_the_jitter_of_rows_that_were_each_seen_once_is_not_taken_for_noise():
+    gp = DistortionGP(ScanModel(shape=(256, 256), blocks=("drift",)))
+    rng = np.random.default_rng(20)
+    rows = np.stack([np.arange(256.0), np.full(256, 127.5)], axis=1)
+    noise_px = np.where(np.arange(256) % 4 == 0, 0.5, 0.02)  # some rows hardly tell anything
+    for _ in range(6):
+        jitter = rng.normal(0, (0.1, 0.25), (256, 2))
+        seen = jitter + noise_px[:, None] * rng.normal(size=(256, 2))
+        variance = np.repeat(noise_px[:, None] ** 2, 2, axis=1)
+        gp.predict()
+        gp.observe(Observations(positions_px=rows, displacement_px=seen, variance_px2=variance))
+
+    assert gp.jitter_px == pytest.approx((0.1, 0.25), rel=0.15)
+
+
 def test_columns_that_lie_far_off_teach_nothing():
     rng = np.random.default_rng(11)
     seen = observations(rng, smooth_truth)
