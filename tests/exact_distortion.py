@@ -21,19 +21,33 @@ def exact_mean(
     places_px: Float64,
 ) -> Float64:
     """Posterior mean ``(n, 2)`` at places of a static distortion, by one refit to all that was seen."""
+    return exact_posterior(scan, hyper, seen, places_px)[0]
+
+
+def exact_posterior(
+    scan: ScanModel,
+    hyper: Hyperparameters,
+    seen: list[Observations],
+    places_px: Float64,
+) -> tuple[Float64, Float64]:
+    """Posterior mean and sd, ``(n, 2)`` each, at places of a static distortion."""
     positions = torch.from_numpy(np.concatenate([frame.positions_px for frame in seen]))
     displacement = np.concatenate([frame.displacement_px for frame in seen])
     variance = np.concatenate([frame.variance_px2 for frame in seen]) + 1e-4
     places = torch.from_numpy(places_px)
-    found = np.empty(places_px.shape)
+    mean, sd = np.empty(places_px.shape), np.empty(places_px.shape)
     for axis in range(2):
         noisy = _covariance(scan, hyper, axis, positions, positions) + torch.diag(
             torch.from_numpy(variance[:, axis])
         )
         lower = torch.linalg.cholesky(noisy)
         weights = torch.cholesky_solve(torch.from_numpy(displacement[:, axis, None].copy()), lower)
-        found[:, axis] = (_covariance(scan, hyper, axis, places, positions) @ weights)[:, 0].numpy()
-    return found
+        shared = _covariance(scan, hyper, axis, places, positions)
+        mean[:, axis] = (shared @ weights)[:, 0].numpy()
+        told = torch.linalg.solve_triangular(lower, shared.T, upper=False).square().sum(0)
+        prior = _covariance(scan, hyper, axis, places, places).diagonal()
+        sd[:, axis] = (prior - told).clamp_min(0).sqrt().numpy()
+    return mean, sd
 
 
 def _covariance(scan: ScanModel, hyper: Hyperparameters, axis: int, first: Tensor, second: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ from streamer.observers.lattice import Lattice, find_columns
 from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
 from tests import real_scans
 from tests.benchmarks import separate_points
-from tests.exact_distortion import exact_mean
+from tests.exact_distortion import exact_posterior
 
 Figures = dict[str, Any]
 Float32 = NDArray[np.float32]
@@ -335,27 +335,35 @@ def _prototype(folder: Path | None, stream: CrystalStream) -> Callable[[Float32]
 def measure_exact(plan: Plan, per_frame: int = 120, total: int = 2400) -> Figures:
     """Posterior mean and cost against a GP that is refitted to all observations so far.
 
-    The distortion is static for both. What the exact one pays for a frame is one refit to everything and
-    the mean at the frame's places; what the online one pays is one update and the same mean.
+    The distortion is static for both, and hyperparameters are given. What the exact one pays for a frame is
+    a refit to everything, with mean and sd at 600 places; what the online one pays is one update, and in
+    ``…_with_prediction`` the same mean and sd.
     """
     scan = ScanModel(shape=(512, 512))
     hyper = Hyperparameters(timescale_frames=1e9, drift_change_px=1e-6, jitter_px=(0.0, 0.0))
-    differences, ratios = [], []
+    differences, sds, updates, both = [], [], [], []
     for seed in plan.seeds:
         stream = CrystalStream(preset("stem", seed=seed, **STATIC))
         rng = np.random.default_rng(seed)
         frames = [_some(stream, rng, per_frame) for _ in range(total // per_frame)]
         inside = rng.uniform(3, 508, (600, 2))
         gp = DistortionGP(scan, hyper)
-        online_ms = [_cpu_ms(partial(_taught, gp, frame, inside)) for frame in frames]
+        update_ms = statistics.median(_cpu_ms(partial(gp.condition, frame)) for frame in frames)
+        say = partial(gp.displacement_px, inside, with_sd=True)
+        say_ms = statistics.median(_cpu_ms(say) for _ in range(10))
         began = time.process_time()
-        exact = exact_mean(scan, hyper, frames, inside)
+        exact, exact_sd = exact_posterior(scan, hyper, frames, inside)
         exact_ms = 1e3 * (time.process_time() - began)
-        differences.append(rms(gp.displacement_px(inside) - exact))
-        ratios.append(exact_ms / statistics.median(online_ms))
+        mean, sd = gp.displacement_px(inside, with_sd=True)
+        differences.append(rms(mean - exact))
+        sds.append(float(np.median(sd / exact_sd)))
+        updates.append(exact_ms / update_ms)
+        both.append(exact_ms / (update_ms + say_ms))
     return {
         "exact_gp_mean_diff_px": round(max(differences), 5),
-        "exact_gp_cost_ratio": round(statistics.median(ratios), 1),
+        "exact_gp_sd_ratio": round(statistics.median(sds), 3),
+        "exact_gp_cost_ratio": round(statistics.median(updates), 1),
+        "exact_gp_cost_ratio_with_prediction": round(statistics.median(both), 1),
         "exact_gp_observations": total,
     }
 
@@ -366,11 +374,6 @@ STATIC: dict[str, Any] = {
     "drift_px_per_frame": 0.0,
     "timescale_frames": 0.0,
 }
-
-
-def _taught(gp: DistortionGP, seen: Observations, places_px: Float64) -> Float64:
-    gp.condition(seen)
-    return np.asarray(gp.displacement_px(places_px))
 
 
 def _some(
