@@ -422,7 +422,7 @@ class DistortionGP:
         """
         places = self._to_device(positions_px)
         found = _to_numpy(self.basis.field(places, self._weights(), self._period))
-        return (found, self._sd(places)) if with_sd else found
+        return (found, self._sd([self.basis.features(places, self._period)] * 2)) if with_sd else found
 
     def to_raw_px(self, places_px: Float64) -> Float64:
         """Say which pixel was recorded at true places ``(n, 2)``: ``s`` with ``s + D(s) = X``."""
@@ -466,11 +466,23 @@ class DistortionGP:
         weights[:, self.basis.dynamic_start :] = 0
         return self._dense(weights)
 
-    def sd_grid(self, step_px: float = 2 * _NODES_PX) -> Float32:
-        """Say how far ``D`` may be off along each axis, on the nodes of ``parts``: sd, ``(2, n, m)``."""
+    def sd_grid(self, step_px: float = 2 * _NODES_PX, absorbed: tuple[float, float] = (0.0, 0.0)) -> Float32:
+        """Say how far ``D`` may be off along each axis, on the nodes of ``parts``: sd, ``(2, n, m)``.
+
+        Parameters
+        ----------
+        step_px
+            How far apart nodes are at most.
+        absorbed
+            Part ``(row, col)`` of an error common to a whole row that the row's own offset, measured beside
+            this field, makes up for.
+        """
         row, col = (self._nodes(n, step_px) for n in self.scan.shape)
-        found = self._sd(torch.cartesian_prod(row, col)).T.reshape(2, len(row), len(col))
-        return np.ascontiguousarray(found, dtype=np.float32)
+        features = self.basis.features(torch.cartesian_prod(row, col), self._period)
+        by_row = features.reshape(len(row), len(col), -1)
+        common = by_row.mean(1, keepdim=True).expand_as(by_row).reshape(features.shape)
+        found = self._sd([features - part * common if part else features for part in absorbed])
+        return np.ascontiguousarray(found.T.reshape(2, len(row), len(col)), dtype=np.float32)
 
     def with_hyperparameters(self, hyperparameters: Hyperparameters) -> DistortionGP:
         """Make another that knows the same data under other hyperparameters.
@@ -608,18 +620,20 @@ class DistortionGP:
     def _row_line(self, rows: Tensor, weights: Tensor) -> Tensor:
         return weights[:, self.basis.row] @ self.basis.row_features(rows, self._period).T
 
-    def _sd(self, places: Tensor) -> Float64:
-        features = self.basis.features(places, self._period)
-        live = features[:, self._live]
-        if self.is_frozen:
-            live[:, -1] = 0  # the shear is the specimen's
-        found = torch.empty(len(features), 2, dtype=self._dtype, device=self._device)
-        for axis in range(2):
+    def _sd(self, features: list[Tensor]) -> Float64:
+        """Sd of what features ``(n, m)`` of each axis say, ``(n, 2)``."""
+        found = torch.empty(len(features[0]), 2, dtype=self._dtype, device=self._device)
+        for axis, every in enumerate(features):
+            live = every[:, self._live]
+            if self.is_frozen:
+                live = torch.cat(
+                    [live[:, :-1], torch.zeros_like(live[:, -1:])], 1
+                )  # the shear is the specimen's
             covariance = self._covariance[axis].to(self._device, self._dtype)
             found[:, axis] = ((live @ covariance) * live).sum(-1)
             if self._static is not None:
                 still = self._static[axis].to(self._device, self._dtype)
-                found[:, axis] += ((features @ still) * features).sum(-1)
+                found[:, axis] += ((every @ still) * every).sum(-1)
         return _to_numpy(found.clamp(min=0).sqrt())
 
     def _advanced(self, matrix: Tensor, frames: float) -> Tensor:

@@ -24,8 +24,8 @@ from streamer.observers.registration import (
     judge,
     measure_rows,
     rows_as_observations,
-    shrunk,
 )
+from streamer.observers.row_wander import settled
 
 if TYPE_CHECKING:
     from models.distortion_gp import DistortionGP, Observations
@@ -43,11 +43,14 @@ class Rows:
         Shape ``(2, rows)``.
     measured_px
         As measured, before it is asked what of it is noise; 0 where a row tells nothing.
+    absorbed
+        Part ``(row, col)`` of an error of the smooth field, common to a row, that its offset makes up for.
     """
 
     offsets_px: Float64
     variance_px2: Float64
     measured_px: Float64
+    absorbed: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def none(cls, count: int) -> Rows:
@@ -57,6 +60,21 @@ class Rows:
             variance_px2=np.zeros((2, count)),
             measured_px=np.zeros((2, count)),
         )
+
+
+def absorbed(variance_px2: Float64, spread_px2: Float64) -> tuple[float, float]:
+    """Say what part of a common error of a row ends in its offset: what the measurement decides of it.
+
+    Parameters
+    ----------
+    variance_px2
+        Of the offsets when they were measured, ``(2, rows)``.
+    spread_px2
+        Before that, ``(2,)``; 0 where offsets are taken for 0.
+    """
+    left = variance_px2.mean(axis=1) / np.where(spread_px2 > 0, spread_px2, 1.0)
+    row, col = np.where(spread_px2 > 0, np.clip(1 - left, 0.0, 1.0), 0.0).tolist()
+    return row, col
 
 
 class Observer(Protocol):
@@ -213,12 +231,13 @@ class ReferenceObserver:
         seen = -(self._rows.raw + (self._rows.mean + self._shift + self._anchor)[:, None]) + base
         variance = self._rows.variance
         own = seen - smooth_px
-        left = np.stack([shrunk(o, v) for o, v in zip(own, variance, strict=True)])
-        tells = np.isfinite(variance)
+        found = [settled(o, v) for o, v in zip(own, variance, strict=True)]
+        left = np.stack([each.variance_px2 for each in found])
         return Rows(
-            offsets_px=left,
-            variance_px2=np.where(tells, variance, 0.0),
-            measured_px=np.where(tells, own, 0.0),
+            offsets_px=np.stack([each.offset_px for each in found]),
+            variance_px2=left,
+            measured_px=np.where(np.isfinite(variance), own, 0.0),
+            absorbed=absorbed(left, np.array([each.slow_px2 + each.jitter_px2 for each in found])),
         )
 
     def learn(self, image: Float32, anchor_px: Float64) -> None:

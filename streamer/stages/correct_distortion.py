@@ -380,10 +380,10 @@ class CorrectDistortion:
         model, observer, image = scene.model, scene.observer, frame.image[0]
         translation = np.array(model.translation_px)
         anchor = np.rint(-translation)
-        sd_px = model.sd_grid(_SD_NODES_PX)
         if model.scan.is_static:
             field = model.field()
             rows = self._rows(scene, image, field)
+            sd_px = model.sd_grid(_SD_NODES_PX, rows.absorbed)
             field += anchor.astype(np.float32)[:, None, None]
             if isinstance(observer, ReferenceObserver):
                 observer.learn(self._resampled(frame.image[:1], field, sd_px)[0], anchor)
@@ -392,6 +392,7 @@ class CorrectDistortion:
         else:
             smooth = translation[:, None] + model.parts().rows_px.astype(np.float64)
             rows = self._rows(scene, image, smooth[:, :, None])
+            sd_px = model.sd_grid(_SD_NODES_PX, rows.absorbed)
             displacement = -(smooth + anchor[:, None])
             observer.learn(displaced(image, displacement), anchor)
             displacement -= rows.offsets_px
