@@ -40,6 +40,8 @@ _BESIDE_PX = 1.5
 _STRETCH = 16
 # Fewer of a row's pixels that the reference shows as well say nothing.
 _LEAST_PX = 16
+# Variances are raised by so much at most; no row's halves count for more.
+_MOST_FACTOR, _WILD_RATIO = 4.0, 9.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -204,11 +206,20 @@ def _products(seen: Float32, known: Float32, beside: Float32) -> tuple[float, fl
 
 
 def _halves_say(fits: Float64) -> Float64:
-    """Say by what the variances are too small, along each axis: halves of rows differ only by noise."""
-    first, second = fits[4:8], fits[8:12]
-    ratio = (first[:2] - second[:2]) ** 2 / (first[2:] + second[2:])
-    factor: Float64 = np.clip(np.minimum(ratio, 9.0).mean(axis=1), 1.0, 4.0)
-    return factor
+    """Say by what the variances are too small, along each axis: halves of rows differ only by noise.
+
+    Halves of many short stretches share what drifts along the row, as the height of a probe on a feedback
+    does; the left and the right half do not.
+    """
+    factors = [np.ones(2)]
+    for at in (4, 12):
+        first, second = fits[at : at + 4], fits[at + 4 : at + 8]
+        apart = first[:2] - second[:2]
+        apart -= np.median(apart, axis=1, keepdims=True)
+        ratio = apart**2 / (first[2:] + second[2:])
+        factors.append(np.minimum(np.minimum(ratio, _WILD_RATIO).mean(axis=1), _MOST_FACTOR))
+    most: Float64 = np.max(factors, axis=0)
+    return most
 
 
 def _mean(offsets: Float64, variance: Float64) -> float:
@@ -230,19 +241,24 @@ def _fit_rows(
     ridge: float,
     floor: float,
 ) -> Float64:
-    """Fit each row, ``(12, rows)``: offset (2) as measured without what was expected, its variance (2).
+    """Fit each row, ``(20, rows)``: offset (2) as measured without what was expected, its variance (2).
 
-    The rest are steps and variances of each half of the row by itself, as ``_step`` says them.
+    The rest are steps and variances, as ``_judge`` says them, of parts of the row by themselves: every other
+    stretch, the rest of them, the left half, and the right half.
 
     The point around which gradients are taken is the most likely one, given the variance ``spread`` of
     the true offset around the expected one.
     """
     rows, cols = seen.shape
-    result = np.zeros((12, rows))
-    result[2:4], result[6:8], result[10:12] = np.inf, 1.0, 1.0
+    result = np.zeros((20, rows))
+    result[2:4] = np.inf
+    for half in range(4):
+        result[6 + 4 * half : 8 + 4 * half] = 1.0
     error = np.empty(cols, dtype=np.float32)
     across, line = np.empty(cols, dtype=np.float32), np.empty(cols + 3, dtype=np.float32)
-    is_first = ((np.arange(cols) // _STRETCH) % 2 == 0).astype(np.float32)
+    place = np.arange(cols)
+    is_first = np.empty((2, cols), dtype=np.float32)
+    is_first[0], is_first[1] = (place // _STRETCH) % 2 == 0, place < cols // 2
     point, said = np.empty(2), np.empty(4)
     sums, first = np.empty(9), np.empty(9)
     for row in range(rows):
@@ -277,15 +293,18 @@ def _fit_rows(
                 break
         if not 0 <= top < rows or stop - start < _LEAST_PX:
             continue
-        e, weight = error[start:stop], is_first[start:stop]
+        e = error[start:stop]
         h, k = guides[0, top, start + left : stop + left], guides[1, top, start + left : stop + left]
         _sum_shots(h, k, e, sums)
         _judge(sums, stop - start, common, noise, ridge, floor, True, said)
         result[2:4, row] = said[2:]
-        _sum_some(h, k, e, weight, first)
-        count = int(weight.sum())
-        _judge(first, count, common, noise, ridge, floor, True, result[4:8, row])
-        _judge(sums - first, stop - start - count, common, noise, ridge, floor, True, result[8:12, row])
+        for way in range(2):
+            weight = is_first[way, start:stop]
+            _sum_some(h, k, e, weight, first)
+            count, at = int(weight.sum()), 4 + 8 * way
+            _judge(first, count, common, noise, ridge, floor, True, result[at : at + 4, row])
+            rest = stop - start - count
+            _judge(sums - first, rest, common, noise, ridge, floor, True, result[at + 4 : at + 8, row])
     return result
 
 
