@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 Float64 = NDArray[np.float64]
 
+# Fewer blocks than this are no field; rows may still say something.
+_FEWEST_BLOCKS = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rows:
@@ -75,6 +78,12 @@ def absorbed(variance_px2: Float64, spread_px2: Float64) -> tuple[float, float]:
     left = variance_px2.mean(axis=1) / np.where(spread_px2 > 0, spread_px2, 1.0)
     row, col = np.where(spread_px2 > 0, np.clip(1 - left, 0.0, 1.0), 0.0).tolist()
     return row, col
+
+
+def _block_px(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Say how large blocks are: a quarter of a small frame, so that there are enough of them."""
+    rows, cols = (max(16, min(64, n // 4)) for n in shape)
+    return rows, cols
 
 
 class Observer(Protocol):
@@ -193,15 +202,14 @@ class ReferenceObserver:
             base = np.zeros((2, *image.shape)) if self._base is None else self._base
             common = base - (shift + rows.mean)[:, None, None]
             blocks = block_displacements(
-                image, self._raster, expected_px=common, rows_px=-rows.offsets, reach_px=0.0
+                image, self._raster, _block_px(image.shape), common, rows_px=-rows.offsets, reach_px=0.0
             )
-            if len(blocks) < 4:
-                return None
-            seen = blocks.observations()
-            moved = seen.displacement_px - self._anchor
-            return Observations(
-                positions_px=seen.positions_px, displacement_px=moved, variance_px2=seen.variance_px2
-            )
+            if len(blocks) >= _FEWEST_BLOCKS:
+                seen = blocks.observations()
+                moved = seen.displacement_px - self._anchor
+                return Observations(
+                    positions_px=seen.positions_px, displacement_px=moved, variance_px2=seen.variance_px2
+                )
         seen, _ = rows_as_observations(rows, image.shape[1], shift + self._anchor)
         if len(seen) < 8:
             return None

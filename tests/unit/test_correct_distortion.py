@@ -458,3 +458,15 @@ def laid(image: NDArray[np.float32], place: int) -> NDArray[np.float32]:
     copy = room[start : start + image.nbytes].view(np.float32).reshape(image.shape)
     copy[:] = image
     return copy
+
+
+def test_a_small_frame_has_blocks_enough_to_be_followed_in_calibrate() -> None:
+    rng = np.random.default_rng(60)
+    stage = CorrectDistortion(CorrectConfig(mode="calibrate", observer="registration", reach_nm=0.1))
+    small = ScanGeometry(shape=(72, 72), field_of_view_nm=(72 * PIXEL_NM, 72 * PIXEL_NM))
+    for number in range(4):
+        image = scan((0.5 * number, -0.3 * number), rng=rng)[:72, :72].copy()
+        corrected = stage.process(frame(image, number, geometry=small))
+        assert corrected.registration is not None
+        assert corrected.registration.revision == 0
+    np.testing.assert_allclose(drift_px(corrected), (1.5, -0.9), atol=0.15)

@@ -1,0 +1,75 @@
+"""The error bars of the displacement field hold at any dose, with jitter of the rows and without."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from simulators.crystal import CrystalFrame, CrystalStream, preset
+from streamer.drift import to_raster_px
+from streamer.messages import Frame
+from streamer.observers.lattice import Lattice
+from streamer.observers.reference import absorbed
+from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
+
+SIZE_PX = 256
+
+
+def lattice_of(stream: CrystalStream) -> Lattice:
+    return Lattice(
+        vectors_px=stream.basis_px,
+        origin_px=stream.origin_px,
+        basis=np.array([[0.0, 0.0], [0.5, 0.5]]),
+        amplitude=np.array([1.0, stream.config.second_brightness]),
+    )
+
+
+def as_frame(seen: CrystalFrame) -> Frame:
+    return Frame(
+        session="s",
+        number=seen.number,
+        acquired_at_s=float(seen.number),
+        image=seen.image[None],
+        channels=("HAADF",),
+        geometry=seen.geometry,
+        dwell_time_us=1.0,
+    )
+
+
+@pytest.mark.parametrize("counts", [6.0, 60.0, 200.0])
+@pytest.mark.parametrize("jitter_px", [(0.10, 0.25), (0.0, 0.0)])
+def test_95_in_100_true_displacements_lie_in_their_interval(
+    counts: float, jitter_px: tuple[float, float]
+) -> None:
+    config = preset(
+        "stem",
+        seed=2,
+        size_px=SIZE_PX,
+        peak_counts=counts,
+        background_counts=counts / 10,
+        jitter_px=jitter_px,
+        vacancies=3,
+        interstitials=1,
+    )
+    stream = CrystalStream(config)
+    stage = CorrectDistortion(
+        CorrectConfig(mode="calibrate", hum_period_rows=15.2), lattice=lattice_of(stream)
+    )
+    places = np.stack(np.meshgrid(*[np.arange(0, SIZE_PX, 3.0)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
+    row, col = places.astype(np.intp).T
+    inside = []
+    for _ in range(5):
+        seen = stream.scan()
+        said = stage.process(as_frame(seen)).registration
+        assert said is not None
+        assert said.distortion is not None
+        found = said.distortion.at(places) - to_raster_px(said.drift_nm, seen.geometry)
+        error = found - seen.displacement_px()[:, row, col].T
+        inside.append(np.abs(error) < 1.96 * said.distortion.sd_at(places))
+    assert 0.90 <= np.mean(inside[1:]) <= 0.985
+
+
+def test_what_is_measured_of_a_row_decides_what_it_absorbs() -> None:
+    variance = np.stack([np.full(40, 0.001), np.full(40, 0.04)])
+    assert absorbed(variance, np.array([0.01, 0.04])) == (pytest.approx(0.9), 0.0)
+    assert absorbed(np.zeros((2, 40)), np.zeros(2)) == (0.0, 0.0)
