@@ -388,8 +388,9 @@ def _weighed(told: _RowInformation, around: Float64, before: RowOffsets | None) 
         band, score = bands.sum(axis=0), scores.sum(axis=0)
         enough = _crossed(bands)
         if np.count_nonzero(enough) >= 8:
-            usual, usual2 = 1.0, 0.0
-            if before is not None:
+            if before is None:
+                usual, usual2 = _noise_scale(bands, scores, np.zeros_like(score), enough), 0.0
+            else:
                 usual, usual2 = float(before.noise_scale[axis]), float(before.spread[axis] ** 2)
             found2 = likeliest_variance(band / usual, score / usual, usual2)
             spread2[axis] = found2 if found2 > 0 else 0.8 * usual2

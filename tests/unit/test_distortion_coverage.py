@@ -12,7 +12,8 @@ from streamer.observers.lattice import Lattice
 from streamer.observers.reference import absorbed
 from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
 
-SIZE_PX = 256
+SIZE_PX = 512
+JITTER_PX, NONE = (0.10, 0.25), (0.0, 0.0)
 
 
 def lattice_of(stream: CrystalStream) -> Lattice:
@@ -36,8 +37,10 @@ def as_frame(seen: CrystalFrame) -> Frame:
     )
 
 
-@pytest.mark.parametrize("counts", [6.0, 60.0, 200.0])
-@pytest.mark.parametrize("jitter_px", [(0.10, 0.25), (0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("counts", "jitter_px"),
+    [(6.0, JITTER_PX), (60.0, JITTER_PX), (200.0, JITTER_PX), (60.0, NONE), (200.0, NONE)],
+)
 def test_95_in_100_true_displacements_lie_in_their_interval(
     counts: float, jitter_px: tuple[float, float]
 ) -> None:
@@ -48,17 +51,15 @@ def test_95_in_100_true_displacements_lie_in_their_interval(
         peak_counts=counts,
         background_counts=counts / 10,
         jitter_px=jitter_px,
-        vacancies=3,
-        interstitials=1,
     )
     stream = CrystalStream(config)
     stage = CorrectDistortion(
         CorrectConfig(mode="calibrate", hum_period_rows=15.2), lattice=lattice_of(stream)
     )
-    places = np.stack(np.meshgrid(*[np.arange(0, SIZE_PX, 3.0)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
+    places = np.stack(np.meshgrid(*[np.arange(0, SIZE_PX, 4.0)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
     row, col = places.astype(np.intp).T
     inside = []
-    for _ in range(5):
+    for _ in range(4):
         seen = stream.scan()
         said = stage.process(as_frame(seen)).registration
         assert said is not None
@@ -66,7 +67,7 @@ def test_95_in_100_true_displacements_lie_in_their_interval(
         found = said.distortion.at(places) - to_raster_px(said.drift_nm, seen.geometry)
         error = found - seen.displacement_px()[:, row, col].T
         inside.append(np.abs(error) < 1.96 * said.distortion.sd_at(places))
-    assert 0.90 <= np.mean(inside[1:]) <= 0.985
+    assert 0.90 <= np.mean(inside[1:]) <= 0.98
 
 
 def test_what_is_measured_of_a_row_decides_what_it_absorbs() -> None:
