@@ -72,6 +72,9 @@ class Distortion(msgspec.Struct, frozen=True, kw_only=True, eq=False, forbid_unk
     ``D(s) = grid(s) + rows[row] + cols[col] + row_offset[row]``. ``grid`` is what a beam at rest
     suffers too; the others come from the way it was scanned.
 
+    Frames of a resonant fast axis that came with pixels even in time were made even in place before that
+    (see ``CorrectConfig.sinusoidal_samples``): ``s`` is a pixel of the even raster.
+
     Attributes
     ----------
     mode

@@ -26,6 +26,7 @@ from streamer.messages import Distortion, Frame
 from streamer.observers.against_lattice import LatticeReference
 from streamer.observers.blocks import block_displacements, comparable
 from streamer.observers.lattice import ColumnsSeen, Lattice, LatticeObserver, find_columns
+from streamer.observers.two_directions import linearised
 from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
 
 Float32 = NDArray[np.float32]
@@ -235,12 +236,20 @@ def repeated_features(
     found = []
     for frame in frames:
         corrected = stage.process(frame)
+        frame = _even_in_place(frame)
         if last is not None:
             before = _apart(frame, last[0], block_px, reach_px)
             after = _apart(corrected, last[1], block_px, reach_px)
             found.append(Repeats(raw=frame, corrected=corrected, before_px=before, after_px=after))
         last = (frame, corrected)
     return found
+
+
+def _even_in_place(frame: Frame) -> Frame:
+    """Take a frame of a resonant axis to the raster of the corrected one, to compare pixels with pixels."""
+    if frame.scan_path != "sinusoidal":
+        return frame
+    return msgspec.structs.replace(frame, image=linearised(frame.image))
 
 
 def _apart(frame: Frame, before: Frame, block_px: tuple[int, int], reach_px: float) -> Float64:

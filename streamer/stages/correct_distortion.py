@@ -38,13 +38,14 @@ from streamer.observers.lattice import Lattice, LatticeState, NoLattice
 from streamer.observers.reference import Observer, ReferenceObserver, Rows
 from streamer.observers.registration import Judgement
 from streamer.observers.turned_lattice import TurnedLattice
+from streamer.observers.two_directions import linearised
 from streamer.relearn import Relearner, RelearnState
 from streamer.stage import Rejected
 from streamer.strain_mapping import MappingState, StrainMapping
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is read without it
     from models.calibration import Calibration, ScanKey
-    from models.distortion_gp import DistortionGP, Update
+    from models.distortion_gp import DistortionGP, Observations, Update
     from models.scan_basis import ScanPath
 
 Float64 = NDArray[np.float64]
@@ -55,6 +56,9 @@ News = ModelRevision | StrainMap
 _SD_NODES_PX = 32.0
 _DARK_CHANNELS = ("BF", "ABF")
 _MOST_LOST = 3
+_OFF_PX = 1.0
+# Where nothing but drift and hum is learnt, a stage may wander as it likes: half a pixel in a few frames.
+_DRIFT_CHANGE_PX = 0.15
 
 
 class CorrectConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,6 +92,10 @@ class CorrectConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Rows that seem to be off by more are left where they are.
     lost_below
         The reference is given up when a frame matches it worse than this part of the usual.
+    sinusoidal_samples
+        How pixels of a resonant fast axis (``scan_path`` ``sinusoidal``) follow each other: evenly in
+        ``time``, from one turning point to the other, or evenly in ``place``, by the instrument's own
+        doing. The former are made even in place before anything else is done with the frame.
     """
 
     mode: Literal["auto", "drift-only", "frozen", "calibrate", "separate", "off"] = "auto"
@@ -101,6 +109,7 @@ class CorrectConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     correct_rows: bool = True
     max_row_offset_px: float = 4.0
     lost_below: float = 0.3
+    sinusoidal_samples: Literal["time", "place"] = "time"
 
     def __post_init__(self) -> None:
         if not self.reach_nm > 0:
@@ -265,6 +274,7 @@ class CorrectDistortion:
         at_s = middle_s(frame)
         if self.config.mode == "off":
             return self._leave(frame, at_s)
+        frame = self._even_in_place(frame)
         if self.config.mode == "separate":
             return self._separate(frame, at_s)
         if frame.request_id is not None:
@@ -286,14 +296,20 @@ class CorrectDistortion:
             return self._begin(frame, at_s, ("lost",))
         match, usual = judgement.match, scene.usual_match
         scene.usual_match = match if usual is None else 0.9 * usual + 0.1 * match
-        if judgement.verdict == "jump" or scene.observer.name == "registration":
-            # Where the specimen lies is seen in each frame anew, far better than it was predicted.
+        if judgement.verdict == "jump" or self._is_off(scene, seen):
+            # Further than drift goes in a frame: where the specimen lies now is seen, not foreseen.
             scene.model.jumped()
         flags = ("jump",) if judgement.verdict == "jump" else ()
         update = scene.model.observe(seen)
         if scene.model.scan.is_static and not scene.model.is_frozen:
             scene.relearner.watch(scene.model, seen, update)
         return self._settle(frame, scene, update, at_s, flags)
+
+    def _even_in_place(self, frame: Frame) -> Frame:
+        """Undo the known part of a resonant fast axis, so that the model has to learn the rest only."""
+        if frame.scan_path != "sinusoidal" or self.config.sinusoidal_samples == "place":
+            return frame
+        return msgspec.structs.replace(frame, image=linearised(frame.image))
 
     def news(self) -> tuple[News, ...]:
         """Say which models were taken into use since the last call."""
@@ -322,6 +338,13 @@ class CorrectDistortion:
         if period is not None:
             scene.relearner.forget()
             self._revise(frame, scene, scene.model.with_hum(period))
+
+    def _is_off(self, scene: _Scene, seen: Observations) -> bool:
+        """Say whether the specimen lies further from where the model expects it than drift would carry it."""
+        if scene.observer.name != "registration":
+            return False
+        left = seen.displacement_px - scene.model.displacement_px(seen.positions_px)
+        return bool(np.abs(np.median(left, axis=0)).max() > _OFF_PX)
 
     def _judge(self, frame: Frame, scene: _Scene, at_s: float) -> Judgement:
         """Say whether the frame shows what it should, and where about the specimen lies in it."""
@@ -710,12 +733,12 @@ class CorrectDistortion:
     def _make_model(
         self, frame: Frame, mode: DistortionMode, calibration: Calibration | None
     ) -> DistortionGP:
-        from models.distortion_gp import BLOCKS, DistortionGP, ScanModel
+        from models.distortion_gp import BLOCKS, DistortionGP, Hyperparameters, ScanModel
 
         if calibration is not None:
             return DistortionGP.frozen(
                 calibration.scan,
-                calibration.hyperparameters,
+                msgspec.structs.replace(calibration.hyperparameters, drift_change_px=_DRIFT_CHANGE_PX),
                 calibration.mean_px,
                 calibration.covariance_px2,
             )
@@ -725,7 +748,9 @@ class CorrectDistortion:
             hum_period_rows=self.config.hum_period_rows or None,
             blocks=BLOCKS if mode == "calibrate" else ("hum", "drift"),
         )
-        return DistortionGP(scan)
+        if mode == "calibrate":
+            return DistortionGP(scan)
+        return DistortionGP(scan, Hyperparameters(drift_change_px=_DRIFT_CHANGE_PX))
 
 
 def _named(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

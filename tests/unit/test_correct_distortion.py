@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from streamer.drift import DriftTracker
 from streamer.messages import Frame, ScanGeometry
+from streamer.observers.two_directions import fast_axis_places
 from streamer.stage import Rejected
 from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
 
@@ -470,3 +471,26 @@ def test_a_small_frame_has_blocks_enough_to_be_followed_in_calibrate() -> None:
         assert corrected.registration is not None
         assert corrected.registration.revision == 0
     np.testing.assert_allclose(drift_px(corrected), (1.5, -0.9), atol=0.15)
+
+
+def resonant(drift: tuple[float, float] = (0.0, 0.0)) -> NDArray[np.float32]:
+    """Draw the specimen as a fast axis that swings like a sine sees it, read evenly in time."""
+    even = scan(drift)
+    places = fast_axis_places(COLS)
+    return np.stack([np.interp(places, np.arange(COLS), row) for row in even]).astype(np.float32)
+
+
+def test_a_resonant_axis_read_evenly_in_time_is_made_even_in_place_before_anything_else() -> None:
+    stage = CorrectDistortion(CorrectConfig(mode="drift-only", reach_nm=0.1))
+    first = stage.process(frame(resonant(), scan_path="sinusoidal"))
+    assert np.abs(first.image[0] - scan())[:, 4:-4].max() < 0.05 * np.ptp(scan())
+    assert np.abs(resonant() - scan()).max() > 0.5 * np.ptp(scan())
+    corrected = stage.process(frame(resonant((0.0, 2.5)), 1, scan_path="sinusoidal"))
+    # A drift moves every part of the frame by as many pixels of the even raster.
+    np.testing.assert_allclose(drift_px(corrected), (0.0, 2.5), atol=0.05)
+
+
+def test_a_resonant_axis_that_the_instrument_made_even_is_left_as_it_is() -> None:
+    config = CorrectConfig(mode="drift-only", sinusoidal_samples="place")
+    first = CorrectDistortion(config).process(frame(scan(), scan_path="sinusoidal"))
+    np.testing.assert_array_equal(first.image[0], scan())
