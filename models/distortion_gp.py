@@ -751,17 +751,23 @@ class DistortionGP:
     def _on_prior(self, prior: Tensor) -> tuple[Tensor, Tensor]:
         """Put what the data said of the static part on another prior, ``(2, m)``: mean and covariance."""
         first = self.basis.dynamic_start
-        own = prior[:, self._live].clone()
-        own[:, first:] = self._prior[:, self._live][:, first:]
-        tiny = _TINY * torch.eye(own.shape[1], dtype=torch.float64)
-        precision = torch.linalg.inv(self._covariance + tiny)
-        data = precision @ self._mean[:, self._live, None]
-        precision += torch.diag_embed(1 / (own + _TINY) - 1 / (self._prior[:, self._live] + _TINY))
-        covariance = torch.linalg.inv(precision)
-        covariance = (covariance + covariance.mT) / 2
+        before, after = self._prior[:, self._live].clone(), prior[:, self._live].clone()
+        # Hum and drift go their own way: next to nothing of what is known of them is their prior's.
+        loose = 100 * self._covariance.diagonal(dim1=1, dim2=2)[:, first:]
+        before[:, first:], after[:, first:] = loose, loose
+        root, root_after = (before + _TINY).sqrt(), (after + _TINY).sqrt()
+        known, axes = torch.linalg.eigh(self._covariance / (root[:, :, None] * root[:, None, :]))
+        # What data say is never negative; rounding would have it so where they say nothing.
+        known = known.clamp(_TINY, 1.0)[:, None]
+        white = self._mean[:, self._live, None] / root[:, :, None]
+        data = (axes / known) @ (axes.mT @ white)
+        ratio = root_after / root
+        told = ratio[:, :, None] * ((axes * (1 / known - 1)) @ axes.mT) * ratio[:, None, :]
+        lower = torch.linalg.cholesky((told + told.mT) / 2 + torch.eye(root.shape[1], dtype=torch.float64))
+        covariance = torch.cholesky_inverse(lower) * root_after[:, :, None] * root_after[:, None, :]
         mean = self._mean.clone()
-        mean[:, self._live] = (covariance @ data)[..., 0]
-        return mean, covariance
+        mean[:, self._live] = (covariance @ (ratio[:, :, None] * data / root_after[:, :, None]))[..., 0]
+        return mean, (covariance + covariance.mT) / 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

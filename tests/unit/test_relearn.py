@@ -173,3 +173,25 @@ def test_what_is_learnt_is_of_no_use_once_it_was_forgotten() -> None:
     relearner.forget()
     assert relearner.swap(work.model) is None
     assert not relearner.is_learning
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1000.0])
+def test_a_model_that_learnt_for_long_can_be_given_any_other_hyperparameters(factor: float) -> None:
+    """What 30 frames said of some weights is next to nothing: rounding must not make it less than that."""
+    scan = ScanModel(shape=(128, 128), hum_period_rows=15.2)
+    small = {name: pair if name == "coil" else (1e-3, 1e-3) for name, pair in CALM.amplitude_px.items()}
+    model = DistortionGP(scan, msgspec.structs.replace(CALM, amplitude_px=small))
+    for seen in stream(20, 30, restless_from=10):
+        model.predict()
+        model.observe(seen)
+    amplitude = {name: (factor * row, factor * col) for name, (row, col) in small.items()}
+    other = model.with_hyperparameters(
+        msgspec.structs.replace(model.hyperparameters, amplitude_px=amplitude, timescale_frames=20.0)
+    )
+    centre = np.array([[64.0, 64.0]])
+    (before, sd), (after, _) = (one.displacement_px(centre, with_sd=True) for one in (model, other))
+    assert np.abs(after - before).max() < 4 * sd.max()
+    for seen in stream(22, 5, restless_from=0):
+        other.predict()
+        assert np.isfinite(other.observe(seen).log_evidence)
+    assert (other.sd_grid() > 0).all()
