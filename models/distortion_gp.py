@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.interpolate import make_interp_spline
 from scipy.linalg.blas import dsyrk, dtrmm, dtrsm
 from scipy.linalg.lapack import dpotrf
 from torch import Tensor
@@ -49,6 +50,9 @@ _DRIFT_WANDER = 0.3  # of drift_change_px: how far a position strays from its ve
 _OFFSET_VARIANCE = 4.0  # px²: where a specimen lies that was never seen
 _SHARE = 0.3  # of a frame in the running estimate of the jitter
 _NODES_PX = 16
+# Of a line, or of a frame: where its start begins to be forgotten, where it is, and how far what follows is
+# a straight line. A coil bends slowly; what bends quickly at the start of a line is its fly-back.
+_TRANSIENT = (0.06, 0.2, 0.5)
 _PAST = 5.0
 _MEMORY = 0.95  # of what held-out observations said of the noise
 _NOISE_RANGE = (0.7, 4.0)
@@ -439,20 +443,31 @@ class DistortionGP:
         return _to_numpy(raw)
 
     def parts(self, step_px: float = _NODES_PX) -> FieldParts:
-        """Take the field of this frame apart; nodes of the grid are at most ``step_px`` apart."""
+        """Take the field of this frame apart; nodes of the grid are at most ``step_px`` apart.
+
+        What a beam at rest suffers is in the grid, and with it all that lines and frame show after the
+        transients of their start: one scan cannot tell them apart, but transients die out.
+        """
         weights = self._weights()
         nodes = [self._nodes(n, step_px) for n in self.scan.shape]
         rows, cols = (self._line(n) for n in self.scan.shape)
         weights[:, self.basis.blocks["drift"].start] = 0
+        still = weights.clone()
+        still[:, self.basis.dynamic_start :] = 0
+        grid = self.basis.plane_grid(nodes[0], nodes[1], weights)
+        by_row, by_col = self._row_line(rows, weights), self.basis.column_line(cols, weights)
+        odd = self.basis.column_line(cols, weights, odd=True) if self.scan.path == "serpentine" else None
+        if self.scan.is_static:
+            at_nodes, lasting = _lasting(self._row_line(rows, still), nodes[0])
+            by_row, grid = by_row - lasting, grid + at_nodes[:, :, None]
+            at_nodes, lasting = _lasting(by_col, nodes[1])
+            by_col, grid = by_col - lasting, grid + at_nodes[:, None]
+            odd = None if odd is None else odd - lasting
         return FieldParts(
-            grid_px=_to_float32(self.basis.plane_grid(nodes[0], nodes[1], weights)),
-            rows_px=_to_float32(self._row_line(rows, weights)),
-            cols_px=_to_float32(self.basis.column_line(cols, weights)),
-            odd_cols_px=(
-                _to_float32(self.basis.column_line(cols, weights, odd=True))
-                if self.scan.path == "serpentine"
-                else None
-            ),
+            grid_px=_to_float32(grid),
+            rows_px=_to_float32(by_row),
+            cols_px=_to_float32(by_col),
+            odd_cols_px=None if odd is None else _to_float32(odd),
             translation_px=self.translation_px,
         )
 
@@ -941,6 +956,26 @@ def _own(array: Float64) -> Tensor:
     numpy aligns as it comes: a restart would not find the same digits again.
     """
     return torch.tensor(np.asarray(array, dtype=np.float64))
+
+
+def _lasting(values: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """Say what of lines ``(2, n)`` is no transient of their start, at nodes ``(m,)`` and at every place.
+
+    It is what they are after the transients, and before that the straight line that they follow then.
+    At places it is as a grid of these nodes will have it, so that nothing is lost between the two.
+    """
+    n = values.shape[1]
+    place = torch.arange(n, dtype=values.dtype, device=values.device)
+    later = slice(int(_TRANSIENT[1] * n), int(_TRANSIENT[2] * n))
+    shapes = torch.stack([torch.ones_like(place), place], 1)
+    straight = (shapes @ torch.linalg.lstsq(shapes[later], values[:, later].T).solution).T
+    begun = ((place / n - _TRANSIENT[0]) / (_TRANSIENT[1] - _TRANSIENT[0])).clamp(0, 1)
+    rise = 0.5 - 0.5 * torch.cos(math.pi * begun)
+    lasting = straight + rise * (values - straight)
+    at_nodes = lasting[:, nodes.round().long()]
+    spline = make_interp_spline(nodes.cpu().numpy(), at_nodes.T.cpu().numpy(), k=3)
+    between = torch.as_tensor(spline(place.cpu().numpy()).T, dtype=values.dtype, device=values.device)
+    return at_nodes, between
 
 
 def _pair(values: list[float] | Float64) -> tuple[float, float]:

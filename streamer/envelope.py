@@ -131,6 +131,7 @@ class EnvelopeState(msgspec.Struct, frozen=True):
     vetoes: list[Veto]
     geometry: ScanGeometry | None
     registration: Registration
+    clock_s: float
 
 
 class Dose(msgspec.Struct, frozen=True):
@@ -199,6 +200,7 @@ class Envelope:
         self.vetoes: list[Veto] = []
         self._geometry: ScanGeometry | None = None
         self._registration = Registration()
+        self._clock_s = 0.0  # of the instrument, when it last said something
         self._seen: dict[str, None] = {}
         self._granted_at_s: deque[float] = deque()
 
@@ -213,6 +215,7 @@ class Envelope:
             vetoes=list(self.vetoes),
             geometry=self._geometry,
             registration=self._registration,
+            clock_s=self._clock_s,
         )
 
     def restore(self, state: EnvelopeState) -> None:
@@ -225,11 +228,17 @@ class Envelope:
         self._seen = dict.fromkeys(state.seen)
         self._geometry = state.geometry
         self._registration = state.registration
+        self._clock_s = state.clock_s
 
     @property
     def registration(self) -> Registration:
         """Where the specimen was in the latest corrected frame."""
         return self._registration
+
+    @property
+    def clock_s(self) -> float:
+        """Instrument clock when it last said something: the drift is carried on until then."""
+        return self._clock_s
 
     def observe_frame(self, frame: Frame, missed: int = 0) -> None:
         """Count the dose of a frame as acquired and take its field as the bounds.
@@ -242,6 +251,7 @@ class Envelope:
             Numbers left empty before it: frames that were begun and broken off, or never arrived. They
             are taken to have given as much.
         """
+        self._clock_s = frame.acquired_at_s
         if frame.request_id is not None:  # its dose was reserved with the request
             return
         width, height = frame.geometry.field_of_view_nm
@@ -330,7 +340,10 @@ class Envelope:
             raise RefusedError("unknown id", f"no request {outcome.id} is under way")
         if outcome.scan_position_nm is None:
             return outcome
-        position_nm = self._registration.specimen_position_nm(outcome.scan_position_nm, self._geometry)
+        middle_s = (outcome.started_at_s + outcome.ended_at_s) / 2
+        position_nm = self._registration.specimen_position_nm(
+            outcome.scan_position_nm, self._geometry, middle_s
+        )
         return msgspec.structs.replace(outcome, position_nm=position_nm)
 
     def release(self, outcome: Outcome) -> bool:
@@ -342,6 +355,7 @@ class Envelope:
         request = self.pending.pop(outcome.id, None)
         if request is None:
             return False
+        self._clock_s = max(self._clock_s, outcome.ended_at_s)
         dose = self._dose_of(request)
         if outcome.status in ("refused", "skipped"):
             self.ledger.add(dose, -1.0)
@@ -366,7 +380,9 @@ class Envelope:
             )
         if not all(math.isfinite(v) for v in suggestion.position_nm):
             raise RefusedError("not finite", f"position {suggestion.position_nm}")
-        position_nm = self._registration.scan_position_nm(suggestion.position_nm, self._geometry)
+        position_nm = self._registration.scan_position_nm(
+            suggestion.position_nm, self._geometry, self._clock_s
+        )
         half_w, half_h = ((v / 2) for v in suggestion.field_of_view_nm or (0.0, 0.0))
         is_scan = suggestion.field_of_view_nm is not None
         if not (math.isfinite(half_w + half_h) and (min(half_w, half_h) > 0 or not is_scan)):

@@ -952,6 +952,7 @@ class Hub:
             dwell_time_us=frame.dwell_time_us,
             geometry=frame.geometry,
             registration=self.envelope.registration,
+            clock_s=self.envelope.clock_s,
         )
         now_s = time.monotonic()
         try:

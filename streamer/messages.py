@@ -22,6 +22,8 @@ PairNm = tuple[float, float]
 DistortionMode = Literal["off", "drift-only", "frozen", "calibrate", "separate"]
 Role = Literal["instrument", "agent", "operator", "viewer"]
 Action = Literal["spectrum", "scan"]
+# A drift that was seen in a frame is believed to go on for so long.
+MOST_AHEAD_S = 10.0
 OutcomeStatus = Literal["ok", "failed", "refused", "skipped", "aborted"]
 
 
@@ -74,6 +76,8 @@ class Distortion(msgspec.Struct, frozen=True, kw_only=True, eq=False, forbid_unk
 
     Frames of a resonant fast axis that came with pixels even in time were made even in place before that
     (see ``CorrectConfig.sinusoidal_samples``): ``s`` is a pixel of the even raster.
+    Where forward and backward channels were brought together (``paired``), each of them by half of the
+    distance between them, ``s`` is a pixel of the raster in the middle.
 
     Attributes
     ----------
@@ -103,7 +107,8 @@ class Distortion(msgspec.Struct, frozen=True, kw_only=True, eq=False, forbid_unk
         Counts the hyperparameters of the model: 0 are those it began with.
     flags
         What the operator should know, in short fixed words: ``lost``, ``jump``, ``blank``, ``faded``,
-        ``relative``, ``learning``.
+        ``relative``, ``learning``, ``paired``, ``mirrored`` (backward channels come in order of time, and
+        were left as they are).
     """
 
     mode: DistortionMode
@@ -222,6 +227,18 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     at_s: float = 0.0
     distortion: Distortion | None = None
 
+    def drift_at(self, at_s: float | None) -> PairNm:
+        """Say the drift ``(x, y)`` in nm at a time of the instrument's clock; None says ``drift_nm``.
+
+        It goes on at its rate for some seconds; before the frame, or long after it, nothing is known but
+        where it was.
+        """
+        ahead_s = 0.0 if at_s is None else at_s - self.at_s
+        if not 0 < ahead_s <= MOST_AHEAD_S:
+            return self.drift_nm
+        x, y = (d + ahead_s * r for d, r in zip(self.drift_nm, self.drift_rate_nm_per_s, strict=True))
+        return (x, y)
+
     def scan_position_nm(
         self, position_nm: PairNm, geometry: ScanGeometry | None = None, at_s: float | None = None
     ) -> PairNm:
@@ -236,22 +253,24 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         at_s
             Instrument clock when the beam will be there; None takes the drift as it was.
         """
-        ahead_s = 0.0 if at_s is None else max(0.0, at_s - self.at_s)
-        x = position_nm[0] + self.drift_nm[0] + ahead_s * self.drift_rate_nm_per_s[0]
-        y = position_nm[1] + self.drift_nm[1] + ahead_s * self.drift_rate_nm_per_s[1]
+        drift_nm = self.drift_at(at_s)
+        x, y = position_nm[0] + drift_nm[0], position_nm[1] + drift_nm[1]
         if geometry is None or self.distortion is None or self.distortion.shape != geometry.shape:
             return (x, y)
         place_px = geometry.to_px(np.array([[x, y]]))
         x, y = geometry.to_nm(self.distortion.seen_at(place_px, at_rest=True))[0]
         return (float(x), float(y))
 
-    def specimen_position_nm(self, scan_position_nm: PairNm, geometry: ScanGeometry | None = None) -> PairNm:
+    def specimen_position_nm(
+        self, scan_position_nm: PairNm, geometry: ScanGeometry | None = None, at_s: float | None = None
+    ) -> PairNm:
         """Say what a beam at rest met, ``(x, y)`` in nm: the inverse of ``scan_position_nm``."""
         x, y = scan_position_nm
         if geometry is not None and self.distortion is not None and self.distortion.shape == geometry.shape:
             seen_px = geometry.to_px(np.array([[x, y]]))
             x, y = geometry.to_nm(seen_px + self.distortion.at(seen_px, at_rest=True))[0]
-        return (float(x) - self.drift_nm[0], float(y) - self.drift_nm[1])
+        drift_nm = self.drift_at(at_s)
+        return (float(x) - drift_nm[0], float(y) - drift_nm[1])
 
 
 class ScanGeometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

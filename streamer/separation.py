@@ -98,6 +98,7 @@ def next_scan(
     dwell_time_us: float,
     geometry: ScanGeometry,
     registration: Registration,
+    clock_s: float,
 ) -> Suggestion:
     """Word the scan that is due: the raster of the session's frames, turned, with the specimen moved.
 
@@ -109,6 +110,8 @@ def next_scan(
         Those of the latest frame as acquired.
     registration
         Of the latest corrected frame.
+    clock_s
+        That the envelope goes by.
     """
     turn_rad, is_moved = STEPS[separation.step]
     return Suggestion(
@@ -118,7 +121,7 @@ def next_scan(
         id=separation.next_id,
         action="scan",
         # Whatever the drift: the same place of the scan, or the distortion would be another one.
-        position_nm=registration.specimen_position_nm(geometry.center_nm, geometry),
+        position_nm=registration.specimen_position_nm(geometry.center_nm, geometry, clock_s),
         registration_revision=registration.revision,
         dwell_time_us=dwell_time_us,
         field_of_view_nm=geometry.field_of_view_nm,

@@ -38,7 +38,7 @@ from streamer.observers.lattice import Lattice, LatticeState, NoLattice
 from streamer.observers.reference import Observer, ReferenceObserver, Rows
 from streamer.observers.registration import Judgement
 from streamer.observers.turned_lattice import TurnedLattice
-from streamer.observers.two_directions import linearised
+from streamer.observers.two_directions import BothDirections, linearised
 from streamer.relearn import Relearner, RelearnState
 from streamer.stage import Rejected
 from streamer.strain_mapping import MappingState, StrainMapping
@@ -170,6 +170,12 @@ class CorrectState(msgspec.Struct, frozen=True, kw_only=True):
         What is known of strain and distortion together; None where they are not told apart.
     lost_frames
         Frames in a row in which the lattice of the mapping was not found.
+    channels
+        Where forward and backward ones are brought together; empty where they are not.
+    lag_frames
+        In which that might have been learnt.
+    is_mirrored
+        Whether the backward ones came in order of time, so that it was not.
     """
 
     revision: int = -1
@@ -188,6 +194,9 @@ class CorrectState(msgspec.Struct, frozen=True, kw_only=True):
     relearn: RelearnState = RelearnState()
     mapping: MappingState | None = None
     lost_frames: int = 0
+    channels: tuple[str, ...] = ()
+    lag_frames: int = 0
+    is_mirrored: bool = False
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -200,6 +209,7 @@ class _Scene:
     observer: Observer
     model: DistortionGP
     dwell_time_us: float
+    both: BothDirections
     usual_match: float | None = None
     model_revision: int = 0
     hum: HumSearch = field(default_factory=HumSearch)
@@ -282,18 +292,23 @@ class CorrectDistortion:
         scene = self._scene
         if scene is None or frame.geometry != scene.geometry:
             return self._begin(frame, at_s)
+        if scene.both.channels and scene.both.channels != frame.channels:
+            return self._begin(frame, at_s)
+        scanned = frame
+        frame = msgspec.structs.replace(frame, image=scene.both.brought_together(frame.image))
         judgement = self._judge(frame, scene, at_s)
         if judgement.verdict == "blank":
             raise Rejected("blank frame")
         if judgement.verdict == "lost":
-            return self._begin(frame, at_s, ("lost",))
+            return self._begin(scanned, at_s, ("lost",))
+        scene.both.observe(scanned.image)
         relearnt = scene.relearner.swap(scene.model)
         if relearnt is not None:
             self._revise(frame, scene, relearnt)
         scene.model.predict()
         seen = scene.observer.observe(frame.image[0], scene.model, judgement)
         if seen is None:
-            return self._begin(frame, at_s, ("lost",))
+            return self._begin(scanned, at_s, ("lost",))
         match, usual = judgement.match, scene.usual_match
         scene.usual_match = match if usual is None else 0.9 * usual + 0.1 * match
         if judgement.verdict == "jump" or self._is_off(scene, seen):
@@ -343,6 +358,8 @@ class CorrectDistortion:
         """Say whether the specimen lies further from where the model expects it than drift would carry it."""
         if scene.observer.name != "registration":
             return False
+        if scene.mode == "calibrate":  # few blocks say little against what was foreseen
+            return True
         left = seen.displacement_px - scene.model.displacement_px(seen.positions_px)
         return bool(np.abs(np.median(left, axis=0)).max() > _OFF_PX)
 
@@ -363,7 +380,11 @@ class CorrectDistortion:
         lattice = self._lattice_of(frame) if mode == "calibrate" else None
         model = self._make_model(frame, mode, calibration)
         tracker = DriftTracker(self.config.rate_frames)
-        image = frame.image
+        # A lattice measures the whole of the field of its channel, a calibration knows it.
+        is_relative = lattice is None and calibration is None
+        both = BothDirections(frame.channels if is_relative else (), frame.geometry.shape)
+        both.observe(frame.image)
+        image = both.brought_together(frame.image)
         if lattice is None:
             # Where the specimen lies is not known yet, and need not be: this frame says it.
             sd_px = model.sd_grid(_SD_NODES_PX)
@@ -380,6 +401,7 @@ class CorrectDistortion:
             observer=observer,
             model=model,
             dwell_time_us=frame.dwell_time_us,
+            both=both,
         )
         if lattice is not None:
             looked = lattice.first_look(frame.image[0], model)
@@ -460,6 +482,10 @@ class CorrectDistortion:
             flags = (*flags, "faded")
         if scene.relearner.is_learning:
             flags = (*flags, "learning")
+        if scene.both.is_apart:
+            flags = (*flags, "paired")
+        if scene.both.is_mirrored:
+            flags = (*flags, "mirrored")
         return Distortion(
             mode=scene.mode,
             observer=scene.observer.name,
@@ -620,6 +646,8 @@ class CorrectDistortion:
         relearn, relearn_arrays = scene.relearner.state()
         arrays |= {f"relearn.{name}": array for name, array in relearn_arrays.items()}
         arrays["hum.recent"] = scene.hum.recent_px
+        if scene.both.channels:
+            arrays |= {f"lag.{name}": array for name, array in scene.both.arrays.items()}
         for array in arrays.values():
             array.setflags(write=False)
         facts = CorrectState(
@@ -635,6 +663,9 @@ class CorrectDistortion:
             news=self._news,
             hum_frames=scene.hum.frames,
             relearn=relearn,
+            channels=scene.both.channels,
+            lag_frames=scene.both.frames,
+            is_mirrored=scene.both.is_mirrored,
         )
         if isinstance(scene.observer, LatticeReference):
             lattice, lattice_arrays = scene.observer.state()
@@ -669,7 +700,10 @@ class CorrectDistortion:
         model.restore(known, _named("model.", arrays))
         relearner = Relearner()
         relearner.restore(facts.relearn, _named("relearn.", arrays))
-        own = ("model.", "relearn.", "hum.")
+        both = BothDirections(facts.channels, geometry.shape)
+        if facts.channels:
+            both.restore(facts.lag_frames, facts.is_mirrored, _named("lag.", arrays))
+        own = ("model.", "relearn.", "hum.", "lag.")
         others = {name: array for name, array in arrays.items() if not name.startswith(own)}
         observer: Observer
         if facts.lattice is not None:
@@ -690,6 +724,7 @@ class CorrectDistortion:
             model=model,
             usual_match=facts.usual_match,
             dwell_time_us=facts.dwell_time_us,
+            both=both,
             model_revision=facts.model_revision,
             hum=HumSearch(arrays["hum.recent"], facts.hum_frames),
             relearner=relearner,

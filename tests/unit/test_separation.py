@@ -27,6 +27,7 @@ def scan_of(separation: Separation, registration: Registration | None = None):
         dwell_time_us=1.0,
         geometry=GEOMETRY,
         registration=registration or Registration(),
+        clock_s=0.0,
     )
 
 
