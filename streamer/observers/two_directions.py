@@ -15,12 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.messages import Float32
-from streamer.observers.blocks import Blocks, block_displacements
+from streamer.observers.blocks import Blocks, block_displacements, clearness, comparable
+from streamer.observers.image_filters import displaced
 from streamer.observers.registration import Matcher
 
 Float64 = NDArray[np.float64]
 Fast = Literal["forward", "backward"]
 Slow = Literal["up", "down"]
+
+_LEAST_SIDE_PX = 64
+_FEWEST_BLOCKS = 8
+# How far apart directions may be: along the rows, and constant, tilt and bend along a row, px.
+_LAG_SD_PX = np.array([2.0, 4.0, 1.0, 1.0])
+_FLOOR_PX2 = 0.02**2
+_KEPT = 0.5  # of what older frames said, whenever a new one is looked at
+_SURE = 30.0  # chi-square of four numbers; chance has it higher once in a hundred thousand times
 
 _FAST: dict[str, Fast] = {
     **dict.fromkeys(("forward", "forwards", "fwd", "fw", "trace", "lr", ">>", "->"), "forward"),
@@ -73,6 +82,127 @@ class FastAxisLag:
 
     forward: Blocks
     backward: Blocks
+
+
+class MirroredError(ValueError):
+    """The backward image is in order of time, not of place."""
+
+
+class BothDirections:
+    """How far the forward and the backward channels of a scan are apart, learnt from a few of its frames.
+
+    Half of it is laid to each direction, the same in every row: along the fast axis a distance that may
+    bend over the row, along the slow axis one distance. The first, second, fourth, … frame is looked at,
+    the newer with more weight. Nothing is said of what both directions share.
+
+    Parameters
+    ----------
+    channels
+        Names of the frames' channels.
+    shape
+        ``(rows, cols)`` of the frames.
+    """
+
+    def __init__(self, channels: tuple[str, ...], shape: tuple[int, int]) -> None:
+        self._channels = channels
+        self._pairs = pair_forward_backward(channels) if min(shape) >= _LEAST_SIDE_PX else []
+        signs = {"forward": 1.0, "backward": -1.0}
+        self._signs = [signs.get(scan_direction(one).fast or "", 0.0) for one in channels]
+        self._block_px = (max(16, min(64, shape[0] // 4)), max(16, min(64, shape[1] // 4)))
+        self._cols = shape[1]
+        self.frames = 0
+        self.is_mirrored = False
+        self._precision, self._score = np.diag(1 / _LAG_SD_PX**2), np.zeros(4)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Channels of the frames; empty where no two of them belong together."""
+        return self._channels if self._pairs else ()
+
+    @property
+    def arrays(self) -> dict[str, Float64]:
+        """What was learnt: ``precision`` ``(4, 4)`` and ``score`` ``(4,)``."""
+        return {"precision": self._precision.copy(), "score": self._score.copy()}
+
+    def restore(self, frames: int, is_mirrored: bool, arrays: dict[str, NDArray[np.generic]]) -> None:
+        """Go on from what ``frames``, ``is_mirrored`` and ``arrays`` said.
+
+        Raises
+        ------
+        ValueError
+            If the arrays are not of this shape.
+        """
+        precision, score = (np.array(arrays[name], dtype=np.float64) for name in ("precision", "score"))
+        if precision.shape != (4, 4) or score.shape != (4,):
+            raise ValueError(
+                f"the lag has shapes {precision.shape} and {score.shape}; it takes (4, 4) and (4,)"
+            )
+        self.frames, self.is_mirrored = frames, is_mirrored
+        self._precision, self._score = precision, score
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the directions are further apart than chance would have it."""
+        return bool(self._score @ self._coefficients() > _SURE)
+
+    def lag_px(self) -> Float64:
+        """Say the part of ``D`` of a forward channel that turns its sign backward, ``(2, cols)``."""
+        if not self.is_apart:
+            return np.zeros((2, self._cols))
+        place = np.stack([np.zeros(self._cols), np.arange(self._cols, dtype=np.float64)], axis=1)
+        lag = _lag_features(place, self._cols) @ self._coefficients()
+        return np.ascontiguousarray(lag.reshape(self._cols, 2).T)
+
+    def observe(self, image: Float32) -> None:
+        """Look at a frame as it was scanned, ``(channels, rows, cols)``, if it is time for that."""
+        self.frames += 1
+        if not self._pairs or self.is_mirrored or self.frames & (self.frames - 1):
+            return
+        forward, backward = self._clearest(image)
+        try:
+            seen = fast_axis_lag(forward, backward, self._block_px).forward
+        except MirroredError:
+            self.is_mirrored = True
+            return
+        if len(seen) >= _FEWEST_BLOCKS:
+            self._learn(seen)
+
+    def brought_together(self, image: Float32) -> Float32:
+        """Put each channel ``(rows, cols)`` where it lies between its direction and the other."""
+        lag = self.lag_px()
+        if not lag.any():
+            return image
+        return np.stack([_moved_by(one, sign * lag) for one, sign in zip(image, self._signs, strict=True)])
+
+    def _coefficients(self) -> Float64:
+        return np.asarray(np.linalg.solve(self._precision, self._score), dtype=np.float64)
+
+    def _learn(self, seen: Blocks) -> None:
+        features = _lag_features(seen.positions_px, self._cols)
+        target, variance = seen.displacement_px.ravel(), 1.8 * seen.variance_px2.ravel() + _FLOOR_PX2
+        weight = 1 / variance
+        for _ in range(3):
+            gram = features.T @ (weight[:, None] * features) + np.diag(1 / _LAG_SD_PX**2)
+            left = target - features @ np.linalg.solve(gram, features.T @ (weight * target))
+            # What a curve of a few numbers cannot follow counts as noise, and what is wild not at all.
+            scale = 1.4826 * float(np.median(np.abs(left) / np.sqrt(variance)))
+            weight = (np.abs(left) < 4 * scale * np.sqrt(variance)) / (variance * max(scale, 1.0) ** 2)
+        prior = np.diag(1 / _LAG_SD_PX**2)
+        self._precision = (
+            prior + _KEPT * (self._precision - prior) + features.T @ (weight[:, None] * features)
+        )
+        self._score = _KEPT * self._score + features.T @ (weight * target)
+
+    def _clearest(self, image: Float32) -> tuple[Float32, Float32]:
+        """Pick the pair that shows most structure; phases and heights as they may be compared."""
+        found = []
+        for pair in self._pairs:
+            images, _ = comparable(image[list(pair)], tuple(self._channels[index] for index in pair))
+            half = len(images) // 2
+            found += [(images[index], images[index + half]) for index in range(half)]
+        if len(found) == 1:
+            return found[0]
+        return max(found, key=lambda pair: clearness(pair[0], self._block_px))
 
 
 def scan_direction(channel: str) -> ScanDirection:
@@ -142,7 +272,7 @@ def fast_axis_lag(
     Raises
     ------
     ValueError
-        If the shapes are unlike, or the backward image shows the specimen mirrored.
+        If the shapes are unlike; ``MirroredError`` if the backward image shows the specimen mirrored.
     """
     shift = _common_shift(forward, backward, reach_px)
     between = block_displacements(forward, backward, block_px, -shift, reach_px=reach_px)
@@ -239,8 +369,9 @@ def _common_shift(forward: Float32, backward: Float32, reach_px: float) -> Float
     matcher = Matcher((forward.shape[0], forward.shape[1]))
     shift, match = matcher.match(forward, backward, np.zeros(2), reach_px)
     _, mirrored = matcher.match(forward, np.ascontiguousarray(backward[:, ::-1]), np.zeros(2), reach_px)
-    if mirrored > max(0.3, 1.5 * match):
-        raise ValueError(
+    # A lattice looks much the same in a mirror: what is no lattice in it decides.
+    if mirrored > max(0.3, 1.1 * match):
+        raise MirroredError(
             "the backward image shows the specimen mirrored, in order of time; flip its rows: image[:, ::-1]"
         )
     return shift
@@ -263,6 +394,27 @@ def _plane(blocks: Blocks, shape: tuple[int, ...]) -> Float64:
         + found[2][:, None, None] * (col / scale[1])[None, None, :]
     )
     return field
+
+
+def _lag_features(positions_px: Float64, cols: int) -> Float64:
+    """Features of the lag at positions ``(n, 2)``: ``(2 n, 4)``, a row for each direction of each."""
+    u = (2 * positions_px[:, 1] + 1) / cols - 1
+    features = np.zeros((len(u), 2, 4))
+    features[:, 0, 0] = 1
+    features[:, 1, 1:] = np.stack([np.ones_like(u), u, u * u - 1 / 3], axis=1)
+    return features.reshape(-1, 4)
+
+
+def _moved_by(image: Float32, lag: Float64) -> Float32:
+    """Put back a channel whose pixel ``s`` was recorded at ``s + lag``, ``(2, cols)``."""
+    if not lag.any():
+        return image
+    place = np.arange(lag.shape[1], dtype=np.float64)
+    pixel = place
+    for _ in range(4):
+        pixel = place - np.interp(pixel, place, lag[1])
+    along = _resampled(image, np.clip(pixel, 0, len(place) - 1))
+    return displaced(along, np.array([-lag[0, 0], 0.0]))
 
 
 def _resampled(image: Float32, pixel: Float64) -> Float32:

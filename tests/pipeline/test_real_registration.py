@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from simulators.recordings import read_recording
@@ -19,6 +20,7 @@ from streamer.observers.blocks import block_displacements, comparable, warped
 from streamer.observers.image_filters import displaced
 from streamer.observers.registration import Matcher, measure_rows
 from streamer.observers.two_directions import fast_axis_lag, linearised
+from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
 
 DATA = Path(os.environ.get("PROBELOOP_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 ABF = DATA / "stem_abf_stack" / "stem_abf_data_imagestack.hspy"
@@ -138,3 +140,19 @@ def test_scans_of_a_ferroelectric_drift_as_height_and_deflection_agree() -> None
     print("\nPZT, D in px (row, col):", {name: one.round(1).tolist() for name, one in found.items()})
     np.testing.assert_allclose(found["AmplitudeRetrace"], found["DeflectionRetrace"], atol=1.0)
     np.testing.assert_allclose(found["DeflectionRetrace"], [-3.3, 2.1], atol=1.0)
+
+
+def test_the_stage_brings_the_two_directions_of_an_stm_scan_together() -> None:
+    recorded = list(read_recording(here(STM), 0.05))[8:20]
+    movie = quarters()
+    stage = CorrectDistortion(CorrectConfig(mode="drift-only"))
+    left, before = [], []
+    for frame in recorded:
+        images = np.stack([movie["uf"][frame.number], movie["ub"][frame.number][:, ::-1]])
+        corrected = stage.process(replace(frame, image=images, channels=("forward", "backward")))
+        for found, pair in ((before, linearised(images)), (left, corrected.image)):
+            found.append(2 * np.median(fast_axis_lag(*pair, (32, 32)).forward.displacement_px, axis=0))
+    print("\nSTM lag through the stage, px:", np.array(before).mean(axis=0), np.array(left).mean(axis=0))
+    assert np.linalg.norm(np.mean(before, axis=0)) > 1.5
+    assert np.linalg.norm(np.mean(left, axis=0)) < 0.15
+    assert max(np.linalg.norm(one) for one in left) < 0.4

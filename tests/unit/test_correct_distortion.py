@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from streamer.drift import DriftTracker
 from streamer.messages import Frame, ScanGeometry
+from streamer.observers.registration import Matcher
 from streamer.observers.two_directions import fast_axis_places
 from streamer.stage import Rejected
 from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
@@ -494,3 +496,63 @@ def test_a_resonant_axis_that_the_instrument_made_even_is_left_as_it_is() -> Non
     config = CorrectConfig(mode="drift-only", sinusoidal_samples="place")
     first = CorrectDistortion(config).process(frame(scan(), scan_path="sinusoidal"))
     np.testing.assert_array_equal(first.image[0], scan())
+
+
+def both_ways(lag_px: float, drift: tuple[float, float] = (0.0, 0.0), seed: int = 70) -> NDArray[np.float32]:
+    """Draw a forward image behind by half of the lag, and a backward one ahead by as much."""
+    rng = np.random.default_rng(seed)
+    forward, backward = (scan((drift[0], drift[1] + sign * lag_px / 2), rng=rng) for sign in (1, -1))
+    return np.stack([forward, backward])
+
+
+def paired(images: NDArray[np.float32], number: int = 0) -> Frame:
+    return replace(frame(images[0], number), image=images, channels=("Height trace", "Height retrace"))
+
+
+def ahead(corrected: Frame) -> NDArray[np.float64]:
+    """Say how far the forward image still lies before the backward one, (row, col)."""
+    matcher = Matcher((ROWS, COLS))
+    return matcher.match(corrected.image[0], corrected.image[1], np.zeros(2), 4.0)[0]
+
+
+@pytest.mark.parametrize("config", [{}, {"mode": "calibrate", "observer": "registration"}])
+def test_forward_and_backward_images_are_each_put_back_by_half_of_their_lag(config: dict[str, Any]) -> None:
+    stage = CorrectDistortion(CorrectConfig(reach_nm=0.1, **config))
+    for number in range(4):
+        images = both_ways(1.5, (0.4 * number, 0.6 * number), seed=70 + number)
+        corrected = stage.process(paired(images, number))
+        assert corrected.registration is not None
+        assert corrected.registration.distortion is not None
+        assert "paired" in corrected.registration.distortion.flags
+    np.testing.assert_allclose(ahead(corrected), 0.0, atol=0.1)
+    # To both sides by as much: the middle stays, and the drift is that of the specimen.
+    # In calibrate a tenth of the drift is laid to the field, which is as relative.
+    np.testing.assert_allclose(drift_px(corrected), (1.2, 1.8), atol=0.2 if config else 0.1)
+    first = CorrectDistortion(CorrectConfig(reach_nm=0.1, **config)).process(paired(both_ways(1.5)))
+    middle, _ = Matcher((ROWS, COLS)).match(first.image[0], scan(), np.zeros(2), 4.0)
+    np.testing.assert_allclose(middle, 0.0, atol=0.1)
+
+
+def test_directions_without_a_lag_are_left_exactly_where_they_are() -> None:
+    images = both_ways(0.0)
+    np.testing.assert_array_equal(CorrectDistortion().process(paired(images)).image, images)
+
+
+def test_a_backward_image_in_order_of_time_is_said_and_left_alone() -> None:
+    images = both_ways(1.5)
+    images[1] = images[1][:, ::-1]
+    corrected = CorrectDistortion().process(paired(images))
+    assert corrected.registration is not None
+    assert corrected.registration.distortion is not None
+    assert corrected.registration.distortion.flags == ("mirrored",)
+    np.testing.assert_array_equal(corrected.image, images)
+
+
+def test_the_lag_of_two_directions_is_the_same_after_a_restart() -> None:
+    stage, other = CorrectDistortion(), CorrectDistortion()
+    frames = [paired(both_ways(1.5, (0.3 * n, 0.0), seed=80 + n), n) for n in range(5)]
+    for one in frames[:3]:
+        stage.process(one)
+    other.restore(*stage.state())
+    for one in frames[3:]:
+        np.testing.assert_array_equal(stage.process(one).image, other.process(one).image)
