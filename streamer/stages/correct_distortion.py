@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from streamer.channel_names import shows_dark_columns
 from streamer.drift import DriftTracker, middle_s, on_specimen, to_raster_px, to_scan_nm
 from streamer.messages import (
     Distortion,
@@ -54,7 +55,6 @@ News = ModelRevision | StrainMap
 
 # Further apart the sd of the field changes little.
 _SD_NODES_PX = 32.0
-_DARK_CHANNELS = ("BF", "ABF")
 _MOST_LOST = 3
 _OFF_PX = 1.0
 # Where nothing but drift and hum is learnt, a stage may wander as it likes: half a pixel in a few frames.
@@ -552,7 +552,7 @@ class CorrectDistortion:
 
     def _begin_mapping(self, frame: Frame) -> StrainMapping:
         """Take a frame for the one that is neither turned nor moved."""
-        is_dark = frame.channels[0].upper() in _DARK_CHANNELS
+        is_dark = shows_dark_columns(frame.channels[0])
         try:
             lattice = TurnedLattice(frame.image[0], is_dark=is_dark, lattice=self._lattice)
         except NoLattice:
@@ -757,7 +757,7 @@ class CorrectDistortion:
         """Find the lattice of a first frame; None where it is not to be used or there is none."""
         if self.config.observer == "registration":
             return None
-        is_dark = frame.channels[0].upper() in _DARK_CHANNELS
+        is_dark = shows_dark_columns(frame.channels[0])
         try:
             return LatticeReference(frame.image[0], is_dark=is_dark, lattice=self._lattice)
         except NoLattice:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 from scipy.spatial import cKDTree
 
+from streamer.channel_names import shows_dark_columns
 from streamer.messages import Atoms, Float32, Frame
 from streamer.stage import Rejected
 
@@ -44,7 +45,7 @@ class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     column_sigma_nm
         Standard deviation of a column's spot; 0 measures it in each frame.
     polarity
-        ``bright`` or ``dark`` columns; ``auto`` takes dark for channels named BF or ABF.
+        ``bright`` or ``dark`` columns; ``auto`` takes dark for channels with BF or ABF as a word in their name.
     min_distance_nm
         Of two maxima closer than this, the higher is kept.
     threshold_sigma
@@ -133,7 +134,7 @@ class FindAtoms:
 
     def _is_dark(self, frame: Frame) -> bool:
         if self.config.polarity == "auto":
-            return frame.channels[0].upper() in ("BF", "ABF")
+            return shows_dark_columns(frame.channels[0])
         return self.config.polarity == "dark"
 
     def _confidence(self, height: Float32, noise: float) -> Float64:
