@@ -45,7 +45,7 @@ class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     column_sigma_nm
         Standard deviation of a column's spot; 0 measures it in each frame.
     polarity
-        ``bright`` or ``dark`` columns; ``auto`` takes dark for channels with BF or ABF as a word in their name.
+        ``bright`` or ``dark`` columns; ``auto`` takes dark for channels named BF or ABF, alone or as a word.
     min_distance_nm
         Of two maxima closer than this, the higher is kept.
     threshold_sigma
