@@ -406,6 +406,16 @@ def read_truth(path: Path) -> Truth | None:
         ) from None
 
 
+def _way_of_specimen_nm(arrays: dict[str, NDArray[Any]]) -> Float64:
+    """Where the specimen truly was in each frame, ``(frames, 2)``: it drifts, and the stage carries it."""
+    way = np.asarray(arrays.get("drift_nm", np.zeros((0, 2))), dtype=np.float64).reshape(-1, 2)
+    for name in ("stage_nm", "stage_error_nm"):
+        moved = arrays.get(name)
+        if moved is not None and np.shape(moved) == way.shape:
+            way = way + moved
+    return way
+
+
 def _truth(arrays: dict[str, NDArray[Any]]) -> Truth:
     positions = np.asarray(arrays["positions_nm"], dtype=np.float64).reshape(-1, 2)
     spectra = arrays.get("spectra")
@@ -414,7 +424,7 @@ def _truth(arrays: dict[str, NDArray[Any]]) -> Truth:
     return Truth(
         positions_nm=positions,
         site_class=np.asarray(arrays.get("site_class", np.zeros(len(positions))), dtype=np.int64),
-        drift_nm=np.asarray(arrays.get("drift_nm", np.zeros((0, 2))), dtype=np.float64).reshape(-1, 2),
+        drift_nm=_way_of_specimen_nm(arrays),
         spectra=None if spectra is None or not len(spectra) else np.asarray(spectra, dtype=np.float32),
         energy_offset_ev=float(arrays.get("energy_offset_ev", np.float64(0.0))),
         energy_step_ev=float(arrays.get("energy_step_ev", np.float64(1.0))),

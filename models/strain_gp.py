@@ -625,10 +625,14 @@ class StrainGP:
         return [np.linspace(0, n - 1, math.ceil((n - 1) / step_px) + 1) for n in self.scan.shape]
 
     def sd_grid(self, step_px: float = 64.0) -> Float32:
-        """Say how far the distortion may be off along each axis, on nodes as of ``parts``: ``(2, n, m)``."""
+        """Say how far the distortion may be off along each axis, on nodes as of ``parts``: ``(2, n, m)``.
+
+        A mean of the whole field is not counted: it is the drift's.
+        """
         rows, cols = self._nodes(step_px)
         places = np.stack(np.meshgrid(rows, cols, indexing="ij"), -1).reshape(-1, 2)
         features = self._scan_features(places)
+        features = features - features.mean(0)
         values = np.zeros((2 * len(places), len(self._mean)))
         values[: len(places), : self._static] = features * self._scan_sd[0]
         values[len(places) :, self._static : self._scan_count] = features * self._scan_sd[1]
