@@ -69,53 +69,6 @@ class NotIdentifiable(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProtocolStep:
-    """One of the four scans that tell strain from distortion.
-
-    Attributes
-    ----------
-    rotation_rad
-        Scan rotation, to be added to that of the frames before.
-    stage_nm
-        Where the specimen stage goes, ``(x, y)``, against where it was.
-    """
-
-    rotation_rad: float
-    stage_nm: tuple[float, float]
-
-
-def protocol(field_of_view_nm: tuple[float, float], fraction: float = 0.2) -> tuple[ProtocolStep, ...]:
-    """Say which four scans to ask for: unturned and turned at A, turned and unturned at B.
-
-    One move of the stage and two changes of rotation; the scan ends as it began, but for the stage.
-
-    Parameters
-    ----------
-    field_of_view_nm
-        ``(width, height)`` of the frames.
-    fraction
-        Length of the stage's move in shorter edges of the field, 0.05 to 0.5.
-
-    Examples
-    --------
-    >>> [round(math.degrees(step.rotation_rad)) for step in protocol((10.0, 10.0))]
-    [0, 90, 90, 0]
-    >>> [tuple(round(x, 3) for x in step.stage_nm) for step in protocol((10.0, 10.0))][1:3]
-    [(0.0, 0.0), (1.2, 1.6)]
-    """
-    if not 0.05 <= fraction <= 0.5:
-        raise ValueError(f"fraction is {fraction:g}; a stage move takes 0.05 to 0.5 of the field")
-    edge = min(field_of_view_nm)
-    if not edge > 0:
-        raise ValueError(f"field_of_view_nm is {field_of_view_nm}; both edges must be above 0")
-    # oblique, so that it is a period of neither axis of the lattice nor of the scan
-    moved = (0.6 * fraction * edge, 0.8 * fraction * edge)
-    quarter = math.pi / 2
-    scans = ((0.0, (0.0, 0.0)), (quarter, (0.0, 0.0)), (quarter, moved), (0.0, moved))
-    return tuple(ProtocolStep(rotation_rad=turn, stage_nm=stage) for turn, stage in scans)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StrainConfig:
     """What is believed before the first frame.
 
@@ -758,7 +711,7 @@ class StrainGP:
     def weakest_strain_sd_px(self) -> float:
         """Return the sd of the displacement pattern that is known worst, RMS over the field, in pixels.
 
-        Mean shift, dilation and turn, which no scan can tell, apart. Repeat the four scans of ``protocol``
+        Mean shift, dilation and turn, which no scan can tell, apart. Repeat the four scans
         when it exceeds about 0.03 px.
         """
         edge = np.linspace(0, 1, 9)

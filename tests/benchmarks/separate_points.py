@@ -1,7 +1,7 @@
 """Strain and distortion told apart, from column positions of a known crystal without an image.
 
 The crystal is strained by an inclusion or an oblique wall of 0.5 px and scanned through a static
-distortion of about 1 px, turned and moved as ``protocol`` says; each move lands 1 px beside where it was
+distortion of about 1 px, turned and moved as the four scans ask; each move lands 1 px beside where it was
 sent, and the specimen drifts. Errors are taken modulo what no scan can tell: mean shift, dilation and
 turn. ``python tests/benchmarks/separate_points.py --json`` prints one object.
 """
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from models.pose import Pose
 from models.scan_basis import Hyperparameters, ScanModel
-from models.strain_gp import StrainConfig, StrainGP, StrainUpdate, _Seen, protocol
+from models.strain_gp import StrainConfig, StrainGP, StrainUpdate, _Seen
 from simulators.crystal import CrystalConfig, CrystalPoints, CrystalStream
 
 Float64 = NDArray[np.float64]
@@ -34,10 +34,9 @@ Float64 = NDArray[np.float64]
 SIZE_PX = 512
 RIM_PX = 30  # of the field, where a strain is not judged
 NOISE_PX = 0.08
-STEPS = tuple(
-    (math.degrees(step.rotation_rad), (step.stage_nm[1], step.stage_nm[0]))
-    for step in protocol((SIZE_PX, SIZE_PX))  # one "nanometre" a pixel
-)
+# (turned by degrees, moved by pixels): in place, turned, turned and moved, moved.
+_MOVE_PX = (0.16 * SIZE_PX, 0.12 * SIZE_PX)
+STEPS = ((0.0, (0.0, 0.0)), (90.0, (0.0, 0.0)), (90.0, _MOVE_PX), (0.0, _MOVE_PX))
 UNTURNED = STEPS[0]
 
 

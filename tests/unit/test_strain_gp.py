@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from models.strain_gp import (
     _Information,
     _whitened,
     mean_affine_px,
-    protocol,
 )
 from tests.benchmarks.separate_points import (
     NOISE_PX,
@@ -59,29 +57,6 @@ def grid(step_px: int = 16, rim_px: int = 30) -> Float64:
 
 
 # -- the four scans
-
-
-def test_the_protocol_turns_moves_and_turns_back() -> None:
-    turns = [step.rotation_rad for step in protocol((10.0, 8.0), 0.25)]
-    stages = [step.stage_nm for step in protocol((10.0, 8.0), 0.25)]
-    assert turns == [0.0, math.pi / 2, math.pi / 2, 0.0]
-    assert stages[:2] == [(0.0, 0.0)] * 2
-    assert stages[2] == stages[3]
-    assert math.hypot(*stages[2]) == pytest.approx(0.25 * 8.0)
-    changes = [
-        (a.rotation_rad != b.rotation_rad) + (a.stage_nm != b.stage_nm) for a, b in pairwise(protocol((1, 1)))
-    ]
-    assert changes == [1, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("field", "fraction", "named"), [((9, 9), 0.01, "fraction"), ((9, 0), 0.2, "field_of_view")]
-)
-def test_the_protocol_refuses_what_cannot_be_scanned(
-    field: tuple[float, float], fraction: float, named: str
-) -> None:
-    with pytest.raises(ValueError, match=named):
-        protocol(field, fraction)
 
 
 @pytest.mark.parametrize("kind", ["inclusion", "wall"])
