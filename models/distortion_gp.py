@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias, overload
 import msgspec
 import numpy as np
 import torch
+from numba import njit
 from numpy.typing import NDArray
 from scipy.interpolate import make_interp_spline
 from scipy.linalg.blas import dsyrk, dtrmm, dtrsm
@@ -59,6 +60,7 @@ _NOISE_RANGE = (0.7, 4.0)
 _LEAST_JITTER_PX2 = 1e-8
 _LOCK_SD = 3.0  # a hum that stands out less has no phase worth following
 _LOCK_GAIN = 0.25
+_MIRRORED = 32  # rows and columns of a block that the quickest memory holds twice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -806,6 +808,9 @@ class _Frame:
             target = target - basis.field(places, still, gp._period).cpu().double()
         else:
             self.features = basis.features(places, gp._period)[:, gp._live]
+        self._scaled = torch.empty(
+            self.features.shape, dtype=self.features.dtype, device=self.features.device
+        )
         self.target = target
         self.variance = _own(seen.variance_px2) + _FLOOR_PX2
         self.noise = self.variance * torch.tensor(gp._noise_factor, dtype=torch.float64)
@@ -859,7 +864,7 @@ class _Frame:
         for axis in range(2):
             weight = self._weight(axis, use, jitter_px2[axis])
             root, left = weight.sqrt(), residual[:, axis]
-            scaled = self.features * root.to(self.features)[:, None]
+            scaled = torch.mul(self.features, root.to(self.features)[:, None], out=self._scaled)
             gram = _gram(scaled)
             gradient = (scaled.T @ (root * left).to(scaled)).cpu().double()
             quadratic = float((weight * left**2).sum()) - float(weight[use].log().sum())
@@ -916,23 +921,40 @@ def _with_information(covariance: Float64, gram: Float64) -> tuple[Float64, floa
 
     Called from LAPACK, for triangles cost half of what whole matrices do.
     """
-    eye = np.eye(len(gram), order="F")
-    lower, trouble = dpotrf(covariance + _TINY * eye, lower=1)
-    inner = dtrmm(1.0, lower, dtrmm(1.0, lower, gram.T, lower=1, trans_a=1), side=1, lower=1)
-    inner, more_trouble = dpotrf(inner + eye, lower=1)
+    lower = np.array(covariance.T, order="F")
+    _add_to_diagonal(lower, _TINY)
+    lower, trouble = dpotrf(lower, lower=1, overwrite_a=1)
+    inner = dtrmm(1.0, lower, gram.T, lower=1, trans_a=1)
+    inner = dtrmm(1.0, lower, inner, side=1, lower=1, overwrite_b=1)
+    _add_to_diagonal(inner, 1.0)
+    inner, more_trouble = dpotrf(inner, lower=1, overwrite_a=1)
     if trouble or more_trouble:
         raise FloatingPointError("the covariance of the distortion is none any more; start the model anew")
     root = dtrsm(1.0, inner, lower.T, lower=1)
-    upper = dsyrk(1.0, root, trans=1)
-    return upper + np.triu(upper, 1).T, float(np.log(inner.diagonal()).sum())
+    return _mirrored(dsyrk(1.0, root, trans=1)), float(np.log(inner.diagonal()).sum())
 
 
 def _gram(scaled: Tensor) -> Tensor:
     """``scaled.T @ scaled``, float64 on the CPU; at half the cost where BLAS has a call for it."""
     if scaled.device.type != "cpu" or scaled.dtype != torch.float64:
         return (scaled.T @ scaled).cpu().double()
-    upper = dsyrk(1.0, scaled.numpy().T)
-    return _own(upper + np.triu(upper, 1).T)
+    return _own(_mirrored(dsyrk(1.0, scaled.numpy().T)))
+
+
+def _add_to_diagonal(matrix: Float64, value: float) -> None:
+    matrix.T.reshape(-1)[:: len(matrix) + 1] += value
+
+
+@njit(cache=True)
+def _mirrored(upper: Float64) -> Float64:
+    """Copy the upper triangle of a matrix onto its lower one, block by block; the same matrix."""
+    count = len(upper)
+    for first in range(0, count, _MIRRORED):
+        for second in range(first, count, _MIRRORED):
+            for j in range(second, min(second + _MIRRORED, count)):
+                for i in range(first, min(first + _MIRRORED, j)):
+                    upper[j, i] = upper[i, j]
+    return upper
 
 
 def _all_but_shear(basis: ScanBasis) -> slice:

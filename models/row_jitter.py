@@ -15,7 +15,10 @@ import functools
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numba import njit
+from numpy.typing import NDArray
 from torch import Tensor
 
 _SPACING = 0.9  # of knots, in units of the column's sigma: 1 % and 6 % of the variance are left out
@@ -115,7 +118,7 @@ class RowJitter:
         """
         weight = weight / weight.sum().clamp(min=1e-30)
         sums = features.new_zeros(self._bins, features.shape[1])
-        sums.index_add_(0, self._bin.to(features.device), features * weight.to(features)[:, None])
+        _add_rows(sums, self._bin, features, weight)
         taken = sums.cpu().double()
         load, lump = torch.zeros(2, self._bins, dtype=torch.float64)
         load.index_add_(0, self._bin, weight)
@@ -129,9 +132,8 @@ class RowJitter:
     def _on_knots(self, axis: int, values: Tensor, weight: Tensor) -> Tensor:
         """Sum ``weight * values`` over the columns of each knot: ``(k, m)``."""
         found = values.new_zeros(self._count, values.shape[1])
-        knot = self._knot.to(values.device)
         for step, tap in enumerate(self._taps[axis]):
-            found.index_add_(0, knot + step, values * (tap * weight).to(values)[:, None])
+            _add_rows(found, self._knot + step, values, tap * weight)
         return found
 
     def _add_load(self, axis: int, matrix: Tensor, weight: Tensor) -> None:
@@ -190,6 +192,31 @@ class LoneRows:
         square, noise = residual[use] ** 2, 1 / weight[use]
         share = 1 / (noise + square.median()) ** 2
         return float((share * (square - noise)).sum() / share.sum())
+
+
+def _add_rows(found: Tensor, place: Tensor, values: Tensor, weight: Tensor) -> None:
+    """Add ``weight * values`` of rows ``(n, m)`` to rows ``(k, m)`` at places ``(n,)``, in place."""
+    if found.device.type != "cpu" or found.dtype != torch.float64:
+        found.index_add_(0, place.to(found.device), values * weight.to(values)[:, None])
+    else:
+        _add_rows_here(found.numpy(), place.numpy(), values.numpy(), weight.numpy())
+
+
+@njit(cache=True)
+def _add_rows_here(
+    found: NDArray[np.float64],
+    place: NDArray[np.int64],
+    values: NDArray[np.float64],
+    weight: NDArray[np.float64],
+) -> None:
+    count = values.shape[1]
+    for i in range(len(place)):
+        part = weight[i]
+        if part == 0:
+            continue
+        to, of = found[place[i]], values[i]
+        for k in range(count):
+            to[k] += part * of[k]
 
 
 def observed_once(row: Tensor) -> bool:
