@@ -19,7 +19,8 @@ def main(
     connect: Annotated[str, typer.Option(help="Address of the streamer, such as tcp://127.0.0.1:5555.")],
     config: Annotated[Path | None, typer.Option(help="TOML file; the table [agent] is read.")] = None,
     policy: Annotated[
-        str | None, typer.Option(help="explorer (learns where it pays), raster or random (baselines).")
+        str | None,
+        typer.Option(help="explorer (learns where it pays), strain (where it is large), raster or random."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of every random choice.")] = None,
     key: Annotated[Path | None, typer.Option(help="This agent's key file, for a streamer with keys.")] = None,

@@ -11,7 +11,33 @@ import msgspec
 from agents.objective import ObjectiveConfig
 from streamer.config_file import read_config
 
-PolicyName = Literal["explorer", "raster", "random"]
+PolicyName = Literal["explorer", "raster", "random", "strain"]
+StrainMeasure = Literal["shear", "principal"]
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"agent.{name} is {value}; it takes {low} to {high}")
+
+
+class StrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the policy ``strain`` looks for on the map of the specimen's strain.
+
+    Attributes
+    ----------
+    measure
+        ``shear``: the largest shear, which needs no calibrated pixel size; ``principal``: the larger
+        principal strain by its size.
+    sd_weight
+        Standard deviations that are added to it: 0 goes where the strain is largest, much where it is
+        known least.
+    """
+
+    measure: StrainMeasure = "shear"
+    sd_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_range("strain.sd_weight", self.sd_weight, 0, 1000)
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -20,13 +46,16 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes
     ----------
     policy
-        ``explorer`` learns where it pays to measure; ``raster`` and ``random`` are the baselines.
+        ``explorer`` learns where it pays to measure; ``strain`` goes where the specimen is strained most
+        or its strain is known least; ``raster`` and ``random`` are the baselines.
     seed
         Of every random choice; it is part of each suggestion's id.
     goal
         Look for the largest or the smallest objective.
     objective
         What a spectrum is worth.
+    strain
+        What the policy ``strain`` looks for.
     dwell_time_us
         Exposure asked for each spectrum.
     max_pending
@@ -62,6 +91,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     seed: int = 0
     goal: Literal["maximise", "minimise"] = "maximise"
     objective: ObjectiveConfig = ObjectiveConfig()
+    strain: StrainConfig = StrainConfig()
     dwell_time_us: float = 100_000.0
     max_pending: int = 2
     max_per_frame: int = 1
@@ -92,11 +122,6 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         _check_range("checkpoint_every", self.checkpoint_every, 1, 10**6)
         if not (math.isfinite(self.dwell_time_us) and self.dwell_time_us > 0):
             raise ValueError(f"agent.dwell_time_us is {self.dwell_time_us}; it takes a number above 0")
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"agent.{name} is {value}; it takes {low} to {high}")
 
 
 def load_agent_config(path: Path | None) -> AgentConfig:

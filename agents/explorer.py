@@ -19,7 +19,7 @@ from agents.objective import ObjectiveConfig, Reading
 from agents.site_agent import NOT_FINITE, Choice, Observation, SiteAgent, SiteAgentState
 from agents.snapshot import Arrays, pack, unpack
 from agents.surrogate import Hyperparameters, Surrogate
-from streamer.messages import Latents, ModelRevision, Outcome, Score
+from streamer.messages import Latents, ModelRevision, Outcome, Score, StrainMap
 
 # Positions of two registrations cannot be compared: so many fields apart, they share no covariance.
 REVISION_APART = 100.0
@@ -133,8 +133,8 @@ class Explorer(SiteAgent):
         """Number of the last fit of the surrogate; 0 before the first."""
         return self._revision
 
-    def tell(self, message: Latents | Outcome) -> Score | None:
-        """Take in a frame's candidates or an outcome; see ``Agent``."""
+    def tell(self, message: Latents | StrainMap | Outcome) -> Score | None:
+        """Take in a frame's candidates or an outcome, and leave a map of the strain; see ``Agent``."""
         score = super().tell(message)
         if isinstance(message, Latents):
             self._keep_scale()

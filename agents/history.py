@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from agents.protocol import Agent, Decision, UnknownOutcome
-from streamer.messages import AnyMessage, Checkpoint, Latents, ModelRevision, Outcome, Score, Suggestion
+from agents.protocol import Agent, Decision, Input, UnknownOutcome
+from streamer.messages import (
+    AnyMessage,
+    Checkpoint,
+    Latents,
+    ModelRevision,
+    Outcome,
+    Score,
+    StrainMap,
+    Suggestion,
+)
 
 
 def recall(agent: Agent, decision: Decision) -> None:
@@ -64,7 +73,7 @@ class History:
         self.problem = ""
         self._agent = agent
         self._decide = decide
-        self._untold: deque[tuple[int, Latents | Outcome]] = deque()
+        self._untold: deque[tuple[int, Input]] = deque()
         self._restored_at = 0
 
     def take(self, number: int, message: AnyMessage) -> None:
@@ -78,7 +87,7 @@ class History:
             What is in it. A Checkpoint is taken for this agent's own.
         """
         match message:
-            case Latents() | Outcome():
+            case Latents() | StrainMap() | Outcome():
                 self._untold.append((number, message))
             case Suggestion() | ModelRevision():
                 self._take_decision(number, message)
@@ -118,7 +127,7 @@ class History:
         self.problem = ""
         self.told, self.count, self._restored_at = checkpoint.told, 0, number
 
-    def _tell(self, number: int, message: Latents | Outcome) -> None:
+    def _tell(self, number: int, message: Input) -> None:
         if number <= self.told:  # the checkpoint has it
             return
         self.told = number

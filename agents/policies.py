@@ -7,8 +7,9 @@ from agents.explorer import Explorer
 from agents.random import Random
 from agents.raster import Raster
 from agents.site_agent import SiteAgent
+from agents.strain import Strain
 
-POLICIES: dict[str, type[SiteAgent]] = {kind.policy: kind for kind in (Explorer, Raster, Random)}
+POLICIES: dict[str, type[SiteAgent]] = {kind.policy: kind for kind in (Explorer, Raster, Random, Strain)}
 
 
 def make_agent(config: AgentConfig, seed: int | None = None) -> SiteAgent:

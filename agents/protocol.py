@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from streamer.messages import Latents, ModelRevision, Outcome, Score, Suggestion
+from streamer.messages import Latents, ModelRevision, Outcome, Score, StrainMap, Suggestion
 
-Input = Latents | Outcome
+Input = Latents | StrainMap | Outcome
 Decision = Suggestion | ModelRevision
 
 
@@ -28,16 +28,16 @@ class Agent(Protocol):
 
     @property
     def policy(self) -> str:
-        """The name that its suggestions carry: ``explorer``, ``raster``, ``random``."""
+        """The name that its suggestions carry: ``explorer``, ``strain``, ``raster``, ``random``."""
         ...
 
-    def tell(self, message: Latents | Outcome, /) -> Score | None:
-        """Take in a frame's candidates or the outcome of a suggestion.
+    def tell(self, message: Latents | StrainMap | Outcome, /) -> Score | None:
+        """Take in a frame's candidates, a map of the specimen's strain, or the outcome of a suggestion.
 
         Returns
         -------
         score
-            What the spectrum was worth; None for Latents and for an outcome without a readable spectrum.
+            What the spectrum was worth; None for Latents, a map, and an outcome without a readable spectrum.
 
         Raises
         ------

@@ -10,9 +10,9 @@ import structlog
 
 from agents import lazy_botorch
 from agents.history import History
-from agents.protocol import Agent, UnknownOutcome
+from agents.protocol import Agent, Input, UnknownOutcome
 from streamer.link import Link
-from streamer.messages import Ack, AnyMessage, Bye, Checkpoint, Latents, Outcome
+from streamer.messages import Ack, AnyMessage, Bye, Checkpoint, Latents, Outcome, StrainMap
 
 # Asked this often whether to stop; a message ends the wait at once.
 TURN_S = 0.2
@@ -151,7 +151,7 @@ class _Conversation:
 
     def _take(self, message: AnyMessage) -> None:
         match message:
-            case Latents() | Outcome():
+            case Latents() | StrainMap() | Outcome():
                 self._told = self._link.last_record
                 self._told_since += 1
                 self._tell(message)
@@ -160,7 +160,7 @@ class _Conversation:
             case _:
                 pass
 
-    def _tell(self, message: Latents | Outcome) -> None:
+    def _tell(self, message: Input) -> None:
         """Tell the agent; report the score, or say why there is none."""
         try:
             score = self._agent.tell(message)

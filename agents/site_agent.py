@@ -17,7 +17,7 @@ from agents.config import AgentConfig
 from agents.ledger import Aim, Ledger, LedgerState
 from agents.objective import Objective, ObjectiveConfig, Reading, UnreadableSpectrum
 from agents.snapshot import Arrays, pack, unpack
-from streamer.messages import Float32, Latents, ModelRevision, Outcome, Score, Suggestion
+from streamer.messages import Float32, Latents, ModelRevision, Outcome, Score, StrainMap, Suggestion
 
 # How the reason of a suggestion begins that a broken model did not take part in.
 NOT_FINITE = "the model is not finite"
@@ -131,14 +131,23 @@ class SiteAgent(ABC):
 
     # -- learn ---------------------------------------------------------------------------------
 
-    def tell(self, message: Latents | Outcome) -> Score | None:
-        """Take in a frame's candidates or an outcome; see ``Agent``."""
-        if isinstance(message, Outcome):
-            return self._tell_outcome(message)
-        if message.request_id is None:  # a sub-scan shows a part of the field from close by
-            self._candidates = Candidates.of(message, self.config.min_confidence)
-            self._ledger.new_frame()
+    def tell(self, message: Latents | StrainMap | Outcome) -> Score | None:
+        """Take in a frame's candidates, a map of the strain or an outcome; see ``Agent``."""
+        match message:
+            case Outcome():
+                return self._tell_outcome(message)
+            case StrainMap():
+                self._take_strain(message)
+            case Latents(request_id=None):  # a sub-scan shows a part of the field from close by
+                self._candidates = Candidates.of(message, self.config.min_confidence)
+                self._ledger.new_frame()
+            case _:
+                pass
         return None
+
+    def _take_strain(self, _: StrainMap) -> None:
+        """Keep a map of the strain; most policies have no use for one."""
+        return
 
     def _tell_outcome(self, outcome: Outcome) -> Score | None:
         aim = self._ledger.close(outcome.id)

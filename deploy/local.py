@@ -52,9 +52,10 @@ SessionFolder = Annotated[
     ),
 ]
 Policy = Annotated[
-    Literal["explorer", "raster", "random"] | None,
+    Literal["explorer", "strain", "raster", "random"] | None,
     typer.Option(
         help="How the next point is chosen: [bold]explorer[/bold] learns where it pays, "
+        "[bold]strain[/bold] goes where the specimen is strained most, "
         "[bold]raster[/bold] and [bold]random[/bold] are for comparison.",
         show_default=False,
     ),

@@ -22,6 +22,7 @@ from streamer.messages import (
     Outcome,
     Registration,
     ScanGeometry,
+    StrainMap,
     Suggestion,
 )
 
@@ -59,6 +60,24 @@ def latents(number: int, *, revision: str = "m", n: int = N) -> Latents:
         model_revision=revision,
         geometry=ScanGeometry(shape=(256, 256), field_of_view_nm=(FIELD_NM, FIELD_NM)),
         registration=Registration(),
+    )
+
+
+def strain_map(number: int) -> StrainMap:
+    """Make a map of another strain for each number; every fourth is of another registration."""
+    rng = np.random.default_rng([13, number])
+    return StrainMap(
+        session="s",
+        number=number,
+        acquired_at_s=10.0 + number,
+        geometry=ScanGeometry(shape=(6, 6), field_of_view_nm=(FIELD_NM, FIELD_NM)),
+        displacement_nm=np.zeros((2, 6, 6), np.float32),
+        strain=rng.normal(0, 0.01, (3, 6, 6)).astype(np.float32),
+        rotation_rad=np.zeros((6, 6), np.float32),
+        strain_sd=np.full((3, 6, 6), 1e-3, np.float32),
+        rotation_sd_rad=np.zeros((6, 6), np.float32),
+        frames=number,
+        registration_revision=int(number % 4 == 3),
     )
 
 
@@ -121,6 +140,8 @@ def play(agent: SiteAgent) -> list[Turn]:
         for _ in range(rng.integers(1, 3)):
             inputs.append(latents(frame, revision="m" if index < NEW_ENCODER else "new"))
             frame += 1
+        if index % 5 == 2:
+            inputs.append(strain_map(index))
         turn = Turn([(number + k, message) for k, message in enumerate(inputs)])
         for _, message in turn.inputs:
             agent.tell(message)
@@ -165,6 +186,10 @@ def test_the_session_that_these_tests_interrupt_has_everything_in_it(policy):
     assert len(outcomes) > 20
     assert {message.status for message in outcomes} >= {"ok", "refused"}
     assert max(len(turn.inputs) for turn in turns) >= 4
+    assert sum(isinstance(m, StrainMap) for turn in turns for _, m in turn.inputs) >= 4
+    if policy == "strain":
+        reasons = {d.reason.split(";")[0][:11] for turn in turns for d in turn.decisions}
+        assert reasons >= {"no strain m", "shear strai"}
     fits = [d.revision for turn in turns for d in turn.decisions if isinstance(d, ModelRevision)]
     if policy == "explorer":
         reasons = {d.reason.split()[0] for turn in turns for d in turn.decisions if isinstance(d, Suggestion)}
@@ -297,13 +322,15 @@ def test_what_cannot_be_placed_is_counted_and_its_id_is_not_given_again(policy):
     assert fresh.id not in {suggestion.id for suggestion in suggestions}
 
 
-STEPS = ["frame", "frame of a new encoder", "ask", "ok", "refused", "last ok", "fit", "no atoms"]
+STEPS = ["frame", "frame of a new encoder", "ask", "ok", "refused", "last ok", "fit", "no atoms", "map"]
 
 
 def step(agent: SiteAgent, name: str, number: int, open_ones: list[Suggestion]) -> object:
     """Do one thing to an agent; give what it said."""
     if name.startswith("frame"):
         return agent.tell(latents(number, revision="new" if "new" in name else "m"))
+    if name == "map":
+        return agent.tell(strain_map(number))
     if name == "no atoms":
         return agent.tell(latents(number, n=0))
     if name == "ask":

@@ -34,6 +34,7 @@ class Listener:
         if isinstance(message, Latents):
             self.heard.append(f"frame {message.number}")
             return None
+        assert isinstance(message, Outcome)
         if message.id.startswith("their"):
             raise UnknownOutcome(message.id)
         self.heard.append(message.id)
