@@ -34,8 +34,10 @@ from streamer.messages import (
     Latents,
     Outcome,
     Request,
+    ScanGeometry,
     Score,
     Status,
+    StrainMap,
     Welcome,
 )
 from streamer.pipeline import Processed
@@ -54,6 +56,7 @@ class GatedProcessor:
     gate: threading.Event = field(default_factory=threading.Event)
     fault: Exception | None = None
     rejection: str = ""
+    also: tuple[StrainMap, ...] = ()
 
     def process(self, frame: Frame, meter: Any) -> Processed | None:
         assert self.gate.wait(WAIT_S)
@@ -63,7 +66,7 @@ class GatedProcessor:
             meter.stage_rejected("check", self.rejection or "constant")
             return None
         latents = self.make_latents(session=frame.session, number=frame.number)
-        return Processed(corrected=frame, atoms=self.make_atoms(frame), latents=latents)
+        return Processed(corrected=frame, atoms=self.make_atoms(frame), latents=latents, also=self.also)
 
     def state(self) -> None:
         return None
@@ -442,6 +445,36 @@ def test_restarted_streamer_goes_on_where_the_journal_ends(start_hub, make_frame
     assert second.link("instrument").welcome.next_number == 1
     assert second.hub.progress.measured == 1
     assert second.hub.envelope.ledger.total_e == pytest.approx(dose_e)
+
+
+def strain_map() -> StrainMap:
+    return StrainMap(
+        session="s",
+        number=0,
+        acquired_at_s=0.0,
+        geometry=ScanGeometry(shape=(2, 3), field_of_view_nm=(3.0, 2.0)),
+        displacement_nm=np.zeros((2, 2, 3), np.float32),
+        strain=np.full((3, 2, 3), 0.01, np.float32),
+        rotation_rad=np.zeros((2, 3), np.float32),
+        strain_sd=np.full((3, 2, 3), 1e-3, np.float32),
+        rotation_sd_rad=np.zeros((2, 3), np.float32),
+        frames=4,
+    )
+
+
+def test_agent_that_comes_back_is_told_the_strain_map_again(start_hub, make_frame):
+    first = start_hub()
+    first.processor.also = (strain_map(),)
+    agent, instrument = first.link("agent"), first.link("instrument")
+    instrument.send(make_frame())
+    await_message(agent, StrainMap)
+    first.end()
+    second = start_hub()
+    instrument, again = second.link("instrument"), second.link("agent")
+    assert await_message(again, Latents).number == 0
+    assert await_message(again, StrainMap).frames == 4
+    instrument.send(make_frame(number=1))  # a link holds back what follows a record that does not come
+    assert await_message(again, Latents).number == 1
 
 
 def test_suggestion_that_names_a_frame_still_under_way_is_only_a_suggestion(
