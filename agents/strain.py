@@ -66,7 +66,7 @@ class KnownStrain:
             the map by a node's distance or more: up to there its edge speaks for the rim of the frame.
         """
         both = np.concatenate([self.strain, self.strain_sd]).astype(np.float64)
-        has_value = np.isfinite(both).all(axis=0)
+        has_value = np.isfinite(both.sum(axis=0))
         weighed = np.concatenate([np.where(has_value, both, 0.0), has_value[None]])
         nodes = tuple(np.arange(size, dtype=np.float64) for size in self.geometry.shape)
         # Components are interpolated, not their amount: two opposite shears have none between them.
@@ -74,7 +74,8 @@ class KnownStrain:
         place = self.geometry.to_px(position_nm)
         inside = np.clip(place, 0, np.array(self.geometry.shape) - 1)
         found = between(inside).T
-        is_known = (found[6] >= MIN_WEIGHT) & (np.abs(place - inside).max(axis=1) < 1)
+        is_near: NDArray[np.bool_] = np.abs(place - inside).max(axis=1) < 1
+        is_known = (found[6] >= MIN_WEIGHT) & is_near
         found = np.where(is_known, found / np.where(is_known, found[6], 1.0), np.nan)
         return amount_of(found[:3], found[3:6], measure)
 

@@ -97,7 +97,11 @@ def _frames(status: Status) -> Panel:
         table.add_row(name, Text(f"{count:,}", style="red" if bad else ""))
     table.add_row("atoms in sight", f"{status.atoms:,}")
     table.add_row("drift (x, y)", position_text(status.drift_nm))
-    return Panel(table, title="frames", border_style="blue", height=11)
+    mode, _, means = status.distortion.partition(": ")
+    correction = _grid()  # of its own: its words are longer than the numbers are wide
+    correction.add_row("distortion", mode.partition(" (")[0])
+    below = Text(means, overflow="ellipsis", no_wrap=True, justify="right")
+    return Panel(Group(table, correction, below), title="frames", border_style="blue", height=11)
 
 
 def _latencies(status: Status) -> Panel:

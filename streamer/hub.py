@@ -24,6 +24,7 @@ import structlog
 from streamer.codec import Numbered, Parts, WireError, decode_numbered, encode, pack, unpack
 from streamer.config import ExperimentConfig, HubConfig
 from streamer.delivery import Inbox
+from streamer.distortion_status import distortion_status
 from streamer.envelope import Envelope, RefusedError
 from streamer.journal import Journal, kind_of
 from streamer.keys import ServerKeys, may_send
@@ -46,6 +47,7 @@ from streamer.messages import (
     Resend,
     Score,
     Status,
+    StrainMap,
     Suggestion,
     Welcome,
 )
@@ -1012,7 +1014,10 @@ class Hub:
         except RefusedError as refusal:
             return str(refusal)
         self.telemetry.outcome_came(settled.status)
+        was_on = self.progress.separation.is_on
         self._record(msgspec.structs.replace(numbered, message=settled))
+        if was_on and not self.progress.separation.is_on:
+            self._event("separation ended", self.progress.separation.ended or "all scans were made")
         return ""
 
     def _on_score(self, known: Peer, numbered: Numbered, parts: Parts) -> str:
@@ -1199,7 +1204,10 @@ class Hub:
         self._record(Numbered(latents))
         self._publisher.publish(latents)
         for message in processed.also:
+            is_first = isinstance(message, StrainMap) and not self.progress.separation.map_frames
             self._record(Numbered(message))
+            if is_first:
+                self._event("strain map", self._distortion(), frame.number)
             self._publisher.publish(message)
         self.telemetry.frame_published(now_s - arrived_s)
         if latents.registration.distortion is not None:
@@ -1306,6 +1314,12 @@ class Hub:
             self._keys_problem = problem
             self._event("nobody is let in" if problem else "keys are read again", problem)
 
+    def _distortion(self) -> str:
+        """Say what was corrected in the latest frame; nothing before the first."""
+        if not self.progress.tally["published"]:
+            return ""
+        return distortion_status(self.envelope.registration.distortion, self.progress.separation)
+
     def status(self) -> Status:
         """Say where the session stands."""
         progress, tally = self.progress, self.progress.tally
@@ -1328,6 +1342,7 @@ class Hub:
             dose_e=self.envelope.ledger.total_e,
             max_dose_e=self.envelope.config.max_dose_e,
             drift_nm=self.envelope.registration.drift_nm,
+            distortion=self._distortion(),
             best=float("nan") if best is None else best.value,
             best_position_nm=None if best is None else progress.positions.get(best.id),
             suggestions=tuple(self._said),

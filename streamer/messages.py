@@ -1059,6 +1059,9 @@ class Status(Message, frozen=True, kw_only=True, eq=False, tag="status"):
         Electrons of the frames and the requested measurements, and the limit of the envelope.
     drift_nm
         The latest ``(x, y)``.
+    distortion
+        What was corrected in the latest frame, ``mode, residual (observer): what it means; flags``; empty
+        before the first.
     best, best_position_nm
         Best objective that the agent reported; NaN before the first.
     suggestions
@@ -1081,6 +1084,7 @@ class Status(Message, frozen=True, kw_only=True, eq=False, tag="status"):
     dose_e: float
     max_dose_e: float
     drift_nm: PairNm
+    distortion: str = ""
     best: float
     best_position_nm: PairNm | None
     suggestions: tuple[str, ...]

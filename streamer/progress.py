@@ -209,7 +209,7 @@ class Progress:
             self.received[sender] = max(self.received.get(sender, 0), numbered.sequence)
             forget_oldest(self.received, MOST_INSTANCES)
         owner = self.instances.get(sender, owner or sender)
-        if isinstance(numbered.message, Control | Suggestion | Request | Outcome):
+        if isinstance(numbered.message, Control | Suggestion | Request | Outcome | StrainMap):
             self.separation = self.separation.apply(numbered.message)
         match numbered.message:
             case Frame() as frame:

@@ -14,7 +14,16 @@ import math
 
 import msgspec
 
-from streamer.messages import Control, Outcome, PairNm, Registration, Request, ScanGeometry, Suggestion
+from streamer.messages import (
+    Control,
+    Outcome,
+    PairNm,
+    Registration,
+    Request,
+    ScanGeometry,
+    StrainMap,
+    Suggestion,
+)
 
 PREFIX = "separate-"
 # Turned by how much against the session's frames, and whether the specimen is moved.
@@ -44,6 +53,8 @@ class Separation(msgspec.Struct, frozen=True):
         Id of the scan that the instrument has been asked for; empty for none.
     ended
         Why the round ended before its time; empty where it did not.
+    map_frames
+        Frames that went into the newest map of the strain; 0 before the first.
     """
 
     round: int = 0
@@ -51,6 +62,7 @@ class Separation(msgspec.Struct, frozen=True):
     is_on: bool = False
     under_way: str = ""
     ended: str = ""
+    map_frames: int = 0
 
     @property
     def next_id(self) -> str:
@@ -58,11 +70,15 @@ class Separation(msgspec.Struct, frozen=True):
         is_due = self.is_on and not self.under_way and self.step < len(STEPS)
         return f"{PREFIX}{self.round}-{self.step}" if is_due else ""
 
-    def apply(self, message: Control | Suggestion | Request | Outcome) -> Separation:
+    def apply(self, message: Control | Suggestion | Request | Outcome | StrainMap) -> Separation:
         """Take in a record of the journal."""
         match message:
             case Control(action="separate"):
-                return Separation(round=self.round + 1, is_on=True, under_way=self.under_way)
+                return Separation(
+                    round=self.round + 1, is_on=True, under_way=self.under_way, map_frames=self.map_frames
+                )
+            case StrainMap():
+                return msgspec.structs.replace(self, map_frames=message.frames)
             case Request(id=identifier) if is_of_separation(identifier):
                 return msgspec.structs.replace(self, under_way=identifier)
             case Outcome(id=identifier) if is_of_separation(identifier):

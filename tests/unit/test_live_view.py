@@ -216,3 +216,16 @@ def test_numbers_are_short() -> None:
     assert [number_text(v) for v in (0.123456, 12345.6, -2.0, math.nan)] == ["0.1235", "12,346", "-2", "–"]
     assert [milliseconds_text(v) for v in (0.04, 9.96, 12.5, math.nan)] == ["0.0", "10.0", "12", "–"]
     assert position_text(None) == ""
+
+
+def test_the_mode_of_the_correction_and_what_it_leaves_are_in_the_frames_panel():
+    words = "drift-only, 0.05 px left (lattice): static distortion is left in"
+    lines = text(status(distortion=words), elapsed_s=3.0).splitlines()
+    assert len(lines) <= 24
+    row = next(number for number, one in enumerate(lines) if "distortion" in one)
+    assert "drift-only, 0.05 px left" in lines[row]
+    assert "static distortion is left in" in lines[row + 1]
+
+
+def test_before_the_first_frame_nothing_is_said_of_its_correction():
+    assert "px" not in text(status())
