@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
@@ -665,14 +666,16 @@ class _SiteMemory:
         excess = np.zeros((len(self._key), 2))
         if judged.sum() < FEWEST_COLUMNS:
             return excess
-        n = np.maximum(self._count, 2)[:, None].astype(np.float64)
+        counts, which = np.unique(np.maximum(self._count, 2), return_inverse=True)
+        n = counts[which][:, None].astype(np.float64)
         mean = self._sum / n
         scatter2 = np.maximum(self._square / n - mean**2, 0.0) * n / (n - 1)
         noise = np.maximum(self._variance / n, 1e-12)
         # Jitter and what the field does not follow are the same for all: the usual ratio takes them in.
         usual = np.maximum(np.median((scatter2 / noise)[judged], axis=0), 1e-12)
         ratio = scatter2 / (noise * usual)
-        moving = judged[:, None] & (ratio > chi2.isf(_BY_CHANCE, n - 1) / (n - 1))
+        most = chi2.isf(_BY_CHANCE, counts - 1) / (counts - 1)
+        moving = judged[:, None] & (ratio > most[which][:, None])
         excess[moving] += ((ratio - 1) * noise * usual)[moving]
         aside2 = self._aside(mean, judged) ** 2
         beyond = aside2 - 16 * noise * usual / n
@@ -684,10 +687,7 @@ class _SiteMemory:
         """How far each site is from what its neighbours say: a strain that they share is not its own."""
         if len(self._near) != len(mean):
             return np.zeros_like(mean)
-        around = np.where(judged[self._near][..., None], mean[self._near], np.nan)
-        alone = judged[self._near].sum(axis=1) < 3
-        around[alone] = mean[alone][:, None]
-        aside: Float64 = mean - np.nanmedian(around, axis=1)
+        aside: Float64 = mean - _usual_around(mean, self._near, judged)
         return aside
 
     def _find_neighbours(self, lattice: Lattice) -> None:
@@ -707,6 +707,23 @@ class _SiteMemory:
             np.concatenate([values, more])[order] for values in (self._sum, self._square, self._variance)
         )
         self._near = np.zeros((0, 0), dtype=np.int64)
+
+
+@njit(cache=True)
+def _usual_around(mean: Float64, near: Int64, judged: Bool) -> Float64:
+    """Median ``(n, 2)`` of each site's judged neighbours; of fewer than three, what the site says itself."""
+    found = mean.copy()
+    values = np.empty(near.shape[1])
+    for i in range(len(near)):
+        for axis in range(mean.shape[1]):
+            count = 0
+            for place in near[i]:
+                if judged[place]:
+                    values[count] = mean[place, axis]
+                    count += 1
+            if count >= 3:
+                found[i, axis] = np.median(values[:count])
+    return found
 
 
 def _key_of(index: Int64) -> Int64:
