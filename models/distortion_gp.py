@@ -17,13 +17,13 @@ from typing import Literal, TypeAlias, overload
 import msgspec
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from scipy.interpolate import make_interp_spline
 from scipy.linalg.blas import dsyrk, dtrmm, dtrsm
 from scipy.linalg.lapack import dpotrf
 from torch import Tensor
 
+from models import triangles
 from models.row_jitter import LoneRows, RowJitter, hum_seen, observed_once
 from models.scan_basis import BLOCKS, Float64, Hyperparameters, ScanBasis, ScanModel
 
@@ -39,8 +39,10 @@ __all__ = [
 ]
 
 Float32: TypeAlias = NDArray[np.float32]
+_Asked: TypeAlias = tuple[float, float | None, Tensor]  # spacing of nodes, period of the hum, weights
 
 _HOLD_OUT = 12  # one observation in so many is kept from the fit, to judge it by
+_JUDGED_STEP = 3  # of those, at one in so many it is asked how well the field is known: it varies slowly
 _HOLD_OUT_LEAST = 48  # of fewer, none
 _GATE_SD, _GATE_LEAST_PX = 4.0, 0.3
 _FIRST_PASSES = 3  # nothing is known yet of what an outlier is
@@ -60,7 +62,6 @@ _NOISE_RANGE = (0.7, 4.0)
 _LEAST_JITTER_PX2 = 1e-8
 _LOCK_SD = 3.0  # a hum that stands out less has no phase worth following
 _LOCK_GAIN = 0.25
-_MIRRORED = 32  # rows and columns of a block that the quickest memory holds twice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -240,6 +241,7 @@ class DistortionGP:
         self._frequency_variance = (2e-3 * self._frequency) ** 2
         self._advance_rad = math.remainder(self._frequency * scan.shape[0], 2 * math.pi)
         self._locks = 0
+        self._parts: tuple[_Asked, FieldParts] | None = None  # last said; they are asked for twice a frame
 
     @property
     def is_frozen(self) -> bool:
@@ -450,6 +452,12 @@ class DistortionGP:
         What a beam at rest suffers is in the grid, and with it all that lines and frame show after the
         transients of their start: one scan cannot tell them apart, but transients die out.
         """
+        asked = (step_px, self._period, self._weights())
+        if self._parts is None or not _is_same(self._parts[0], asked):
+            self._parts = (asked, self._taken_apart(step_px))
+        return self._parts[1]
+
+    def _taken_apart(self, step_px: float) -> FieldParts:
         weights = self._weights()
         nodes = [self._nodes(n, step_px) for n in self.scan.shape]
         rows, cols = (self._line(n) for n in self.scan.shape)
@@ -628,11 +636,14 @@ class DistortionGP:
 
     def _dense(self, weights: Tensor) -> Float32:
         rows, cols = (self._line(n) for n in self.scan.shape)
-        found = self.basis.plane_grid(rows, cols, weights).to(torch.float32)
-        found += self._row_line(rows, weights).to(torch.float32)[:, :, None]
-        found[:, 0::2] += self.basis.column_line(cols, weights).to(torch.float32)[:, None]
-        found[:, 1::2] += self.basis.column_line(cols, weights, odd=True).to(torch.float32)[:, None]
-        return _to_float32(found)
+        down, along = self.basis.plane_factors(rows, cols, weights)
+        even, odd = (self.basis.column_line(cols, weights, odd=is_odd) for is_odd in (False, True))
+        # One product for all: each part of the field is a line down times a line along.
+        one = torch.ones_like(rows).expand(2, -1)
+        down = torch.cat([down, torch.stack([self._row_line(rows, weights), one, one * (rows % 2)], -1)], -1)
+        one = torch.ones_like(cols).expand(2, -1)
+        along = torch.cat([along, torch.stack([one, even, odd - even], -1)], -1)
+        return _to_float32(down.to(torch.float32) @ along.to(torch.float32).mT)
 
     def _row_line(self, rows: Tensor, weights: Tensor) -> Tensor:
         return weights[:, self.basis.row] @ self.basis.row_features(rows, self._period).T
@@ -712,7 +723,8 @@ class DistortionGP:
             return math.nan
         square = (left[held] ** 2).mean(0)
         said = frame.variance[held].mean(0)
-        field = frame.field_variance(self._covariance, held).mean(0)
+        some = held.nonzero()[::_JUDGED_STEP, 0]
+        field = frame.field_variance(self._covariance, some).mean(0)
         for axis, (now, noise, model) in enumerate(
             zip(square.tolist(), said.tolist(), field.tolist(), strict=True)
         ):
@@ -865,7 +877,7 @@ class _Frame:
             weight = self._weight(axis, use, jitter_px2[axis])
             root, left = weight.sqrt(), residual[:, axis]
             scaled = torch.mul(self.features, root.to(self.features)[:, None], out=self._scaled)
-            gram = _gram(scaled)
+            gram = triangles.gram(scaled)
             gradient = (scaled.T @ (root * left).to(scaled)).cpu().double()
             quadratic = float((weight * left**2).sum()) - float(weight[use].log().sum())
             if jitter_px2[axis] > _LEAST_JITTER_PX2:
@@ -931,30 +943,15 @@ def _with_information(covariance: Float64, gram: Float64) -> tuple[Float64, floa
     if trouble or more_trouble:
         raise FloatingPointError("the covariance of the distortion is none any more; start the model anew")
     root = dtrsm(1.0, inner, lower.T, lower=1)
-    return _mirrored(dsyrk(1.0, root, trans=1)), float(np.log(inner.diagonal()).sum())
+    return triangles.mirrored(dsyrk(1.0, root, trans=1)), float(np.log(inner.diagonal()).sum())
 
 
-def _gram(scaled: Tensor) -> Tensor:
-    """``scaled.T @ scaled``, float64 on the CPU; at half the cost where BLAS has a call for it."""
-    if scaled.device.type != "cpu" or scaled.dtype != torch.float64:
-        return (scaled.T @ scaled).cpu().double()
-    return _own(_mirrored(dsyrk(1.0, scaled.numpy().T)))
+def _is_same(one: _Asked, other: _Asked) -> bool:
+    return one[:2] == other[:2] and torch.equal(one[2], other[2])
 
 
 def _add_to_diagonal(matrix: Float64, value: float) -> None:
     matrix.T.reshape(-1)[:: len(matrix) + 1] += value
-
-
-@njit(cache=True)
-def _mirrored(upper: Float64) -> Float64:
-    """Copy the upper triangle of a matrix onto its lower one, block by block; the same matrix."""
-    count = len(upper)
-    for first in range(0, count, _MIRRORED):
-        for second in range(first, count, _MIRRORED):
-            for j in range(second, min(second + _MIRRORED, count)):
-                for i in range(first, min(first + _MIRRORED, j)):
-                    upper[j, i] = upper[i, j]
-    return upper
 
 
 def _all_but_shear(basis: ScanBasis) -> slice:

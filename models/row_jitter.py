@@ -21,6 +21,8 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.triangles import gram
+
 _SPACING = 0.9  # of knots, in units of the column's sigma: 1 % and 6 % of the variance are left out
 _BIN = 1.5  # within so many sigma, columns share 85 % and 75 % of their jitter
 _SHARED = (0.746, 0.847)
@@ -98,10 +100,10 @@ class RowJitter:
         self._add_load(axis, matrix, root**2)
         lower = torch.linalg.cholesky(matrix)
         white = torch.linalg.solve_triangular(lower, torch.cat([sums, lumps], 1), upper=False)
-        features, rest = white[:, :-1], white[:, -1]
         log_determinant = 2 * float(lower.diagonal().log().sum()) + knots.log_determinant
         log_determinant += self._count * math.log(variance)
-        return features.T @ features, features.T @ rest, float(rest @ rest), log_determinant
+        products = gram(white)
+        return products[:-1, :-1], products[:-1, -1], float(products[-1, -1]), log_determinant
 
     def variance_px2(
         self, axis: int, residual: Tensor, weight: Tensor, features: Tensor, covariance: Tensor

@@ -263,6 +263,20 @@ class ScanBasis:
                 found[axis] += down @ self._coil_matrix(weights[axis]) @ along.T
         return found
 
+    def plane_factors(self, row: Tensor, col: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Say the same as products of lines: ``(2, a, r)`` and ``(2, b, r)``, to be summed over ``r``."""
+        down, along = [row.new_zeros(2, len(row), 0)], [col.new_zeros(2, len(col), 0)]
+        if "affine" in self.blocks:
+            one, by_row, by_col = weights[:, self.blocks["affine"], None].unbind(1)
+            level, across = one + by_row * self._unit(row, 0), by_col * self._unit(col, 1)
+            down.append(torch.stack([level, torch.ones_like(level)], -1))
+            along.append(torch.stack([torch.ones_like(across), across], -1))
+        if "coil" in self.blocks:
+            lines, other = self._coil_lines(row, col)
+            down.append(torch.stack([lines @ self._coil_matrix(each) for each in weights]))
+            along.append(other.expand(2, -1, -1))
+        return torch.cat(down, -1), torch.cat(along, -1)
+
     def column_line(self, col: Tensor, weights: Tensor, *, odd: bool = False) -> Tensor:
         """Field of the column's blocks along an even (or odd) line, shape ``(2, b)``."""
         row = torch.full_like(col, 1.0 if odd else 0.0)
