@@ -47,6 +47,8 @@ FLAGS = {
     "jump": "the specimen was suddenly elsewhere",
     "learning": "the model had not yet learnt the distortion",
     "lost": "the frame could not be matched",
+    "mirrored": "backward channels come in order of time, and were left as they are",
+    "paired": "forward and backward channels were brought together",
     "relative": "only what differs from the reference was corrected",
 }
 
