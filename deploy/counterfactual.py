@@ -32,7 +32,7 @@ from deploy.figures import BLUE, DPI, GREY, ORANGE, STYLE, Curve, learning_figur
 from deploy.learning_curve import best_so_far, chance, draws_to_find, measurements_to_reach
 from streamer.codec import WireError
 from streamer.journal import read_records
-from streamer.messages import AnyMessage, Latents, Outcome, Suggestion
+from streamer.messages import AnyMessage, Latents, Outcome, StrainMap, Suggestion
 from streamer.segment import Record
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -197,11 +197,11 @@ def read_pool(folder: Path, objective: Objective) -> Pool:
     return pool
 
 
-def read_turns(folder: Path, pool: Pool) -> Iterator[Latents | None]:
-    """Read the latents of each frame, and None where the session made a measurement of the pool."""
+def read_turns(folder: Path, pool: Pool) -> Iterator[Latents | StrainMap | None]:
+    """Read the latents of each frame and the maps, and None where a measurement of the pool was made."""
     known = {measured.outcome.id for measured in pool.all}
-    for message in _messages(folder, "latents", "outcome"):
-        if isinstance(message, Latents) and message.request_id is None:
+    for message in _messages(folder, "latents", "outcome", "strain_map"):
+        if isinstance(message, StrainMap) or (isinstance(message, Latents) and message.request_id is None):
             yield message
         elif isinstance(message, Outcome) and message.id in known:
             known.remove(message.id)
@@ -234,11 +234,13 @@ class OtherAgent:
         self._owed = 0
         self._frame: Latents | None = None
 
-    def decide(self, turns: Iterable[Latents | None]) -> None:
+    def decide(self, turns: Iterable[Latents | StrainMap | None]) -> None:
         """Go through the session, then take what is left on its last frame."""
         for turn in turns:
             if turn is None:
                 self._owed += 1
+            elif isinstance(turn, StrainMap):
+                self._agent.tell(turn)
             else:
                 self._frame = turn
                 self._look()

@@ -22,6 +22,8 @@ from streamer.journal import read_messages
 from streamer.messages import Frame, Outcome, ScanGeometry
 
 _HSPY_VERSION = "3.3"
+# Of the images in the files: the corrected ones can be made from them, and not the other way round.
+AS_ACQUIRED = "none, as acquired"
 _KINDS = ("frame", "outcome", "other")  # of the records that may hold data
 
 
@@ -220,6 +222,7 @@ def _describe_channel(first: Frame, channel: str) -> _Description:
         "dose_e_per_nm2": first.dose_e_per_nm2,
         "scan_path": first.scan_path,
         "rotation_rad": geometry.rotation_rad,
+        "correction": AS_ACQUIRED,
     }
     return _Description(channel, "Intensity", "", "frame", raster_axes(geometry), original)
 

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import msgspec
 import numpy as np
 
 from streamer.finalise import (
+    AS_ACQUIRED,
     FACT_TYPES,
     Axis,
     Group,
@@ -35,7 +37,7 @@ from streamer.finalise import (
     survey,
 )
 from streamer.journal import read_messages
-from streamer.messages import Frame, Hello, Latents, Outcome, Registration
+from streamer.messages import DistortionMode, Frame, Hello, Latents, Outcome, Registration
 
 _FRAME_FACTS = ("t_ns", "number", "position_nm")
 _SPECTRUM_FACTS = ("t_ns", "id", "position_nm", "scan_position_nm", "dwell_time_us")
@@ -102,23 +104,30 @@ class _About:
     first_s, last_s
         Streamer clock of the first and the last record, seconds since the epoch.
     registrations
-        By the number of the frame.
+        By the number of the frame, without the distortion: its arrays would be those of all frames at once.
+    modes
+        Of the distortion's correction, by the number of the frame.
     """
 
     instrument: str
     first_s: float
     last_s: float
     registrations: dict[int, Registration]
+    modes: dict[int, DistortionMode]
 
     @classmethod
     def read(cls, folder: Path) -> _About:
         """Read it from the journal."""
-        about = cls("", math.nan, math.nan, {})
+        about = cls("", math.nan, math.nan, {}, {})
         for at_s, message in read_messages(folder):
             about.first_s = at_s if math.isnan(about.first_s) else about.first_s
             about.last_s = at_s
             if isinstance(message, Latents):
-                about.registrations[message.number] = message.registration
+                registration = message.registration
+                about.registrations[message.number] = msgspec.structs.replace(registration, distortion=None)
+                about.modes[message.number] = (
+                    "off" if registration.distortion is None else registration.distortion.mode
+                )
             elif isinstance(message, Hello) and message.role == "instrument":
                 about.instrument = message.name
         return about
@@ -178,6 +187,8 @@ def _create_stack(entry: h5py.Group, name: str, first: Frame | Outcome, count: i
     intensity = group.create_dataset("intensity", shape, "f4", chunks=(1, *shape[1:]))
     intensity.attrs["interpretation"] = group.attrs["interpretation"]
     intensity.attrs["units"] = "counts"
+    if isinstance(first, Frame):
+        intensity.attrs["correction"] = AS_ACQUIRED
     for place, (axis, long_name) in enumerate(axes):
         group.attrs[f"{axis.name}_indices"] = place
         group[axis.name] = axis.offset + axis.scale * np.arange(axis.size)
@@ -218,7 +229,11 @@ def _fact_types(first: Frame | Outcome) -> dict[str, tuple[tuple[int, ...], Any]
     names: Sequence[str] = _FRAME_FACTS if isinstance(first, Frame) else _SPECTRUM_FACTS
     types = {name: FACT_TYPES[name] for name in names}
     if isinstance(first, Frame):
-        types |= {"drift_nm": ((2,), "f8"), "drift_sd_nm": ((), "f8")}
+        types |= {
+            "drift_nm": ((2,), "f8"),
+            "drift_sd_nm": ((), "f8"),
+            "distortion_mode": ((), h5py.string_dtype()),
+        }
         if first.request_id is not None:
             types["id"] = FACT_TYPES["id"]
     return types
@@ -245,11 +260,15 @@ def _arrays(item: Frame | Outcome) -> Iterator[Any]:
 
 
 def _more_facts(item: Frame | Outcome, about: _About) -> dict[str, Any]:
-    """Say the drift at a frame, NaN where it was not found, and the request that it answers."""
+    """Say the drift at a frame, NaN where it was not found, and the request that it answers.
+
+    ``distortion_mode`` is what the session corrected; empty for a frame that did not come through.
+    """
     if not isinstance(item, Frame):
         return {}
     registration = about.registrations.get(item.number)
     found: dict[str, Any] = {"drift_nm": (math.nan, math.nan), "drift_sd_nm": math.nan}
     if registration is not None:
         found = {"drift_nm": registration.drift_nm, "drift_sd_nm": registration.sd_nm}
+    found["distortion_mode"] = about.modes.get(item.number, "")
     return found if item.request_id is None else found | {"id": item.request_id}

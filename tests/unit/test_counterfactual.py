@@ -16,7 +16,7 @@ from agents.objective import Objective, ObjectiveConfig
 from deploy.counterfactual import Pool, app, compare, near_best, read_pool, read_turns
 from streamer.codec import encode
 from streamer.journal import Journal, JournalConfig, kind_of, read_records
-from streamer.messages import Latents, Message, Outcome, Registration, Suggestion
+from streamer.messages import Latents, Message, Outcome, Registration, ScanGeometry, StrainMap, Suggestion
 from streamer.segment import Record
 
 Make = Callable[..., Latents]
@@ -142,12 +142,36 @@ def test_the_smallest_is_the_best_where_the_goal_is_so(session: Path) -> None:
     assert found.other.best[-1] == 1.0
 
 
-@pytest.mark.parametrize("policy", ["explorer", "raster", "random"])
+@pytest.mark.parametrize("policy", ["explorer", "raster", "random", "strain"])
 def test_every_agent_takes_each_measurement_once_and_the_same_way_again(session: Path, policy: str) -> None:
     config = msgspec.convert(msgspec.to_builtins(CONFIG) | {"policy": policy}, AgentConfig)
     first = compare(session, config)
     assert sorted(first.other.values) == sorted(VALUES)
     assert compare(session, config) == first
+
+
+def test_an_agent_that_looks_for_strain_is_told_the_recorded_map(
+    session: Path, tmp_path: Path, make_latents: Make
+) -> None:
+    messages = [record.message() for record in read_records(session) if isinstance(record, Record)]
+    strain = np.zeros((3, 3, 5), np.float32)
+    strain[2] = np.linspace(0.0, 0.02, 5)  # grows to the right, where the session began
+    told = StrainMap(
+        session="s",
+        number=0,
+        acquired_at_s=1.0,
+        geometry=ScanGeometry(shape=(3, 5), field_of_view_nm=(2.5, 1.5)),
+        displacement_nm=np.zeros((2, 3, 5), np.float32),
+        strain=strain,
+        rotation_rad=np.zeros((3, 5), np.float32),
+        strain_sd=np.full((3, 3, 5), 1e-4, np.float32),
+        rotation_sd_rad=np.zeros((3, 5), np.float32),
+        frames=4,
+    )
+    config = msgspec.convert(msgspec.to_builtins(CONFIG) | {"policy": "strain"}, AgentConfig)
+    found = compare(written(tmp_path / "strained", [told, *messages]), config)
+    assert found.other.values == list(VALUES)  # the session went from right to left, as the strain falls
+    assert compare(session, config).other.values != list(VALUES)
 
 
 def test_no_more_is_measured_after_a_frame_than_was_recorded_there(

@@ -12,7 +12,7 @@ from rsciio.nexus import file_reader
 
 from streamer.codec import encode
 from streamer.journal import Journal, JournalConfig, kind_of
-from streamer.messages import Event, Frame, Hello, Message, Outcome, Registration, ScanGeometry
+from streamer.messages import Distortion, Event, Frame, Hello, Message, Outcome, Registration, ScanGeometry
 from streamer.nexus import export_nexus
 
 
@@ -124,6 +124,27 @@ def test_each_item_has_its_time_place_drift_and_request(tmp_path: Path, make_lat
         assert list(entry["subscan_HAADF_1/id"].asstr()) == ["q"]
         assert list(entry["spectra/id"].asstr()) == ["a"]
         assert list(entry["spectra/position_nm"][0]) == [0.3, 0.4]
+
+
+def test_each_frame_says_what_the_session_corrected_and_that_its_image_is_as_acquired(
+    tmp_path: Path, make_latents
+) -> None:
+    zeros = np.zeros((2, 3, 3), np.float32)
+    frozen = Distortion(
+        mode="frozen",
+        grid_px=zeros,
+        sd_px=zeros,
+        rows_px=np.zeros((2, 4), np.float32),
+        cols_px=np.zeros((2, 6), np.float32),
+        row_offset_px=np.zeros((2, 4), np.float32),
+    )
+    messages = [frame(0), make_latents(number=0, registration=Registration(distortion=frozen))]
+    messages += [frame(1), make_latents(number=1), frame(2)]
+    path = export_nexus(session(tmp_path, *messages), tmp_path / "s.nxs")
+    with h5py.File(path) as file:
+        haadf = file["entry/HAADF"]
+        assert list(haadf["distortion_mode"].asstr()) == ["frozen", "off", ""]
+        assert haadf["intensity"].attrs["correction"] == "none, as acquired"
 
 
 def test_names_are_such_as_nexus_takes_and_none_twice(tmp_path: Path) -> None:
