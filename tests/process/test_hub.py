@@ -28,11 +28,13 @@ from streamer.messages import (
     Checkpoint,
     Command,
     Control,
+    Distortion,
     Event,
     Frame,
     Hello,
     Latents,
     Outcome,
+    Registration,
     Request,
     ScanGeometry,
     Score,
@@ -57,6 +59,7 @@ class GatedProcessor:
     fault: Exception | None = None
     rejection: str = ""
     also: tuple[StrainMap, ...] = ()
+    registration: Registration = field(default_factory=Registration)
 
     def process(self, frame: Frame, meter: Any) -> Processed | None:
         assert self.gate.wait(WAIT_S)
@@ -65,7 +68,9 @@ class GatedProcessor:
         if self.rejection or np.ptp(frame.image) == 0:
             meter.stage_rejected("check", self.rejection or "constant")
             return None
-        latents = self.make_latents(session=frame.session, number=frame.number)
+        latents = self.make_latents(
+            session=frame.session, number=frame.number, registration=self.registration
+        )
         return Processed(corrected=frame, atoms=self.make_atoms(frame), latents=latents, also=self.also)
 
     def state(self) -> None:
@@ -475,6 +480,44 @@ def test_agent_that_comes_back_is_told_the_strain_map_again(start_hub, make_fram
     assert await_message(again, StrainMap).frames == 4
     instrument.send(make_frame(number=1))  # a link holds back what follows a record that does not come
     assert await_message(again, Latents).number == 1
+
+
+def separating() -> Registration:
+    nodes = np.zeros((2, 2, 2), np.float32)
+    distortion = Distortion(
+        mode="separate",
+        grid_px=nodes,
+        sd_px=nodes,
+        rows_px=np.zeros((2, 8), np.float32),
+        cols_px=np.zeros((2, 8), np.float32),
+        row_offset_px=np.zeros((2, 8), np.float32),
+    )
+    return Registration(distortion=distortion)
+
+
+def test_status_and_events_say_how_far_strain_is_told_from_distortion(start_hub, make_frame):
+    running = start_hub(envelope={"max_stage_move_nm": 1e3})
+    running.processor.registration = separating()
+    assert running.hub.status().distortion == ""
+    instrument = running.link("instrument")
+    image = np.random.default_rng(0).normal(size=(1, 16, 16)).astype(np.float32)
+    square = {"image": image, "geometry": ScanGeometry(shape=(16, 16), field_of_view_nm=(2.0, 2.0))}
+    instrument.send(make_frame(**square))
+    request = await_message(instrument, Request)
+    assert running.hub.status().distortion == "separate: no strain map after 0 of 4 scans"
+    running.processor.also = (strain_map(),)
+    for number in (1, 2):  # an event speaks of the first map only
+        instrument.send(make_frame(number=number, **square))
+    await_true(lambda: running.tally("published") == 3)
+    assert running.hub.status().distortion == "separate: strain map after 0 of 4 scans"
+    instrument.send(Outcome(session="s", id=request.id, status="failed", reason="stage stuck"))
+    await_true(lambda: not running.hub.progress.separation.is_on)
+    running.end()
+    said = [(e.what, e.detail) for e in running.kept(Event) if e.what in ("strain map", "separation ended")]
+    assert said == [
+        ("strain map", "separate: strain map after 0 of 4 scans"),
+        ("separation ended", "90° in place: failed stage stuck"),
+    ]
 
 
 def test_suggestion_that_names_a_frame_still_under_way_is_only_a_suggestion(

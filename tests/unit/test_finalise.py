@@ -82,6 +82,13 @@ def test_frames_come_back_with_scale_units_and_times(tmp_path: Path) -> None:
         assert group["data"].chunks == (1, 4, 6)
 
 
+def test_the_files_say_that_their_images_are_as_acquired(tmp_path: Path) -> None:
+    (path,) = finalise(session(tmp_path, frame(0)))
+    with h5py.File(path) as file:
+        facts = file["Experiments/HAADF/original_metadata"].attrs
+        assert facts["correction"] == "none, as acquired"
+
+
 def test_each_channel_is_a_signal_of_its_own(tmp_path: Path) -> None:
     both = frame(0, channels=("amplitude", "a/b"))
     (path,) = finalise(session(tmp_path, both, Event(at_s=0.0, what="note")))
