@@ -1204,10 +1204,11 @@ class Hub:
         self._record(Numbered(latents))
         self._publisher.publish(latents)
         for message in processed.also:
-            is_first = isinstance(message, StrainMap) and not self.progress.separation.map_frames
+            was_mapped = self.progress.separation.map_frames > 0
             self._record(Numbered(message))
-            if is_first:
-                self._event("strain map", self._distortion(), frame.number)
+            if isinstance(message, StrainMap) and not was_mapped:
+                detail = f"strain is told from distortion by {message.frames} frames"
+                self._event("strain map", detail, frame.number)
             self._publisher.publish(message)
         self.telemetry.frame_published(now_s - arrived_s)
         if latents.registration.distortion is not None:

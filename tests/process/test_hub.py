@@ -515,7 +515,7 @@ def test_status_and_events_say_how_far_strain_is_told_from_distortion(start_hub,
     running.end()
     said = [(e.what, e.detail) for e in running.kept(Event) if e.what in ("strain map", "separation ended")]
     assert said == [
-        ("strain map", "separate: strain map after 0 of 4 scans"),
+        ("strain map", "strain is told from distortion by 4 frames"),
         ("separation ended", "90° in place: failed stage stuck"),
     ]
 
