@@ -986,8 +986,11 @@ def _lasting(values: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
     n = values.shape[1]
     place = torch.arange(n, dtype=values.dtype, device=values.device)
     later = slice(int(_TRANSIENT[1] * n), int(_TRANSIENT[2] * n))
-    shapes = torch.stack([torch.ones_like(place), place], 1)
-    straight = (shapes @ torch.linalg.lstsq(shapes[later], values[:, later].T).solution).T
+    # By hand: a solver's last digit depends on where its arrays lie in memory, and so would every frame's.
+    off = place - place[later].mean()
+    level = values[:, later].mean(dim=1, keepdim=True)
+    slope = (values[:, later] * off[later]).sum(dim=1, keepdim=True) / (off[later] ** 2).sum()
+    straight = level + slope * off
     begun = ((place / n - _TRANSIENT[0]) / (_TRANSIENT[1] - _TRANSIENT[0])).clamp(0, 1)
     rise = 0.5 - 0.5 * torch.cos(math.pi * begun)
     lasting = straight + rise * (values - straight)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.distortion_gp import DistortionGP, Hyperparameters, Observations, ScanModel
+from models.distortion_gp import DistortionGP, Hyperparameters, Observations, ScanModel, _lasting
 from models.distortion_learning import learn_hyperparameters
 from models.scan_basis import ScanBasis, sinusoidal_linearisation_px
 from tests.exact_distortion import exact_mean
@@ -607,3 +607,17 @@ def test_the_field_is_the_features_times_the_weights():
         weights = torch.from_numpy(rng.normal(size=(2, basis.size)))
 
         assert torch.allclose(basis.field(at, weights), basis.features(at) @ weights.T)
+
+
+def test_what_lasts_has_the_same_digits_wherever_its_arrays_lie_in_memory():
+    line = torch.exp(-torch.arange(512, dtype=torch.float64) / 12) * torch.tensor([[0.3], [0.9]])
+    nodes = torch.linspace(0, 511, 33, dtype=torch.float64)
+    said = set()
+    for start in range(64):
+        room = torch.zeros(1024 + 64, dtype=torch.float64)
+        elsewhere = room[start : start + 1024].view(2, 512)
+        elsewhere[:] = line
+        in_the_way = torch.zeros(1000 + 8 * start, dtype=torch.uint8)
+        said.add(b"".join(part.numpy().tobytes() for part in _lasting(elsewhere, nodes)))
+        del in_the_way
+    assert len(said) == 1
