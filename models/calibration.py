@@ -154,10 +154,19 @@ def load(folder: Path, key: ScanKey) -> Calibration | None:
         If its file is damaged, or another version's.
     """
     path = folder / key.name
+    return read(path) if path.exists() else None
+
+
+def read(path: Path) -> Calibration:
+    """Read a calibration and hold it to what it says of itself.
+
+    Raises
+    ------
+    CalibrationError
+        If the file cannot be read, is damaged, or another version's.
+    """
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
-        return None
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from None
     try:

@@ -25,12 +25,14 @@ def adopt(config: PipelineConfig, session_folder: Path) -> PipelineConfig:
     Raises
     ------
     ValueError
-        If the configuration names a folder that is none.
+        If the configuration names a folder that is none, or a calibration in it is damaged.
     OSError
         If they cannot be copied.
     """
     if not config.correct.calibrations:
         return config
+    from models.calibration import read
+
     source, own = Path(config.correct.calibrations), session_folder / FOLDER
     if not own.exists():
         if not source.is_dir():
@@ -43,6 +45,7 @@ def adopt(config: PipelineConfig, session_folder: Path) -> PipelineConfig:
         part.mkdir(parents=True)
         for path in sorted(source.glob("*.safetensors")):
             shutil.copy2(path, part)
+            read(part / path.name)
         part.replace(own)
     return of_session(config, session_folder)
 

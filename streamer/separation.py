@@ -29,6 +29,8 @@ PREFIX = "separate-"
 # Turned by how much against the session's frames, and whether the specimen is moved.
 STEPS = ((math.pi / 2, False), (math.pi / 2, True), (0.0, True), (0.0, False))
 NAMES = ("90° in place", "90° moved", "0° moved", "0° back in place")
+_BACK = 3  # the step that moves the specimen back
+_NEVER_BEGUN = ("refused", "skipped")
 # Of the field, along x and y: a fifth of it in all.
 MOVE = (0.16, 0.12)
 
@@ -52,7 +54,8 @@ class Separation(msgspec.Struct, frozen=True):
     under_way
         Id of the scan that the instrument has been asked for; empty for none.
     ended
-        Why the round ended before its time; empty where it did not.
+        Which scan failed and why; empty for none. After one that moved the specimen only the last is still
+        asked for, that moves it back.
     map_frames
         Frames that went into the newest map of the strain; 0 before the first.
     """
@@ -94,7 +97,12 @@ class Separation(msgspec.Struct, frozen=True):
             return msgspec.structs.replace(self, under_way="")
         if outcome.status != "ok":
             why = f"{NAMES[self.step]}: {outcome.status} {outcome.reason}".strip()
-            return msgspec.structs.replace(self, is_on=False, under_way="", ended=why)
+            ended = "; ".join(part for part in (self.ended, why) if part)
+            # Whatever else failed, the specimen is brought back to where it was.
+            is_moved = self.step == 2 or (self.step == 1 and outcome.status not in _NEVER_BEGUN)
+            return msgspec.structs.replace(
+                self, step=_BACK if is_moved else self.step, is_on=is_moved, under_way="", ended=ended
+            )
         step = self.step + 1
         return msgspec.structs.replace(self, step=step, is_on=step < len(STEPS), under_way="")
 

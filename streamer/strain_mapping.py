@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from models.pose import Pose
-from streamer.drift import to_raster_px
+from streamer.drift import to_raster_px, to_scan_nm
 from streamer.messages import Float32, Frame, PairNm, ScanGeometry, StrainMap
 from streamer.observers.lattice import LatticeState
 from streamer.observers.turned_lattice import TurnedLattice
@@ -109,6 +109,13 @@ class StrainMapping:
         row, col = to_raster_px(moved, self.geometry)
         turned = frame.geometry.rotation_rad - self.geometry.rotation_rad
         return Pose(round(turned, 9), (round(float(row), 6), round(float(col), 6)))
+
+    def drift_rate_nm_per_s(self, frame: Frame) -> PairNm:
+        """Say how fast the specimen drifts by itself, ``(x, y)``."""
+        rows, cols = frame.geometry.shape
+        frame_s = 1e-6 * frame.dwell_time_us * rows * cols
+        x, y = to_scan_nm(self.model.velocity_px, self.geometry)
+        return (x / frame_s, y / frame_s)
 
     def learn(self, frame: Frame) -> Mapped | None:
         """Learn from a frame; None if its columns are not where the lattice has them.

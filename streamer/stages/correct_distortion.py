@@ -531,6 +531,7 @@ class CorrectDistortion:
         registration = Registration(
             revision=self._revision,
             drift_nm=drift_nm,
+            drift_rate_nm_per_s=mapping.drift_rate_nm_per_s(frame),
             sd_nm=float(mapped.sd_px.min()) * max(frame.geometry.pixel_size_nm),
             at_s=at_s,
             distortion=Distortion(

@@ -115,3 +115,35 @@ def test_without_leave_to_move_the_stage_the_second_scan_is_refused(make_frame):
     separation = separation.apply(request_of(separation)).apply(outcome_of("separate-1-0"))
     with pytest.raises(RefusedError, match="max_stage_move_nm allows 0"):
         envelope.review(scan_of(separation), 0.0)
+
+
+@pytest.mark.parametrize(("step", "status"), [(1, "failed"), (1, "aborted"), (2, "refused"), (2, "failed")])
+def test_a_specimen_that_may_have_moved_is_brought_back_whatever_failed(step: int, status: str):
+    separation = begun()
+    for number in range(step):
+        separation = separation.apply(request_of(separation)).apply(outcome_of(f"separate-1-{number}"))
+    separation = separation.apply(request_of(separation)).apply(outcome_of(f"separate-1-{step}", status, "x"))
+    assert separation.next_id == "separate-1-3"
+    assert scan_of(separation).stage_nm == (0.0, 0.0)
+    over = separation.apply(request_of(separation)).apply(outcome_of("separate-1-3"))
+    assert not over.is_on
+    assert status in over.ended
+
+
+def test_a_way_back_that_fails_too_is_not_tried_for_ever():
+    separation = begun()
+    for number, status in enumerate(["ok", "ok", "failed", "failed"]):
+        separation = separation.apply(request_of(separation)).apply(
+            outcome_of(f"separate-1-{number}", status, f"reason {number}")
+        )
+    assert not separation.is_on
+    assert separation.next_id == ""
+    assert "reason 2" in separation.ended
+    assert "reason 3" in separation.ended
+
+
+def test_a_move_that_was_refused_needs_no_way_back():
+    separation = begun().apply(request_of(begun())).apply(outcome_of("separate-1-0"))
+    ended = separation.apply(outcome_of("separate-1-1", "refused", "stage move"))
+    assert not ended.is_on
+    assert ended.next_id == ""

@@ -105,6 +105,10 @@ def test_drift_and_stage_together_say_where_the_specimen_went(night) -> None:
     done = [stage.process(frame) for frame in frames]
     moved = done[3].registration
     assert moved is not None
+    rate = np.array(moved.drift_rate_nm_per_s)
+    frame_s = 1e-6 * SIZE * SIZE
+    per_frame_px = np.abs(rate).max() * frame_s / stream.config.pixel_size_nm
+    assert 0 < per_frame_px < 0.5  # 0.08 px a frame were drawn; the stage's move of 50 px is none of it
     commanded = to_raster_px(frames[3].stage_nm, frames[3].geometry)
     seen = to_raster_px(moved.drift_nm, frames[3].geometry)
     assert seen == pytest.approx(commanded, abs=4.0)  # stage error and drift
