@@ -44,8 +44,8 @@ def adopt(config: PipelineConfig, session_folder: Path) -> PipelineConfig:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         for path in sorted(source.glob("*.safetensors")):
+            read(path)
             shutil.copy2(path, part)
-            read(part / path.name)
         part.replace(own)
     return of_session(config, session_folder)
 
