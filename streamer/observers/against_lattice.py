@@ -27,6 +27,7 @@ Float64 = NDArray[np.float64]
 # A match is wanted to a pixel or two: half the resolution takes a quarter of the time.
 _BINNED_FROM = 256
 _SURE_PX = 1.0
+_JUMP_PX = 6.0
 
 
 class LatticeReference:
@@ -103,8 +104,9 @@ class LatticeReference:
         """Say whether a frame shows what the last one did; see ``ReferenceObserver.judge``."""
         before_px = -np.array(model.translation_px)
         now = self._binned(image)
-        if "jump_px" in limits:
-            limits["jump_px"] /= self._bin
+        # A jump is seen modulo a lattice vector only, so a shorter one than elsewhere is called so.
+        limits = {"jump_px": _JUMP_PX} | limits
+        limits["jump_px"] /= self._bin
         found = judge(
             now,
             self._previous,
@@ -126,6 +128,11 @@ class LatticeReference:
             self._off_px = np.zeros(2)
         off_px, seen_at = self._off_px, _seen_at(model.field())
         return self.observer.observe(self._sign * image, lambda places: seen_at(places) + off_px)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the specimen of the frame last observed lay further off than the model foresaw."""
+        return bool(self._off_px.any())
 
     def rows(self, image: Float32, model: DistortionGP, field_px: Float32 | Float64) -> Rows:
         """Say what each row has of its own, beside the field that has learnt from the frame."""

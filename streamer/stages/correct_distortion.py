@@ -356,8 +356,8 @@ class CorrectDistortion:
 
     def _is_off(self, scene: _Scene, seen: Observations) -> bool:
         """Say whether the specimen lies further from where the model expects it than drift would carry it."""
-        if scene.observer.name != "registration":
-            return False
+        if isinstance(scene.observer, LatticeReference):
+            return scene.observer.is_off
         if scene.mode == "calibrate":  # few blocks say little against what was foreseen
             return True
         left = seen.displacement_px - scene.model.displacement_px(seen.positions_px)
