@@ -406,6 +406,7 @@ class CorrectDistortion:
         if lattice is not None:
             looked = lattice.first_look(frame.image[0], model)
             if looked is None:
+                self._scene = None  # nothing was learnt: the next frame is the first again
                 raise Rejected("no lattice")
             scene.model, update = looked
             return self._settle(frame, scene, update, at_s, flags)

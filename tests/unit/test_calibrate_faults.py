@@ -10,6 +10,7 @@ from scipy.ndimage import zoom
 from simulators.crystal import CrystalStream, preset
 from streamer.drift import to_raster_px
 from streamer.messages import Distortion, Frame, Registration
+from streamer.observers.against_lattice import LatticeReference
 from streamer.stage import Rejected
 from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
 
@@ -123,6 +124,21 @@ def test_a_magnification_that_changed_without_a_word_begins_anew() -> None:
     stage = calibrated(stream)
     larger = zoom(stream.scan().image, 1.3, order=1)[:SIZE, :SIZE]
     assert came_of(stage, frame_of(stream, larger, 5)) in ("no lattice", "lost, begun anew")
+
+
+def test_a_first_frame_that_its_lattice_does_not_fit_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = crystal()
+    stage = CorrectDistortion(CorrectConfig(mode="calibrate", hum_period_rows=15.2))
+    with monkeypatch.context() as without:
+        without.setattr(LatticeReference, "first_look", lambda *_: None)
+        assert came_of(stage, frame_of(stream, stream.scan().image, 0)) == "no lattice"
+    assert stage.calibration() is None
+    scan = stream.scan()
+    corrected = stage.process(frame_of(stream, scan.image, 1))
+    assert said(corrected)[1].flags == ()
+    assert left_px(corrected, scan.displacement_px()) < 0.15
 
 
 def test_calibrating_where_there_is_no_lattice_says_that_it_is_relative() -> None:
