@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
@@ -19,6 +19,7 @@ from streamer.observers.turned_lattice import TurnedLattice
 
 if TYPE_CHECKING:
     from models.distortion_gp import FieldParts
+    from models.scan_basis import ScanPath
     from models.strain_gp import StrainGP, StrainUpdate
 
 Float64 = NDArray[np.float64]
@@ -41,12 +42,15 @@ class MappingState(msgspec.Struct, frozen=True, kw_only=True):
         Facts of the lattice in each pose.
     last_map
         Frames that were learnt from when the last map was made; 0 for none.
+    scan_path
+        Of the frames.
     """
 
     geometry: ScanGeometry
     stage_nm: PairNm
     lattices: list[tuple[Pose, LatticeState]]
     last_map: int
+    scan_path: Literal["raster", "serpentine", "sinusoidal"] = "raster"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -91,7 +95,7 @@ class StrainMapping:
     def __init__(self, frame: Frame, lattice: TurnedLattice, hum_period_rows: float | None) -> None:
         self.geometry, self.stage_nm = frame.geometry, frame.stage_nm
         self._lattice = lattice
-        self.model = _model(frame.geometry.shape, hum_period_rows)
+        self.model = _model(frame.geometry.shape, frame.scan_path, hum_period_rows)
         self._last_map = 0
 
     def takes(self, geometry: ScanGeometry) -> bool:
@@ -218,7 +222,11 @@ class StrainMapping:
         hum = self.model.scan.hum_period_rows
         arrays["hum_period_rows"] = np.array([0.0 if hum is None else hum])
         facts = MappingState(
-            geometry=self.geometry, stage_nm=self.stage_nm, lattices=lattices, last_map=self._last_map
+            geometry=self.geometry,
+            stage_nm=self.stage_nm,
+            lattices=lattices,
+            last_map=self._last_map,
+            scan_path=self.model.scan.path,
         )
         return facts, arrays
 
@@ -235,16 +243,16 @@ class StrainMapping:
         made.geometry, made.stage_nm, made._last_map = facts.geometry, facts.stage_nm, facts.last_map
         made._lattice = TurnedLattice.restored(facts.lattices, _of("pose.", arrays))
         hum = float(arrays["hum_period_rows"][0])
-        made.model = _model(facts.geometry.shape, hum or None)
+        made.model = _model(facts.geometry.shape, facts.scan_path, hum or None)
         made.model.restore(_of("strain.", arrays))
         return made
 
 
-def _model(shape: tuple[int, int], hum_period_rows: float | None) -> StrainGP:
+def _model(shape: tuple[int, int], path: ScanPath, hum_period_rows: float | None) -> StrainGP:
     from models.distortion_gp import ScanModel
     from models.strain_gp import StrainGP
 
-    return StrainGP(ScanModel(shape=shape, hum_period_rows=hum_period_rows))
+    return StrainGP(ScanModel(shape=shape, path=path, hum_period_rows=hum_period_rows))
 
 
 def _of(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

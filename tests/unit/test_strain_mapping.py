@@ -168,3 +168,15 @@ def test_a_first_frame_without_a_lattice_is_rejected() -> None:
     noise = np.random.default_rng(3).poisson(20, frame.image.shape).astype(np.float32)
     with pytest.raises(Rejected, match="no lattice"):
         stage.process(msgspec.structs.replace(frame, image=noise))
+
+
+def test_the_path_of_the_scan_is_that_of_the_frames_also_after_a_restart(night) -> None:
+    _, frames = night
+    stage, heir = CorrectDistortion(CONFIG), CorrectDistortion(CONFIG)
+    corrected = stage.process(msgspec.structs.replace(frames[0], scan_path="serpentine"))
+    heir.restore(*stage.state())
+    again = heir.process(msgspec.structs.replace(frames[4], scan_path="serpentine"))
+    for done in (corrected, again):
+        assert done.registration is not None
+        assert done.registration.distortion is not None
+        assert done.registration.distortion.odd_cols_px is not None
