@@ -302,7 +302,7 @@ class Hub:
         if self.progress.ending:
             self._drain(self.progress.ending)
         self._analyse_again()
-        self._worker.start(self._router.waker)
+        self._worker.start(self._router.waker())
         started_s = time.monotonic()
         if INSTRUMENT in self.progress.rows:
             self._instrument_due_s = started_s + RETURN_S

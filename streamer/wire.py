@@ -8,6 +8,7 @@ import secrets
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from socket import SocketType, socketpair
 
 import zmq
 from zmq.utils import z85
@@ -193,9 +194,7 @@ class Router:
         self._socket.setsockopt(zmq.SNDHWM, 1000)  # a peer that reads nothing costs no more than that
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
-        self._wake = self._context.socket(zmq.PULL)
-        self._wake.bind(f"inproc://wake-{id(self)}")
-        self._poller.register(self._wake, zmq.POLLIN)
+        self._woken: list[SocketType] = []
         try:
             if keys is not None:
                 _allow_many_descriptors()
@@ -207,10 +206,14 @@ class Router:
             raise
 
     def waker(self) -> Waker:
-        """Make the handle by which one other thread ends a wait in ``receive``."""
-        socket = self._context.socket(zmq.PUSH)
-        socket.connect(f"inproc://wake-{id(self)}")
-        return Waker(socket)
+        """Make the handle by which another thread ends a wait in ``receive``."""
+        # Plain sockets: the context, destroyed, would close this one under the other thread.
+        woken, waking = socketpair()
+        woken.setblocking(False)
+        waking.setblocking(False)
+        self._woken.append(woken)
+        self._poller.register(woken.fileno(), zmq.POLLIN)
+        return Waker(waking)
 
     def receive(self, timeout_s: float, most: int = 32) -> list[tuple[bytes, str, list[memoryview]]]:
         """Wait for messages; none when time is up.
@@ -222,11 +225,9 @@ class Router:
             in with (Z85; empty without keys), and the wire parts.
         """
         events = dict(self._poller.poll(max(0, round(timeout_s * 1000))))
-        while self._wake in events:
-            try:
-                self._wake.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                break
+        for woken in self._woken:
+            if woken.fileno() in events and not woken.recv(4096):
+                self._poller.unregister(woken.fileno())  # it will wake nobody any more
         received: list[tuple[bytes, str, list[memoryview]]] = []
         for _ in range(most):
             try:
@@ -287,23 +288,25 @@ class Router:
 
     def close(self, linger_s: float = 1.0) -> None:
         """Close, giving what is on the way this long to leave."""
+        for woken in self._woken:
+            woken.close()
         self._context.destroy(linger=round(linger_s * 1000))
 
 
 class Waker:
-    """Ends a Router's wait from another thread; of one thread's use only."""
+    """Ends a Router's wait from another thread; harmless when the Router is closed by now."""
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
-        self._socket = socket
+    def __init__(self, waking: SocketType) -> None:
+        self._waking = waking
 
     def wake(self) -> None:
         """End the wait; never blocks."""
-        with contextlib.suppress(zmq.Again):  # the wait is already being ended
-            self._socket.send(b"", zmq.NOBLOCK)
+        with contextlib.suppress(BlockingIOError, ConnectionError):  # it is ending, or nobody waits
+            self._waking.send(b"\0")
 
     def close(self) -> None:
         """Close; call it from the thread that wakes."""
-        self._socket.close(0)
+        self._waking.close()
 
 
 class Publisher:

@@ -107,9 +107,9 @@ class Worker:
         self._busy_since_s: float | None = None
         self._done = 0
 
-    def start(self, make_waker: Callable[[], Waker]) -> None:
-        """Start; ``make_waker`` is called in the thread and makes what tells the hub of a result."""
-        self._thread = threading.Thread(target=self._run, args=(make_waker,), name="pipeline", daemon=True)
+    def start(self, waker: Waker) -> None:
+        """Start; ``waker`` tells the hub of each result."""
+        self._thread = threading.Thread(target=self._run, args=(waker,), name="pipeline", daemon=True)
         self._thread.start()
 
     def put(self, frame: Frame) -> None:
@@ -137,8 +137,7 @@ class Worker:
         if self._thread is not None:
             self._thread.join(timeout=patience_s)
 
-    def _run(self, make_waker: Callable[[], Waker]) -> None:
-        waker = make_waker()
+    def _run(self, waker: Waker) -> None:
         try:
             while (frame := self._inbox.get()) is not None:
                 result = self._process(frame)

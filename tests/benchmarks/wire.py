@@ -74,7 +74,7 @@ class NoAnalysis:
         self.one_way_s: list[float] = []
         self.first_s = self.last_s = self.cpu_s = 0.0
 
-    def start(self, make_waker: Any) -> None:
+    def start(self, waker: Any) -> None:
         """Nothing runs."""
 
     def put(self, frame: Frame) -> None:

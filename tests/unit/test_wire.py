@@ -341,3 +341,31 @@ def test_revoked_viewer_sees_nothing_more_and_the_others_go_on_and_count(opened,
     assert see(bad) == []
     assert len(seen) + good.missed["event"] == show.published - seen[0] + 1
     assert show.publisher.address == address
+
+
+def test_waker_ends_a_wait_at_once_and_however_often(opened):
+    router = opened(Router("tcp://127.0.0.1:0"))
+    waker = router.waker()
+    for _ in range(100_000):  # more than the pair holds
+        waker.wake()
+    started_s = time.monotonic()
+    assert router.receive(20.0) == []
+    assert time.monotonic() - started_s < 10.0
+    waker.close()
+
+
+def test_waker_does_no_harm_when_the_router_is_closed():
+    router = Router("tcp://127.0.0.1:0")
+    waker = router.waker()
+    router.close()
+    waker.wake()
+    waker.close()
+
+
+def test_router_waits_its_time_after_its_waker_is_closed(opened):
+    router = opened(Router("tcp://127.0.0.1:0"))
+    router.waker().close()
+    router.receive(1.0)
+    started_s = time.monotonic()
+    router.receive(0.2)
+    assert time.monotonic() - started_s >= 0.15
