@@ -1,6 +1,6 @@
 """What a scanned beam does instead of what it is told, all of it known.
 
-Conventions are those of ``streamer/messages.py``: a specimen point ``s`` is found under the beam at scan
+Conventions are those of ``streamer/geometry.py``: a specimen point ``s`` is found under the beam at scan
 position ``s + drift_nm``. A beam offset is where the beam really is minus where the raster has it, in
 pixels, component 0 along the rows' normal (slow axis), component 1 along the row (fast axis): where the
 beam is too far to the right, a feature is seen too far to the left. The displacement ``D`` of a frame is
