@@ -385,12 +385,6 @@ class Journal:
 
     # -- reading what is written ---------------------------------------------------------------
 
-    @property
-    def first_record(self) -> int:
-        """Number of the oldest record that is still there; ``next_record`` while there is none."""
-        numbers = (self._first_number(path) for path in self._paths())
-        return next((number for number in numbers if number is not None), self.next_record)
-
     def position(self, record: int) -> tuple[Path, int] | None:
         """Say in which segment and at which offset a record lies; None if it is not there."""
         for found, file in self._prefixes_from(record):
