@@ -827,11 +827,13 @@ class _Frame:
         self.variance = _own(seen.variance_px2) + _FLOOR_PX2
         self.noise = self.variance * torch.tensor(gp._noise_factor, dtype=torch.float64)
         self.attenuation = torch.ones(2, self.features.shape[1], dtype=torch.float64)
+        self._attenuated = slice(0, 0)
         if "hum" in basis.blocks:
             block, first = basis.blocks["hum"], gp._live.start
             row_angle, col_angle = (gp._frequency * seen.column_sigma_px * reach for reach in seen.row_reach)
             seen_part = torch.tensor(hum_seen(row_angle, col_angle), dtype=torch.float64)
-            self.attenuation[:, block.start - first : block.stop - first] = seen_part[:, None]
+            self._attenuated = slice(block.start - first, block.stop - first)
+            self.attenuation[:, self._attenuated] = seen_part[:, None]
         rows = places[:, 0].cpu().double()
         self._jitter: RowJitter | LoneRows = (
             LoneRows(len(seen))
@@ -872,7 +874,7 @@ class _Frame:
             Of the residuals, were the mean certain.
         """
         residual = self.residual(mean)
-        found, gradients, log_density = [], [], -int(use.sum()) * math.log(2 * math.pi)
+        grams, gradients, log_density = [], [], -int(use.sum()) * math.log(2 * math.pi)
         for axis in range(2):
             weight = self._weight(axis, use, jitter_px2[axis])
             root, left = weight.sqrt(), residual[:, axis]
@@ -886,11 +888,15 @@ class _Frame:
                 )
                 gram, gradient = gram - gram_off, gradient - gradient_off
                 quadratic += log_determinant - square_off
-            scale = self.attenuation[axis]
-            found.append(gram * scale[:, None] * scale)
-            gradients.append(gradient * scale)
+            grams.append(gram)
+            gradients.append(gradient)
             log_density -= 0.5 * quadratic
-        return torch.stack(found), torch.stack(gradients), log_density
+        gram, gradient, hum = torch.stack(grams), torch.stack(gradients), self._attenuated
+        scale = self.attenuation[:, hum]
+        gram[:, hum] *= scale[:, :, None]
+        gram[:, :, hum] *= scale[:, None]
+        gradient[:, hum] *= scale
+        return gram, gradient, log_density
 
     def jitter_px2(self, residual: Tensor, use: Tensor, covariance: Tensor) -> list[float]:
         """Estimate the variance ``(row, col)`` of the jitter from what a fit left of the observations."""
@@ -903,7 +909,9 @@ class _Frame:
 
     def _weight(self, axis: int, use: Tensor, jitter_px2: float) -> Tensor:
         """Precision of the observations in use, where their rows were known, ``(n,)``."""
-        noise = self.noise[:, axis] + jitter_px2 * self._jitter.alone(axis)
+        noise = self.noise[:, axis]
+        if jitter_px2:
+            noise = noise + jitter_px2 * self._jitter.alone(axis)
         return torch.where(use, 1 / noise, 0.0)
 
     def field_variance(self, covariance: Tensor, which: Tensor) -> Tensor:

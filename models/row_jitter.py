@@ -58,20 +58,21 @@ class RowJitter:
         place = row.clamp(0, rows) / (_SPACING * self._sigma)
         self._knot = place.long()
         above = place - self._knot
-        self._taps, self._alone = [], []
-        for axis in range(2):
-            taps, alone = _interpolation(above, self._kind(axis))
-            self._taps.append(taps)
-            self._alone.append(alone)
+        self._above = above
         self._bin = (row.clamp(0, rows) / (_BIN * self._sigma)).long()
         self._bins = math.ceil(rows / (_BIN * self._sigma)) + 1
 
     def _kind(self, axis: int) -> int:
         return axis if self._is_column else 1
 
+    @functools.cached_property
+    def _interpolations(self) -> list[tuple[Tensor, Tensor]]:
+        """Of both axes; a scan without jitter needs none."""
+        return [_interpolation(self._above, self._kind(axis)) for axis in range(2)]
+
     def alone(self, axis: int) -> Tensor:
         """Part of the jitter's variance that the knots do not explain, for each column ``(n,)``."""
-        return self._alone[axis]
+        return self._interpolations[axis][1]
 
     def marginalise(
         self, axis: int, variance: float, scaled: Tensor, root: Tensor, residual: Tensor
@@ -134,13 +135,13 @@ class RowJitter:
     def _on_knots(self, axis: int, values: Tensor, weight: Tensor) -> Tensor:
         """Sum ``weight * values`` over the columns of each knot: ``(k, m)``."""
         found = values.new_zeros(self._count, values.shape[1])
-        for step, tap in enumerate(self._taps[axis]):
+        for step, tap in enumerate(self._interpolations[axis][0]):
             _add_rows(found, self._knot + step, values, tap * weight)
         return found
 
     def _add_load(self, axis: int, matrix: Tensor, weight: Tensor) -> None:
         """Add the weight of the columns, as the knots feel it, to a matrix ``(k, k)``."""
-        below, above = self._taps[axis]
+        below, above = self._interpolations[axis][0]
         diagonal = matrix.diagonal()
         diagonal.index_add_(0, self._knot, below**2 * weight)
         diagonal.index_add_(0, self._knot + 1, above**2 * weight)
