@@ -551,15 +551,11 @@ def _strain_picture(session: Session) -> str:
             "There is no map of strain: that takes scans turned by a quarter and with the specimen moved "
             "(mode «separate»)."
         )
-    gauge = (
-        "The mean strain and rotation of the field are not in it: the scan's pixel size is not calibrated."
-        if strain.gauge == "specimen"
-        else "Pixel size and rotation of the scan are calibrated: the strain is absolute."
-    )
     return _picture(
         distortion_figures.strain_figure(strain),
         f"Strain of the specimen, told from distortion by {_count(strain.frames, 'frame')} up to "
-        f"number {strain.number}. {gauge}",
+        f"number {strain.number}. The mean strain and rotation of the field are not in it: they cannot be "
+        "told from a wrong pixel size and rotation of the scan.",
     )
 
 

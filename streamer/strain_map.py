@@ -22,7 +22,7 @@ class StrainMap(Message, frozen=True, kw_only=True, eq=False, tag="strain_map"):
         How the nodes lie on the specimen: their raster.
     displacement_nm
         Of the specimen against the ideal lattice, ``(x, y)``, shape ``(2, n, m)``, float32; without
-        translation, and without the mean dilation and rotation where ``gauge`` is ``specimen``.
+        translation, mean dilation and mean rotation: see ``gauge``.
     strain
         ``xx``, ``yy``, ``xy`` (symmetric, tensor shear), shape ``(3, n, m)``, float32.
     rotation_rad
@@ -30,8 +30,8 @@ class StrainMap(Message, frozen=True, kw_only=True, eq=False, tag="strain_map"):
     strain_sd, rotation_sd_rad
         Standard deviations, of the same shapes.
     gauge
-        ``specimen``: the mean strain of the field is taken for the scan's pixel size; ``scan``: pixel
-        size and rotation are calibrated, and the strain is absolute.
+        What the strain is relative to. ``specimen``, and nothing else yet: the mean of the field, whose own
+        strain and rotation are taken for those of the scan.
     frames
         Number of frames that went into it.
     registration_revision
@@ -47,7 +47,7 @@ class StrainMap(Message, frozen=True, kw_only=True, eq=False, tag="strain_map"):
     rotation_rad: Float32
     strain_sd: Float32
     rotation_sd_rad: Float32
-    gauge: Literal["specimen", "scan"] = "specimen"
+    gauge: Literal["specimen"] = "specimen"
     frames: int
     registration_revision: int = 0
 
