@@ -25,7 +25,7 @@ from agents.policies import make_agent
 from agents.protocol import Agent, Decision
 from deploy.config import RunConfig, read_run_config
 from streamer.calibrations import of_session
-from streamer.codec import Numbered, WireError, unpack
+from streamer.codec import Numbered, WireError
 from streamer.envelope import Envelope, RefusedError
 from streamer.journal import read_records
 from streamer.messages import (
@@ -41,8 +41,9 @@ from streamer.messages import (
     Score,
     Suggestion,
 )
-from streamer.pipeline import Pipeline, PipelineState
-from streamer.progress import Progress, ProgressState, row_name
+from streamer.pipeline import Pipeline
+from streamer.progress import Progress, row_name
+from streamer.recovery import facts_of, pipeline_state_of
 from streamer.segment import Damage, Record
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -380,15 +381,6 @@ def _verdict(envelope: Envelope, suggestion: Suggestion, now_s: float) -> Reques
 # -- the whole ---------------------------------------------------------------------------------
 
 
-class _StreamerFacts(msgspec.Struct):
-    """As much of the streamer's checkpoint as is needed to begin in the middle of a session."""
-
-    progress: ProgressState
-    pipeline_number: int
-    pipeline: bytes
-    replay_from: int
-
-
 class Verifier:
     """Goes through a journal and decides again.
 
@@ -459,7 +451,7 @@ class Verifier:
                 rows[message.instance] = row_name(message)
             elif isinstance(message, Checkpoint) and message.of == "streamer" and not rows:
                 # The journal may begin after the agent's Hello.
-                rows |= unpack(message.facts, _StreamerFacts).progress.instances
+                rows |= facts_of(message).progress.instances
             elif isinstance(message, Suggestion) and message.policy == policy and numbered.sender in rows:
                 self._row = rows[numbered.sender]
                 return
@@ -472,11 +464,9 @@ class Verifier:
                 self._note(f"records {self._next} to {record - 1} are missing: what follows may differ")
             return
         kept, checkpoint = self._first_checkpoint(folder, "streamer", 0)
-        facts = unpack(checkpoint.facts, _StreamerFacts)
+        facts = facts_of(checkpoint)
         self._progress.restore(facts.progress)
-        self._pipeline.restore(
-            PipelineState(number=facts.pipeline_number, facts=facts.pipeline, arrays=checkpoint.arrays)
-        )
+        self._pipeline.restore(pipeline_state_of(checkpoint))
         self._frames = FrameCheck(self._pipeline, self.findings, after=facts.pipeline_number)
         self._first, self._known = facts.replay_from, kept
         self._note(f"the journal begins with record {record}: verified from the checkpoint in record {kept}")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import msgspec
 import structlog
 
-from streamer.codec import Numbered, Parts, WireError, decode_numbered, encode, pack, unpack
+from streamer.codec import Numbered, Parts, WireError, decode_numbered, encode
 from streamer.config import ExperimentConfig, HubConfig
 from streamer.delivery import Inbox
 from streamer.distortion_status import distortion_status
@@ -53,7 +53,8 @@ from streamer.messages import (
 )
 from streamer.motion import ColumnsMotion
 from streamer.pipeline import PipelineState
-from streamer.progress import INSTRUMENT, Progress, ProgressState, row_name
+from streamer.progress import INSTRUMENT, Progress, row_name
+from streamer.recovery import Recovery, is_same_answer, make_checkpoint, recover
 from streamer.separation import is_of_separation, next_scan
 from streamer.telemetry import Telemetry
 from streamer.wire import Publisher, Router
@@ -145,18 +146,6 @@ class Peer:
         return f"{self.hello.role} {self.hello.name}"
 
 
-class _Facts(msgspec.Struct, frozen=True):
-    """The numbers of a streamer's checkpoint.
-
-    ``replay_from`` is the record of the first frame that the state of the pipeline does not know.
-    """
-
-    progress: ProgressState
-    pipeline_number: int
-    pipeline: bytes
-    replay_from: int
-
-
 class Hub:
     """The streamer's heart: takes messages, keeps them, answers them.
 
@@ -209,8 +198,6 @@ class Hub:
         self._stalled_bytes = 0
         self._stall_count = itertools.count(1)
         self._waiting: dict[int, int] = {}  # frames before the pipeline: their records
-        # What the journal has of frames that are analysed again: latents, or None for a rejected one.
-        self._known: dict[int, Latents | None] = {}
         self._arrived_s: dict[int, float] = {}
         self._undecided_s: dict[int, float] = {}
         self._said: deque[str] = deque(maxlen=8)
@@ -231,7 +218,7 @@ class Hub:
         self._is_parked = False
         self._unkept: set[int] = set()
         self._turns: deque[tuple[bytes, Numbered, Parts]] = deque()
-        self._unfinished: list[Frame] = []
+        self._recovery = Recovery()
 
     # -- a restart -----------------------------------------------------------------------------
 
@@ -243,37 +230,10 @@ class Hub:
         state
             What the pipeline must be restored to before ``run``; None for one that is new.
         """
-        state: PipelineState | None = None
-        first = known = 0
-        kept = self._journal.last_checkpoint("streamer")
-        if kept is not None:
-            checkpoint = kept.message()
-            assert isinstance(checkpoint, Checkpoint)
-            facts = unpack(checkpoint.facts, _Facts)
-            self.progress.restore(facts.progress)
-            state = PipelineState(
-                number=facts.pipeline_number, facts=facts.pipeline, arrays=dict(checkpoint.arrays)
-            )
-            first, known = facts.replay_from, kept.number
-        last_number = -1 if state is None else state.number
-        frames: list[Frame] = []
-        for record in self._journal.records_from(first):
-            numbered = record.numbered()
-            if record.number > known:
-                self.progress.apply(record.number, numbered)
-            match numbered.message:
-                case Frame() as frame if frame.number > last_number:
-                    frames.append(frame)
-                    self._waiting[frame.number] = record.number
-                case Latents() as latents if latents.number > last_number:
-                    self._known[latents.number] = latents
-                case Event(what="frame rejected") as event if event.number > last_number:
-                    self._known[event.number] = None
-                case _:
-                    pass
-        self._unfinished = frames
+        self._recovery = recover(self._journal, self.progress)
+        self._waiting = dict(self._recovery.records)
         self.telemetry.recovered(self.progress.tally)
-        return state
+        return self._recovery.state
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -317,18 +277,17 @@ class Hub:
 
     def _analyse_again(self) -> None:
         """Bring the analysis up to date, but for a frame with which it failed time and again."""
-        frames = self._unfinished
-        first = next((frame.number for frame in frames if frame.number not in self._known), None)
+        first = self._recovery.first_unanswered
         if first is not None:
             self._event("analysis begun", "after a restart", first)
             if self.progress.tried[1] > MOST_TRIES:
-                frames = [frame for frame in frames if frame.number != first]
+                self._recovery.leave_out(first)
                 del self._waiting[first]
                 self.telemetry.frame_rejected("hub", "analysis failed")
                 self._event("frame rejected", f"the analysis failed with it {MOST_TRIES} times", first)
-        for frame in frames:
+        for frame in self._recovery.frames:
             self._worker.put(frame)
-        self._unfinished = []
+        self._recovery.frames = []
 
     def _turn(self) -> None:
         for peer, key, parts in self._incoming():
@@ -1163,8 +1122,8 @@ class Hub:
         frame = result.frame
         self._waiting.pop(frame.number, None)
         self._last_word_s = time.monotonic()
-        if frame.number in self._known:
-            self._compare_again(self._known.pop(frame.number), result)
+        if frame.number in self._recovery.answers:
+            self._compare_again(self._recovery.answers.pop(frame.number), result)
         elif result.processed is None:
             self._arrived_s.pop(frame.number, None)
             self.telemetry.frame_rejected(result.rejected_by, result.reason)
@@ -1183,8 +1142,7 @@ class Hub:
     def _compare_again(self, known: Latents | None, result: Result) -> None:
         """A frame that the journal has an answer to was only analysed to bring the pipeline up to date."""
         again = None if result.processed is None else result.processed.latents
-        is_same = again is known if again is None or known is None else encode(again)[1:] == encode(known)[1:]
-        if not is_same:
+        if not is_same_answer(known, again):
             self.telemetry.message_refused("recovered differently")
             self._event("recovered differently", "another result than before", result.frame.number)
         if result.processed is not None and known is not None and known.request_id is None:
@@ -1223,20 +1181,14 @@ class Hub:
         if self._is_unrecorded:
             return
         replay_from = min(self._waiting.values(), default=self._journal.next_record)
-        facts = _Facts(self.progress.state(), state.number, state.facts, replay_from)
-        checkpoint = Checkpoint(
-            session=self.session,
-            of="streamer",
-            told=self._journal.next_record - 1,
-            facts=pack(facts),
-            arrays=dict(state.arrays),
-        )
+        told = self._journal.next_record - 1
+        checkpoint = make_checkpoint(self.session, told, self.progress.state(), state, replay_from)
         if not self._has_room(len(checkpoint.facts) + sum(array.nbytes for array in state.arrays.values())):
             return
         self._record(Numbered(checkpoint))
         agents = [row for name, row in self.progress.rows.items() if name.startswith("agent ")]
-        told = [row.told + 1 if row.checkpoint else row.first for row in agents]
-        self._journal.needed_record = min([replay_from, *told])
+        needed = [row.told + 1 if row.checkpoint else row.first for row in agents]
+        self._journal.needed_record = min([replay_from, *needed])
 
     def _send_acks(self) -> None:
         """Send the acks of what is in the journal, as long as the pipeline keeps up."""

@@ -20,9 +20,8 @@ from deploy.tables import to_toml
 from deploy.verify import Findings, Verifier, app, first_unlike
 from models.encoder import Encoder
 from simulators.stem import StemConfig, StemInstrument
-from streamer.codec import Numbered, encode, pack
+from streamer.codec import Numbered, encode
 from streamer.envelope import Envelope, EnvelopeConfig, RefusedError
-from streamer.hub import _Facts
 from streamer.journal import Journal, JournalConfig, kind_of, read_records
 from streamer.messages import (
     AnyMessage,
@@ -40,6 +39,7 @@ from streamer.messages import (
 )
 from streamer.pipeline import Pipeline
 from streamer.progress import Progress
+from streamer.recovery import make_checkpoint
 from streamer.segment import Record
 
 AGENT = {"initial_points": 3, "refit_every": 5, "max_per_frame": 2}
@@ -136,17 +136,8 @@ class Night:
     def restart_streamer(self) -> None:
         """Keep all that a streamer keeps, and let another one go on from it."""
         state, progress = self.pipeline.state(), self.progress.state()
-        facts = _Facts(progress, state.number, state.facts, self.journal.next_record)
-        told = self.journal.next_record - 1
-        self.record(
-            Checkpoint(
-                session="s",
-                of="streamer",
-                told=told,
-                facts=pack(facts),
-                arrays=dict(state.arrays),
-            )
-        )
+        following = self.journal.next_record
+        self.record(make_checkpoint("s", following - 1, progress, state, following))
         self.pipeline = Pipeline(CONFIG.streamer.pipeline, self.encoder)
         self.pipeline.restore(state)
         self.progress = Progress(Envelope(CONFIG.streamer.envelope))
