@@ -125,6 +125,9 @@ class Distortion(msgspec.Struct, frozen=True, kw_only=True, eq=False, forbid_unk
         What each row has of its own in this frame, shape ``(2, rows)``, float32.
     sd_px
         Standard deviation of ``D`` along each axis, on nodes of its own, shape ``(2, n, m)``, float32.
+    row_sd_px
+        What of ``sd_px`` each row has of its own, ``(row, col)``: the offset that is left in it, root mean
+        square over the rows. Over several rows it averages out.
     observations
         Columns, rows or blocks that were used.
     residual_px
@@ -146,6 +149,7 @@ class Distortion(msgspec.Struct, frozen=True, kw_only=True, eq=False, forbid_unk
     odd_cols_px: Float32 | None = None
     row_offset_px: Float32
     sd_px: Float32
+    row_sd_px: tuple[float, float] = (0.0, 0.0)
     observations: int = 0
     residual_px: float = math.nan
     model_revision: int = 0
@@ -159,6 +163,7 @@ class Distortion(msgspec.Struct, frozen=True, kw_only=True, eq=False, forbid_unk
         if self.odd_cols_px is not None:
             require_array("distortion", "odd_cols_px", self.odd_cols_px, self.cols_px.shape, "float32")
         require_array("distortion", "row_offset_px", self.row_offset_px, self.rows_px.shape, "float32")
+        require_finite("distortion", "row_sd_px", *self.row_sd_px)
         if min(*self.grid_px.shape[1:], *self.sd_px.shape[1:], *self.shape) < 2:
             raise ValueError("distortion has an empty side; it takes 2 nodes, rows and columns at least")
 

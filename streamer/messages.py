@@ -115,6 +115,9 @@ class Atoms(Message, frozen=True, kw_only=True, eq=False, tag="atoms"):
         Background level of the frame, in the unit of the image.
     contrast
         Height of a typical column above the background: the unit in which windows are cut.
+    position_covariance_px2
+        Of ``positions_px``, ``(row, col)``, shape ``(n, 2, 2)``, float32: the finder's own and that of
+        the frame's correction; None in journals from before it was said.
     """
 
     frame: Frame
@@ -123,12 +126,17 @@ class Atoms(Message, frozen=True, kw_only=True, eq=False, tag="atoms"):
     amplitude: Float32
     background: float
     contrast: float
+    position_covariance_px2: Float32 | None = None
 
     def __post_init__(self) -> None:
         require_array("atoms", "positions_px", self.positions_px, (None, 2), "float32")
         n = self.positions_px.shape[0]
         require_array("atoms", "confidence", self.confidence, (n,), "float32")
         require_array("atoms", "amplitude", self.amplitude, (n,), "float32")
+        if self.position_covariance_px2 is not None:
+            require_array(
+                "atoms", "position_covariance_px2", self.position_covariance_px2, (n, 2, 2), "float32"
+            )
 
 
 class Patches(Message, frozen=True, kw_only=True, eq=False, tag="patches"):
@@ -150,6 +158,8 @@ class Patches(Message, frozen=True, kw_only=True, eq=False, tag="patches"):
         Shape ``(n,)``, float32, 0 to 1.
     geometry, registration
         Those of the corrected frame.
+    position_covariance_nm2
+        Of ``positions_nm``, ``(x, y)``, shape ``(n, 2, 2)``, float32; None where it is not known.
     """
 
     session: str
@@ -162,6 +172,7 @@ class Patches(Message, frozen=True, kw_only=True, eq=False, tag="patches"):
     confidence: Float32
     geometry: ScanGeometry
     registration: Registration
+    position_covariance_nm2: Float32 | None = None
 
     def __post_init__(self) -> None:
         require_array("patches", "windows", self.windows, (None, None, None, None), "float32")
@@ -169,6 +180,10 @@ class Patches(Message, frozen=True, kw_only=True, eq=False, tag="patches"):
         require_array("patches", "positions_px", self.positions_px, (n, 2), "float32")
         require_array("patches", "positions_nm", self.positions_nm, (n, 2), "float32")
         require_array("patches", "confidence", self.confidence, (n,), "float32")
+        if self.position_covariance_nm2 is not None:
+            require_array(
+                "patches", "position_covariance_nm2", self.position_covariance_nm2, (n, 2, 2), "float32"
+            )
 
 
 class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
@@ -200,6 +215,11 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
         Those of the corrected frame.
     request_id
         Id of the Request whose sub-scan this is; None for the frames of the experiment.
+    position_covariance_nm2
+        Of ``positions_nm``, ``(x, y)``, shape ``(n, 2, 2)``, float32: of the finder, of the displacement
+        field with the drift, which all atoms of a frame share, and of the rows' offsets that are left.
+        What the mode of the correction leaves for the specimen is not in it. None where it is not known,
+        as in journals from before it was said.
     """
 
     session: str
@@ -221,6 +241,7 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
     geometry: ScanGeometry
     registration: Registration
     request_id: str | None = None
+    position_covariance_nm2: Float32 | None = None
 
     def __post_init__(self) -> None:
         require_array("latents", "mean", self.mean, (None, None), "float32")
@@ -232,6 +253,10 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
         for name in ("angle_rad", "angle_sd_rad", "novelty", "confidence"):
             require_array("latents", name, getattr(self, name), (n,), "float32")
         require_array("latents", "track", self.track, (n,), "int64")
+        if self.position_covariance_nm2 is not None:
+            require_array(
+                "latents", "position_covariance_nm2", self.position_covariance_nm2, (n, 2, 2), "float32"
+            )
 
 
 class Suggestion(Message, frozen=True, kw_only=True, eq=False, tag="suggestion"):
@@ -359,6 +384,9 @@ class Outcome(Message, frozen=True, kw_only=True, eq=False, tag="outcome"):
         Counts in each energy channel, shape ``(energy,)``, float32; None for a sub-scan or a failure.
     energy_offset_ev, energy_step_ev
         Energy loss of channel 0 and the width of a channel.
+    bias_v
+        For a hysteresis loop: ``spectrum`` is then the response at each of these biases of the tip, in the
+        order in which they were swept, shape as ``spectrum``, float32; None for a spectrum of energies.
     frame_number
         Number of the Frame that answers a sub-scan.
     """
@@ -377,6 +405,7 @@ class Outcome(Message, frozen=True, kw_only=True, eq=False, tag="outcome"):
     spectrum: Float32 | None = None
     energy_offset_ev: float = 0.0
     energy_step_ev: float = 1.0
+    bias_v: Float32 | None = None
     frame_number: int | None = None
 
     def __post_init__(self) -> None:
@@ -384,6 +413,10 @@ class Outcome(Message, frozen=True, kw_only=True, eq=False, tag="outcome"):
             require_array("outcome", "spectrum", self.spectrum, (None,), "float32")
             if self.spectrum.size == 0:
                 raise ValueError("outcome.spectrum has no channel; it takes at least one")
+        if self.bias_v is not None:
+            if self.spectrum is None:
+                raise ValueError("outcome.bias_v comes without a spectrum; it takes the response to it")
+            require_array("outcome", "bias_v", self.bias_v, self.spectrum.shape, "float32")
         for name in ("started_at_s", "ended_at_s"):
             require_time("outcome", name, getattr(self, name))
         require_finite("outcome", "energy_offset_ev", self.energy_offset_ev)

@@ -496,6 +496,7 @@ class CorrectDistortion:
             odd_cols_px=parts.odd_cols_px,
             row_offset_px=rows.offsets_px.astype(np.float32),
             sd_px=np.sqrt(variance).astype(np.float32),
+            row_sd_px=_row_sd_px(np.zeros((2, 1)) if update is None else rows.variance_px2),
             observations=0 if update is None else update.used,
             residual_px=float("nan") if update is None else update.held_out_rms_px,
             model_revision=scene.model_revision,
@@ -544,6 +545,7 @@ class CorrectDistortion:
                 odd_cols_px=mapped.parts.odd_cols_px,
                 row_offset_px=offsets.astype(np.float32),
                 sd_px=np.sqrt(variance).astype(np.float32),
+                row_sd_px=_row_sd_px(mapped.row_variance_px2),
                 observations=mapped.update.used,
                 flags=() if mapping.model.is_identifiable else ("relative",),
             ),
@@ -816,6 +818,12 @@ def _key(geometry: ScanGeometry, dwell_time_us: float, path: ScanPath) -> ScanKe
         rotation_rad=geometry.rotation_rad,
         path=path,
     )
+
+
+def _row_sd_px(variance_px2: Float64) -> tuple[float, float]:
+    """Root mean square, along (row, col), of what is left of the rows' own offsets."""
+    row, col = np.sqrt(variance_px2.mean(axis=1)).tolist()
+    return (row, col)
 
 
 def _sum(first: PairNm, second: PairNm) -> PairNm:
