@@ -11,9 +11,10 @@ import pytest
 from scipy import stats
 
 from simulators.counting import TABLE_MAX, poisson
+from simulators.faults import FaultConfig
 from simulators.scan_distortion import BeamPath, ScanDistortion, ScanDistortionConfig
 from simulators.specimen import SpecimenConfig
-from simulators.stem import FaultConfig, StemConfig, StemInstrument, add_columns, column_heights
+from simulators.stem import StemConfig, StemInstrument, add_columns, column_heights
 from streamer.messages import Request, ScanGeometry
 
 STILL = ScanDistortionConfig(
@@ -422,7 +423,7 @@ def test_another_magnification_stays_and_is_told():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "fire"}, "fault.kind is 'fire'; it takes blank, amorphous, jump or magnify"),
+        ({"kind": "fire"}, "fault.kind is 'fire'; it takes blank, amorphous, jump, magnify, torn or tip"),
         ({"frame": -1}, "fault.frame is -1; it takes 0 and above"),
         ({"frames": 0}, "fault.frames is 0; it takes 1 and above"),
         ({"step_nm": (math.nan, 0.0)}, "fault.step_nm is"),
