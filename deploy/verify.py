@@ -24,6 +24,7 @@ from agents.history import History
 from agents.policies import make_agent
 from agents.protocol import Agent, Decision
 from deploy.config import RunConfig, read_run_config
+from streamer.admission import OUT_OF_SEASON
 from streamer.calibrations import of_session
 from streamer.codec import Numbered, WireError
 from streamer.envelope import Envelope, RefusedError
@@ -48,8 +49,6 @@ from streamer.segment import Damage, Record
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 PARTS = ("frames", "latents", "suggestions", "fits", "scores", "requests", "outcomes")
-# Refusals that follow from the state of the session, not from a limit of the envelope.
-_OUT_OF_SEASON = ("session ends", "held", "no instrument", "budget", "wrong session")
 
 
 class Check(msgspec.Struct):
@@ -360,12 +359,12 @@ class EnvelopeCheck:
         if self.out_of_season:
             self._findings.notes.append(
                 f"{self.out_of_season} refusals followed from the state of the session "
-                f"({', '.join(_OUT_OF_SEASON)}), which is no decision"
+                f"({', '.join(OUT_OF_SEASON)}), which is no decision"
             )
 
     def _take_refusal(self, record: int, refusal: Outcome) -> None:
         now = self._verdicts.pop(refusal.id)
-        if refusal.reason.partition(": ")[0] in _OUT_OF_SEASON:
+        if refusal.reason.partition(": ")[0] in OUT_OF_SEASON:
             self.out_of_season += 1
             return
         self._findings.compare("requests", record, f"refusal of {refusal.id}", refusal.reason, now)

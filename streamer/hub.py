@@ -11,23 +11,22 @@ the cause is gone (see ``docs/guides/when-something-fails.md``).
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
 import msgspec
 import structlog
 
+from streamer.admission import refuse_out_of_season, why_not_frame
 from streamer.codec import Numbered, Parts, WireError, decode_numbered, encode
 from streamer.config import ExperimentConfig, HubConfig
-from streamer.delivery import Inbox
 from streamer.distortion_status import distortion_status
 from streamer.envelope import Envelope, RefusedError
+from streamer.full_disk import SLACK_BYTES, Arrival, DiskRoom, size_of
+from streamer.holds import DISK, MODEL, Holds
 from streamer.journal import Journal, kind_of
-from streamer.keys import ServerKeys, may_send
+from streamer.keys import ServerKeys
 from streamer.messages import (
     Ack,
     AnyMessage,
@@ -41,7 +40,6 @@ from streamer.messages import (
     Heartbeat,
     Hello,
     Latents,
-    Message,
     ModelRevision,
     Outcome,
     Resend,
@@ -49,9 +47,9 @@ from streamer.messages import (
     Status,
     StrainMap,
     Suggestion,
-    Welcome,
 )
 from streamer.motion import ColumnsMotion
+from streamer.peers import Peer, Peers, Turn
 from streamer.pipeline import PipelineState
 from streamer.progress import INSTRUMENT, Progress, row_name
 from streamer.recovery import Recovery, is_same_answer, make_checkpoint, recover
@@ -64,15 +62,6 @@ DRAIN_S = 10.0
 FAREWELL_S = 1.0
 TURN_S = 0.02
 BEAT_S = 0.25
-# Messages sent to a peer ahead of what it says that it has; the rest waits in the journal.
-MOST_AHEAD = 32
-# Room that is kept for what the streamer itself must say, also when the disk is full.
-SLACK_BYTES = 1 << 20
-RETRY_DISK_S = 0.2
-MOST_STALLED_BYTES = 256 << 20
-# A peer that has said nothing for so long is forgotten; it says Hello again if it is there after all.
-FORGET_S = 600.0
-GAP_BEAT_S = 0.05
 # A frame with which the analysis began so often and never ended is left out.
 MOST_TRIES = 2
 # After a restart agents are welcomed when the instrument is back, or after so long: what they suggest before
@@ -80,70 +69,10 @@ MOST_TRIES = 2
 RETURN_S = 5.0
 # Frames that the correction rejects, as faults of its own.
 _DISTORTION_FAULTS = {"blank frame": "blank", "lattice lost": "lost"}
-# Holds that end when their cause does; those of an operator end with ``resume``.
-SILENT = "instrument silent"
-STUCK = "instrument stuck"
-SLOW = "analysis stuck"
-MODEL = "model not finite"
-DISK = "disk full"
 
 
 class WorkerStuck(RuntimeError):
     """The analysis of one frame takes so long that only a restart can help."""
-
-
-@dataclass
-class Peer:
-    """One connection.
-
-    Attributes
-    ----------
-    hello
-        What it said of itself.
-    name
-        Of its row of messages.
-    key
-        The public key that it was let in with; empty without keys.
-    inbox
-        Puts its messages in order.
-    heard_s, used_s
-        Monotonic clock: when it was last heard, and when its program last used its link.
-    beaten_s
-        When it was last sent a heartbeat.
-    confirmed
-        Number of the last journal record that it says it has.
-    is_behind, is_silent
-        Whether records are held back until it has caught up; whether it gives no sign of life.
-    acks
-        Those that it has not been sent yet, in order.
-    acked, refused
-        The last ack of kept messages that it was sent, and the last sequences that were refused.
-    recent
-        The last messages sent to it: ``(record, after, message)``.
-    """
-
-    hello: Hello
-    name: str
-    key: str
-    heard_s: float
-    inbox: Inbox[tuple[Numbered, Parts, str]] = field(default_factory=Inbox)
-    used_s: float = 0.0
-    beaten_s: float = 0.0
-    confirmed: int = 0
-    is_behind: bool = False
-    is_silent: bool = False
-    acks: deque[Ack] = field(default_factory=deque)
-    acked: Ack | None = None
-    refused: deque[int] = field(default_factory=lambda: deque(maxlen=16))
-    recent: deque[tuple[int, int, Message]] = field(default_factory=lambda: deque(maxlen=MOST_AHEAD))
-
-    @property
-    def is_numbered(self) -> bool:
-        """Does it number its messages?"""
-        return bool(self.hello.instance)
-
-    def __str__(self) -> str:
-        return f"{self.hello.role} {self.hello.name}"
 
 
 class Hub:
@@ -181,7 +110,7 @@ class Hub:
         self.telemetry = telemetry
         self.envelope = envelope
         self.progress = Progress(envelope)
-        self.holds: dict[str, float] = {}
+        self.holds = Holds(hub_config, instruct=self._command, tell=self._tell_hold, show=self._show)
         self._router = router
         self._publisher = publisher
         self._journal = journal
@@ -192,11 +121,18 @@ class Hub:
         self._log = structlog.get_logger()
         motion = ColumnsMotion(telemetry.columns_moved)
         self._worker = Worker(processor, telemetry, hub_config.checkpoint_frames, motion.observe)
-        self._peers: dict[bytes, Peer] = {}
-        self._instrument: bytes | None = None
-        self._stalled: dict[tuple[bytes, int], tuple[bytes, str, list[memoryview]]] = {}
-        self._stalled_bytes = 0
-        self._stall_count = itertools.count(1)
+        self._peers = Peers(
+            session=session,
+            window=hub_config.window,
+            outlet=router,
+            journal=journal,
+            progress=self.progress,
+            telemetry=telemetry,
+            keys=keys,
+        )
+        self._room = DiskRoom(
+            journal, journal.config.on_full, hold=self._wait_for_room, give_up=self._go_on_unrecorded
+        )
         self._waiting: dict[int, int] = {}  # frames before the pipeline: their records
         self._arrived_s: dict[int, float] = {}
         self._undecided_s: dict[int, float] = {}
@@ -210,14 +146,9 @@ class Hub:
         self._draining_since_s = 0.0
         self._next_status_s = 0.0
         self._next_beat_s = 0.0
-        self._retry_disk_s = 0.0
-        self._retry_model_s = 0.0
         self._frame_s = 0.0
         self._result_bytes = SLACK_BYTES
-        self._is_unrecorded = False
-        self._is_parked = False
         self._unkept: set[int] = set()
-        self._turns: deque[tuple[bytes, Numbered, Parts]] = deque()
         self._recovery = Recovery()
 
     # -- a restart -----------------------------------------------------------------------------
@@ -258,7 +189,7 @@ class Hub:
         self._has_room(0)
         self._event("session_resumed" if self.progress.rows else "session_started", self.session)
         if self.progress.operator_hold:
-            self._hold(self.progress.operator_hold)
+            self.holds.hold(self.progress.operator_hold)
         if self.progress.ending:
             self._drain(self.progress.ending)
         self._analyse_again()
@@ -299,18 +230,17 @@ class Hub:
         if now_s >= self._next_beat_s:
             self._next_beat_s = now_s + BEAT_S
             self._watch(now_s)
-            self._beat()
+            self._beat(now_s)
         self._publish_status(now_s)
 
     def _incoming(self) -> Iterator[tuple[bytes, str, list[memoryview]]]:
         """Give what came; what the disk could not take comes first, once there is room."""
-        if DISK in self.holds and not self._is_unrecorded:
-            self._retry_disk()
+        is_waiting = DISK in self.holds and not self._room.is_unrecorded
+        if is_waiting and self._room.is_back(self._result_bytes, time.monotonic()):
+            self.holds.release(DISK)
         self._go_on_with_turns()
-        while self._stalled and DISK not in self.holds:
-            stalled = self._stalled.pop(next(iter(self._stalled)))
-            self._stalled_bytes -= _size(stalled[2])
-            yield stalled
+        while self._room.stalled and DISK not in self.holds:
+            yield self._room.stalled.take()
         yield from self._router.receive(BEAT_S / 2)
 
     def _is_over(self, stop: Callable[[], str | None], started_s: float) -> bool:
@@ -325,7 +255,7 @@ class Hub:
             elif budget and self.progress.measured >= budget:
                 self._drain("budget reached")
             return False
-        busy = self._waiting or (self.envelope.pending and self._instrument is not None)
+        busy = self._waiting or (self.envelope.pending and self._peers.instrument is not None)
         is_quiet = now_s - self._last_word_s >= self._config.last_words_s
         return (not busy and is_quiet) or now_s - self._draining_since_s >= DRAIN_S
 
@@ -338,8 +268,8 @@ class Hub:
         self._say_bye()
 
     def _say_bye(self) -> None:
-        if self._instrument is not None:
-            self._router.send(self._instrument, Bye(reason=self._end_reason))
+        if self._peers.instrument is not None:
+            self._router.send(self._peers.instrument, Bye(reason=self._end_reason))
 
     def _finish(self) -> None:
         self._skip_pending("the session ended")
@@ -366,7 +296,7 @@ class Hub:
         A connection that is closed while words lie unread in it loses the last ones that were said.
         """
         deadline_s = time.monotonic() + FAREWELL_S
-        left = list(self._peers)
+        left = [peer.identity for peer in self._peers]
         while left and time.monotonic() < deadline_s:
             left = [peer for peer in left if self._router.send(peer, Bye(reason=self._end_reason))]
             if left:
@@ -379,31 +309,18 @@ class Hub:
 
     # -- the safe state ------------------------------------------------------------------------
 
-    def _hold(self, reason: str, detail: str = "") -> None:
-        """Park the beam and request nothing, until ``_release``."""
-        is_new = reason not in self.holds
-        if is_new:
-            self.holds[reason] = time.monotonic()
+    def _tell_hold(self, what: str, reason: str, detail: str) -> None:
+        if what == "held":
             self.telemetry.held(reason)
-            self._event("held", f"{reason}: {detail}" if detail else reason)
-        if not self._is_parked:
-            self._command("park", reason)
-        if is_new:
-            self._publish_status(time.monotonic(), now=True)
+        self._event(what, f"{reason}: {detail}" if detail else reason)
 
-    def _release(self, reason: str) -> None:
-        if self.holds.pop(reason, None) is None:
-            return
-        self._event("released", reason)
-        if not self.holds:
-            self._command("go", f"no more {reason}")
+    def _show(self) -> None:
         self._publish_status(time.monotonic(), now=True)
 
-    def _command(self, action: str, reason: str, identifier: str = "") -> None:
+    def _command(self, action: str, reason: str, identifier: str = "") -> bool:
+        """Tell the instrument what to do at once; False where there never was one."""
         if INSTRUMENT not in self.progress.rows:
-            return
-        if action != "cancel":
-            self._is_parked = action == "park"
+            return False
         command = Command(
             session=self.session,
             action=action,  # type: ignore[arg-type]
@@ -414,10 +331,11 @@ class Hub:
             self._record(Numbered(command))
         except OSError:  # a disk that fails must not keep the beam on the specimen
             self._send_unrecorded(command)
+        return True
 
     def _send_unrecorded(self, command: Command) -> None:
-        if self._instrument is not None:
-            self._router.send(self._instrument, command)
+        if self._peers.instrument is not None:
+            self._router.send(self._peers.instrument, command)
 
     def _park_at_the_last(self, why: str) -> None:
         """Before this process ends by a fault: the instrument also parks by itself when it hears no more."""
@@ -425,100 +343,35 @@ class Hub:
 
     def _watch(self, now_s: float) -> None:
         """Notice whoever went silent or is stuck, and whoever is back."""
-        limit_s = self._config.silent_after_s
-        for peer in self._peers.values():
-            is_silent = peer.hello.beats and now_s - peer.heard_s > limit_s
-            if is_silent != peer.is_silent:
-                peer.is_silent = is_silent
-                self._event("silent" if is_silent else "heard again", str(peer))
-        for identity, peer in list(self._peers.items()):
-            if peer.hello.beats and identity != self._instrument and now_s - peer.heard_s > FORGET_S:
-                del self._peers[identity]
-        self._watch_instrument(now_s)
+        for peer in self._peers.notice_silence(now_s, self._config.silent_after_s):
+            self._event("silent" if peer.is_silent else "heard again", str(peer))
+        self._peers.forget(now_s)
+        request_s = max((r.dwell_time_us * 1e-6 for r in self.envelope.pending.values()), default=0.0)
+        instrument = self._peers.get(self._peers.instrument)
+        self.holds.watch_instrument(instrument, now_s, self._frame_s, request_s)
         busy_s = self._worker.busy_s(now_s)
-        self._set_hold(SLOW, busy_s > self._config.stuck_after_s)
+        self.holds.watch_analysis(busy_s)
         if busy_s > self._config.give_up_after_s:
             raise WorkerStuck(f"the analysis of one frame has taken {busy_s:.1f} s; the streamer starts anew")
-        if MODEL in self.holds and now_s >= self._retry_model_s:
-            # A new frame must come before the model can prove itself; nothing is requested meanwhile.
-            self._retry_model_s = now_s + self._config.retry_model_s
-            if len(self.holds) == 1:
-                self._command("go", "one more try")
-
-    def _watch_instrument(self, now_s: float) -> None:
-        peer = None if self._instrument is None else self._peers.get(self._instrument)
-        if peer is None or not peer.hello.beats:  # of one that does not beat silence says nothing
-            self._release(SILENT)
-            self._release(STUCK)
-            return
-        self._set_hold(SILENT, peer.is_silent)
-        busy_s = max((r.dwell_time_us * 1e-6 for r in self.envelope.pending.values()), default=0.0)
-        allowed_s = self._config.silent_after_s + 2 * self._frame_s + busy_s
-        is_idle = self._frame_s > 0 and now_s - peer.used_s > allowed_s  # how long its frames take is known
-        self._set_hold(STUCK, is_idle and not peer.is_silent)
-
-    def _set_hold(self, reason: str, is_due: bool) -> None:
-        if is_due:
-            self._hold(reason)
-        else:
-            self._release(reason)
+        self.holds.give_model_a_try(now_s)
 
     def _has_room_for(self, message: AnyMessage, parts: Parts) -> bool:
         """Say whether a message may be taken now; on a full disk all wait in order but an operator's."""
         is_operator = isinstance(message, Hello) and message.role == "operator"
-        if self._is_unrecorded or is_operator or isinstance(message, Control):
+        if self._room.is_unrecorded or is_operator or isinstance(message, Control):
             return True
-        return DISK not in self.holds and self._has_room(_size(parts))
-
-    def _stall(self, peer: bytes, key: str, numbered: Numbered, parts: list[memoryview]) -> None:
-        """Keep a message that the disk has no room for; it has no ack, so its sender keeps it too."""
-        place = (peer, numbered.sequence or -next(self._stall_count))
-        if place in self._stalled:
-            self.telemetry.delivery("duplicate")
-        elif self._stalled_bytes > MOST_STALLED_BYTES:
-            self.telemetry.delivery("too early")
-        else:
-            self._stalled[place] = (peer, key, parts)
-            self._stalled_bytes += _size(parts)
+        return DISK not in self.holds and self._has_room(size_of(parts))
 
     def _has_room(self, size_bytes: int) -> bool:
-        """See to it that the journal can take so much; a full disk pauses or is done without."""
-        if self._is_unrecorded:
-            return True
-        try:
-            self._journal.reserve(size_bytes + SLACK_BYTES)
-        except OSError as error:
-            self._on_full_disk(error)
-            return self._is_unrecorded
-        return True
+        return self._room.has(size_bytes, time.monotonic())
 
-    def _on_full_disk(self, error: OSError) -> None:
-        self._retry_disk_s = time.monotonic() + RETRY_DISK_S
-        if self._journal.config.on_full == "unrecorded":
-            self._is_unrecorded = True
-            self._catch_up_all()
-            self.telemetry.held(DISK)
-            self._event("unrecorded", f"{error.strerror}: from here on nothing is kept, as configured")
-        else:
-            self._hold(DISK, f"{error.strerror}: nothing is acked; make room and it goes on by itself")
+    def _wait_for_room(self, reason: str) -> None:
+        self.holds.hold(DISK, f"{reason}: nothing is acked; make room and it goes on by itself")
 
-    def _catch_up_all(self) -> None:
-        """Send everybody what the journal has, before there is anything that it has not."""
-        for identity, peer in self._peers.items():
-            if peer.is_behind:
-                peer.is_behind = False
-                self._resend_from_journal(identity, peer, peer.recent[-1][0])
-
-    def _retry_disk(self) -> None:
-        now_s = time.monotonic()
-        if now_s < self._retry_disk_s:
-            return
-        self._retry_disk_s = now_s + RETRY_DISK_S
-        # With room for what is asked for next, or the loop would be held and released five times a second.
-        size = max([self._result_bytes, *(_size(parts) for _, _, parts in self._stalled.values())])
-        with contextlib.suppress(OSError):
-            self._journal.reserve(size + SLACK_BYTES)
-            self._release(DISK)
+    def _go_on_unrecorded(self, reason: str) -> None:
+        self._peers.catch_up_all()
+        self.telemetry.held(DISK)
+        self._event("unrecorded", f"{reason}: from here on nothing is kept, as configured")
 
     # -- what comes in -------------------------------------------------------------------------
 
@@ -531,15 +384,15 @@ class Hub:
             return
         message = numbered.message
         known = self._peers.get(peer)
-        if refused := self._why_not_allowed(key, known, message):
+        if refused := self._peers.why_not_heard(key, known, message):
             self._refuse_part(peer, known, numbered, refused)
             return
         match message:
             case Heartbeat():
-                self._on_heartbeat(peer, key, message)
+                self._peers.hear(peer, key, message, time.monotonic())
                 return
             case Resend() if known is not None:
-                self._resend(peer, known, message.after)
+                self._peers.send_again(known, message.after)
                 return
             case _:
                 pass
@@ -551,7 +404,9 @@ class Hub:
                 self.telemetry.message_refused("another's name")
                 return
         if not self._has_room_for(message, parts):
-            self._stall(peer, key, numbered, parts)
+            # It has no ack: what is dropped here its sender still has.
+            if dropped := self._room.stalled.keep(Arrival(peer, key, parts), numbered.sequence):
+                self.telemetry.delivery(dropped)
             return
         if isinstance(message, Hello):
             self._on_hello(peer, key, message)
@@ -560,20 +415,9 @@ class Hub:
         elif not known.is_numbered or not numbered.sequence:
             if not isinstance(message, Frame):  # whose it is would else be forgotten in a restart
                 parts = encode(message, sender=known.name[:64])  # type: ignore[assignment]
-            self._route(peer, known, Numbered(message), parts)
+            self._route(known, Numbered(message), parts)
         else:
-            self._in_order(peer, known, numbered, parts)
-
-    def _why_not_allowed(self, key: str, known: Peer | None, message: AnyMessage) -> str:
-        """With keys: only whom the allow-list knows, in its own part, on its own connection."""
-        if self._keys is None:
-            return ""
-        role = self._keys.role_of(key)
-        if role is None:
-            return "key not allowed"
-        if known is not None and known.key != key:
-            return "another key"
-        return "" if may_send(role, message) else "not its part"
+            self._in_order(known, numbered, parts)
 
     def _refuse_part(self, peer: bytes, known: Peer | None, numbered: Numbered, reason: str) -> None:
         """Refuse what a key may not say, and tell a peer that may talk at all."""
@@ -583,7 +427,7 @@ class Hub:
         if reason == "not its part" and isinstance(message, Hello):
             self._router.send(peer, Bye(reason=f"this key is not one for the role {message.role}"))
         elif reason == "not its part" and known is not None and known.is_numbered and numbered.sequence:
-            self._in_order(peer, known, numbered, (), reason)
+            self._in_order(known, numbered, (), reason)
 
     def _refuse_unreadable(self, peer: bytes, error: WireError) -> None:
         known = self._peers.get(peer)
@@ -597,7 +441,7 @@ class Hub:
         elif error.sequence:
             # The message is whole and wrong: to send it again would not help. What it was is not known.
             unread = Numbered(Event(at_s=0.0, what="unreadable"), error.sender, error.sequence, error.after)
-            self._in_order(peer, known, unread, (), str(error))
+            self._in_order(known, unread, (), str(error))
 
     def _settle_refused(self, known: Peer, numbered: Numbered, reason: str) -> None:
         self._event("refused", f"{type(numbered.message).__name__} from {known}: {reason}")
@@ -619,56 +463,44 @@ class Hub:
         reason = "hello first; a peer says Hello before anything else"
         self._router.send(peer, Ack(session=self.session, number=number, status="refused", reason=reason))
 
-    def _in_order(
-        self, peer: bytes, known: Peer, numbered: Numbered, parts: Parts, refused: str = ""
-    ) -> None:
+    def _in_order(self, known: Peer, numbered: Numbered, parts: Parts, refused: str = "") -> None:
         """Act on a numbered message, and those behind it, when its turn comes; one to be refused as well."""
-        before = known.inbox.duplicates, known.inbox.reordered, known.inbox.overflowed
-        turn = known.inbox.take(numbered.sequence, numbered.after, (numbered, parts, refused))
-        after = known.inbox.duplicates, known.inbox.reordered, known.inbox.overflowed
-        for what, old, new in zip(("duplicate", "reordered", "too early"), before, after, strict=True):
-            if new > old:
-                self.telemetry.delivery(what)
-        if known.inbox.has_gap and time.monotonic() - known.beaten_s > GAP_BEAT_S:
-            self._beat_to(peer, known)  # what is missing is sent again the sooner
-        if after[0] > before[0] and known.acked is not None:
-            self._say_again_acked(peer, known)  # the first one may have been lost
-        self._route_all(peer, known, turn)
+        self._route_all(known, self._peers.in_order(known, numbered, parts, refused, time.monotonic()))
 
-    def _route_all(self, peer: bytes, known: Peer, turn: Iterable[tuple[Numbered, Parts, str]]) -> None:
-        for numbered, parts, refused in turn:
+    def _route_all(self, known: Peer, turns: Iterable[Turn]) -> None:
+        for numbered, parts, refused in turns:
             if refused:
                 self._settle_refused(known, numbered, refused)
-            elif self._turns or not self._has_room_for(numbered.message, parts):
-                self._turns.append((peer, numbered, parts))
+            elif self._room.turns or not self._has_room_for(numbered.message, parts):
+                self._room.turns.append((known.identity, numbered, parts))
             else:
-                self._route(peer, known, numbered, parts)
+                self._route(known, numbered, parts)
 
     def _go_on_with_turns(self) -> None:
         """Act on messages whose turn came when the disk was full."""
-        while self._turns:
-            peer, numbered, parts = self._turns[0]
+        while self._room.turns:
+            identity, numbered, parts = self._room.turns[0]
             if not self._has_room_for(numbered.message, parts):
                 return
-            self._turns.popleft()
-            known = self._peers.get(peer)
+            self._room.turns.popleft()
+            known = self._peers.get(identity)
             if known is not None:
-                self._route(peer, known, numbered, parts)
+                self._route(known, numbered, parts)
 
-    def _route(self, peer: bytes, known: Peer, numbered: Numbered, parts: Parts) -> None:
+    def _route(self, known: Peer, numbered: Numbered, parts: Parts) -> None:
         """Act on a message whose turn it is."""
         message = numbered.message
         if not isinstance(message, Suggestion):  # an agent that goes on asking does not keep us open
             self._last_word_s = time.monotonic()
-        is_instrument = peer == self._instrument
+        is_instrument = known.identity == self._peers.instrument
         refused = ""
         match message:
             case Frame() if known.hello.role == "instrument":
-                self._on_frame(peer, known, numbered, parts)
+                self._on_frame(known, numbered, parts)
                 return
             case Bye():
                 self._record(numbered, parts, known.name)
-                self._on_bye(peer, known, numbered)
+                self._on_bye(known, numbered)
                 return
             case Suggestion() if known.hello.role in ("agent", "operator"):
                 refused = self._on_suggestion(known, numbered, parts)
@@ -692,7 +524,7 @@ class Hub:
             known.acks.append(self._ack(numbered, -1))
 
     def _ack(self, numbered: Numbered, number: int) -> Ack:
-        is_kept = not self._is_unrecorded and numbered.sequence not in self._unkept
+        is_kept = not self._room.is_unrecorded and numbered.sequence not in self._unkept
         self._unkept.discard(numbered.sequence)
         status = self._journal.config.durability if is_kept else "unrecorded"
         return Ack(
@@ -703,28 +535,19 @@ class Hub:
         )
 
     def _on_hello(self, peer: bytes, key: str, hello: Hello) -> None:
-        if refused := self._why_not_welcome(peer, key, hello):
+        if refused := self._peers.why_not_welcome(peer, key, hello):
             self.telemetry.message_refused("not welcome")
             self._log.warning("not welcome", who=f"{hello.role} {hello.name}", reason=refused)
             self._router.send(peer, Bye(reason=refused))
             return
-        is_early = self._instrument is None and time.monotonic() < self._instrument_due_s
+        is_early = self._peers.instrument is None and time.monotonic() < self._instrument_due_s
         if hello.role == "agent" and hello.beats and is_early:  # its link says Hello again
             return
-        name = row_name(hello)
-        row = self.progress.rows.get(name)
+        row = self.progress.rows.get(row_name(hello))
         is_new = row is None or row.instance != hello.instance or not hello.instance
-        known = self._peers.get(peer)
-        is_met = known is not None and known.hello.instance == hello.instance
-        if known is None or not is_met:
-            known = Peer(hello, name, key, time.monotonic())
-            known.inbox.skip_to(self.progress.received.get(hello.instance, 0))
-            self._replace_others(peer, name)
-            self._peers[peer] = known
-        known.used_s = time.monotonic()
-        known.confirmed = hello.last_record
+        known, is_met = self._peers.meet(peer, key, hello, time.monotonic())
         if hello.instance:
-            self._route_all(peer, known, known.inbox.skip_to(hello.resumes_from - 1))
+            self._route_all(known, known.inbox.skip_to(hello.resumes_from - 1))
         if is_new:
             if hello.role == "instrument":
                 # A microscope computer that was restarted knows nothing of what was asked before.
@@ -735,102 +558,47 @@ class Hub:
                 self.progress.apply(self._journal.next_record, Numbered(hello))
             self._event("connected", str(known))
         if hello.role == "instrument":
-            self._instrument = peer
+            self._peers.instrument = peer
             if self._state == "waiting":
                 self._state = "running"
         self._journal.sync()  # a Welcome acks what it says was received
         if known.refused:
-            self._say_again_acked(peer, known)
-        self._router.send(peer, self._welcome(known))
-        self._resend(peer, known, hello.last_record)
+            self._peers.ack_again(known)
+        self._router.send(peer, self._peers.welcome(known))
+        self._peers.send_again(known, hello.last_record)
         if hello.role == "instrument" and self.holds and (is_new or not is_met):
-            self._command("park", next(iter(self.holds)))
+            self.holds.park(next(iter(self.holds)))
         elif hello.role == "instrument" and not is_new and not is_met:
-            self._command("go", "the streamer is back")  # an earlier process of ours may have had it parked
+            self.holds.go("the streamer is back")  # an earlier process of ours may have had it parked
         if self._state == "draining":
             self._router.send(peer, Bye(reason=self._end_reason))
 
-    def _why_not_welcome(self, peer: bytes, key: str, hello: Hello) -> str:
-        """Say why a peer cannot take part as it says; nothing if it can."""
-        name = row_name(hello)
-        row = self.progress.rows.get(name)
-        if hello.role == "viewer":
-            return "a viewer listens at the view address only"
-        if not may_send(hello.role, hello):
-            return f"nobody can be called {hello.name!r}"
-        if hello.instance and peer != hello.instance.encode():
-            return "the routing id of a connection is its instance"
-        if self._has_another_key(name, key):
-            return "somebody with another key has this part"
-        if hello.last_record >= self._journal.next_record:
-            return "the journal lacks what this program was told; start it again"
-        is_known = row is not None and self.progress.instances.get(hello.instance) == name
-        if is_known and row is not None and row.instance != hello.instance:
-            return "another program took this part over"
-        return ""
-
-    def _has_another_key(self, name: str, key: str) -> bool:
-        """A part is taken over by its own key; by another one once the first is silent or revoked."""
-        return any(
-            known.name == name
-            and known.key != key
-            and not known.is_silent
-            and (self._keys is None or self._keys.role_of(known.key) is not None)
-            for known in self._peers.values()
-        )
-
-    def _replace_others(self, peer: bytes, name: str) -> None:
-        """There is one peer of a name: the newest."""
-        for other, known in list(self._peers.items()):
-            if known.name == name and other != peer:
-                self._router.send(other, Bye(reason="another program took this part over"))
-                del self._peers[other]
-
-    def _welcome(self, known: Peer) -> Welcome:
-        row = self.progress.rows[known.name]
-        return Welcome(
-            session=self.session,
-            window=self._config.window,
-            next_number=self.progress.next_number,
-            durability=self._journal.config.durability,
-            # What is kept and has no ack yet, because the analysis is behind, still takes its place.
-            received=min([known.inbox.last, *(a.sequence - 1 for a in known.acks if a.sequence)]),
-            last_record=row.last,
-            history_record=row.joined if row.start < row.joined else 0,
-        )
-
-    def _on_heartbeat(self, peer: bytes, key: str, beat: Heartbeat) -> None:
-        """Note that a peer lives; its heart beats on a connection of its own."""
-        identity = beat.instance.encode()
-        known = self._peers.get(identity)
-        if known is None or peer != identity + b"~" or known.key != key:
-            return
-        now_s = time.monotonic()
-        known.heard_s = now_s
-        known.used_s = max(known.used_s, now_s - beat.idle_s)
-        known.confirmed = max(known.confirmed, beat.last_record)
-        if known.is_behind and known.recent and known.confirmed >= known.recent[-1][0]:
-            known.is_behind = False
-            self._resend(identity, known, known.confirmed)
-
-    def _on_bye(self, peer: bytes, known: Peer, numbered: Numbered) -> None:
+    def _on_bye(self, known: Peer, numbered: Numbered) -> None:
         bye = numbered.message
         assert isinstance(bye, Bye)
         if known.is_numbered:
             self._journal.sync()
-            self._router.send(peer, self._ack(numbered, -1))
-        self._peers.pop(peer, None)
+            self._router.send(known.identity, self._ack(numbered, -1))
+        self._peers.remove(known)
         self._event("left", f"{known}: {bye.reason}")
-        if peer == self._instrument:
-            self._instrument = None
+        if known.identity == self._peers.instrument:
+            self._peers.instrument = None
             if self._state != "draining":
                 self._drain(bye.reason or "the instrument left")
 
-    def _on_frame(self, peer: bytes, known: Peer, numbered: Numbered, parts: Parts) -> None:
+    def _on_frame(self, known: Peer, numbered: Numbered, parts: Parts) -> None:
         frame = numbered.message
         assert isinstance(frame, Frame)
         self.telemetry.frame_received()
-        refusal = self._why_not(peer, known, frame)
+        refusal = why_not_frame(
+            frame,
+            session=self.session,
+            expected=self.progress.next_number,
+            is_from_instrument=known.identity == self._peers.instrument,
+            ahead=known.frames_ahead,
+            window=self._config.window,
+            pending=self.envelope.pending,
+        )
         if refusal is not None:
             reason, cure = refusal
             self.telemetry.frame_rejected("hub", reason)
@@ -856,21 +624,6 @@ class Hub:
         self._waiting[frame.number] = record
         self._worker.put(frame)
         known.acks.append(self._ack(numbered, frame.number))
-
-    def _why_not(self, peer: bytes, known: Peer, frame: Frame) -> tuple[str, str] | None:
-        """Say why a frame is not taken and what would do; None if it is."""
-        expected = self.progress.next_number
-        if peer != self._instrument:
-            return "hello first", "an instrument says Hello before its first frame"
-        if frame.session != self.session:
-            return "wrong session", f"this is {self.session}; take the name from Welcome"
-        if frame.number < expected:
-            return "out of order", f"the next number is {expected}; numbers rise and are never reused"
-        if sum(ack.number >= 0 for ack in known.acks) >= self._config.window:
-            return "window full", f"at most {self._config.window} frames go ahead of their acks; wait for one"
-        if frame.request_id is not None and frame.request_id not in self.envelope.pending:
-            return "unknown id", f"no request {frame.request_id} is under way"
-        return None
 
     def _on_suggestion(self, known: Peer, numbered: Numbered, parts: Parts) -> str:
         """Grant or refuse a suggestion; returns why it is no suggestion at all, else nothing."""
@@ -903,7 +656,7 @@ class Hub:
             return
         if self.progress.separation.round == 0:
             self._record(Numbered(Control(action="separate", reason="as configured")))
-        if not self.progress.separation.next_id or self.holds or self._instrument is None:
+        if not self.progress.separation.next_id or self.holds or self._peers.instrument is None:
             return
         suggestion = next_scan(
             self.progress.separation,
@@ -928,18 +681,15 @@ class Hub:
         self._record(Numbered(request), now_s=now_s)
 
     def _refuse_out_of_season(self, suggestion: Suggestion) -> None:
-        """Refuse what no limit forbids, but the state of the session does."""
-        if self._state == "draining":
-            raise RefusedError("session ends", self._end_reason)
-        if self.holds:
-            raise RefusedError("held", ", ".join(self.holds))
-        if self._instrument is None:
-            raise RefusedError("no instrument", "none is connected")
         budget = self._experiment.max_measurements
-        if budget and self.progress.measured + len(self.envelope.pending) >= budget:
-            raise RefusedError("budget", "every measurement of the budget is made or under way")
-        if suggestion.session != self.session:
-            raise RefusedError("wrong session", suggestion.session)
+        refuse_out_of_season(
+            suggestion,
+            session=self.session,
+            ends=self._end_reason if self._state == "draining" else None,
+            holds=tuple(self.holds),
+            has_instrument=self._peers.instrument is not None,
+            is_budget_spent=0 < budget <= self.progress.measured + len(self.envelope.pending),
+        )
 
     def _age_of(self, suggestion: Suggestion) -> float | None:
         """Age of the frame decided on, for the first suggestion on it."""
@@ -1014,7 +764,7 @@ class Hub:
         elif control.action == "veto" and control.id in self.envelope.pending:
             self._command("cancel", "vetoed", control.id)
         elif control.action == "resume":
-            self._release(MODEL)
+            self.holds.release(MODEL)
         return ""
 
     def _is_separating(self) -> bool:
@@ -1028,9 +778,9 @@ class Hub:
     def _follow_operator(self, before: str) -> None:
         hold = self.progress.operator_hold
         if hold and hold != before:
-            self._hold(hold)
+            self.holds.hold(hold)
         if before and hold != before:
-            self._release(before)
+            self.holds.release(before)
 
     # -- what goes out -------------------------------------------------------------------------
 
@@ -1041,78 +791,23 @@ class Hub:
         message = numbered.message
         if parts is None:
             parts = encode(message, sender=numbered.sender, sequence=numbered.sequence, after=numbered.after)
-        if self._is_unrecorded:
+        if self._room.is_unrecorded:
             record = self._journal.next_record
             self._journal.next_record += 1
         else:
             monotonic_s = time.monotonic() if now_s is None else now_s  # of the review, to be reviewed again
             record = self._journal.append(parts, time.time(), kind=kind_of(message), monotonic_s=monotonic_s)
-            self.telemetry.journal_grew(_size(parts))
+            self.telemetry.journal_grew(size_of(parts))
         names = self.progress.recipients(message)
         before = [self.progress.rows[name].last for name in names]
         self.progress.apply(record, numbered, owner, now_s)
         for name, after in zip(names, before, strict=True):
-            self._deliver(name, record, after, message)
+            self._peers.deliver(name, record, after, message, is_kept=not self._room.is_unrecorded)
         return record
-
-    def _deliver(self, name: str, record: int, after: int, message: Message) -> None:
-        for identity, peer in self._peers.items():
-            if peer.name != name:
-                continue
-            # What is nowhere else is not held back for later.
-            if peer.hello.beats and len(peer.recent) == MOST_AHEAD and not self._is_unrecorded:
-                peer.is_behind = peer.is_behind or peer.recent[0][0] > peer.confirmed
-            if not peer.is_behind:
-                self._router.send(identity, message, sequence=record, after=after)
-                peer.recent.append((record, after, message))
-
-    def _resend(self, peer: bytes, known: Peer, after: int) -> None:
-        """Send again what follows a record, from memory or from the journal."""
-        if not known.is_numbered:
-            return
-        row = self.progress.rows[known.name]
-        if after >= row.last:
-            return
-        recent = [item for item in known.recent if item[0] > after]
-        if recent and recent[0][1] <= after:
-            for record, before, message in recent:
-                self._router.send(peer, message, sequence=record, after=before)
-            after = recent[-1][0]
-        if after < row.last:
-            after = self._resend_from_journal(peer, known, after)
-            self._resend_unrecorded(peer, known, [item for item in recent if item[0] > after], after)
-        self.telemetry.delivery("asked again")
-
-    def _resend_unrecorded(
-        self, peer: bytes, known: Peer, recent: list[tuple[int, int, Message]], after: int
-    ) -> None:
-        """Send what only the memory has; what it has no more is passed over, else the peer waits for ever."""
-        for record, before, message in recent:
-            if before > after:
-                self.telemetry.delivery("not kept")
-            self._router.send(peer, message, sequence=record, after=min(before, after))
-            known.recent.append((record, min(before, after), message))
-            after = record
-
-    def _resend_from_journal(self, peer: bytes, known: Peer, after: int) -> int:
-        """Send what the journal has of this row; return the last record of it."""
-        row = self.progress.rows[known.name]
-        known.recent.clear()
-        for record in self._journal.records_from(max(after + 1, row.start), kinds=_ROW_KINDS):
-            numbered = record.numbered()
-            if not self.progress.is_for(known.name, record.number, numbered):
-                continue
-            message: Message = numbered.message
-            if isinstance(message, Hello):
-                message = self._welcome(known)
-            self._router.send(peer, message, sequence=record.number, after=after)
-            known.recent.append((record.number, after, message))
-            after = record.number
-        return after
 
     def _collect(self) -> None:
         """Take what the pipeline has finished and send it on."""
-        while (DISK not in self.holds or self._is_unrecorded) and self._has_room(self._result_bytes):
+        while (DISK not in self.holds or self._room.is_unrecorded) and self._has_room(self._result_bytes):
             result = self._worker.get()
             if result is None:
                 return
@@ -1131,11 +826,10 @@ class Hub:
                 self.telemetry.distortion_fault(_DISTORTION_FAULTS[result.reason])
             self._event("frame rejected", f"{result.reason} ({result.rejected_by})", frame.number)
             if result.reason == MODEL:
-                self._retry_model_s = time.monotonic() + self._config.retry_model_s
-                self._hold(MODEL, f"frame {frame.number}")
+                self.holds.doubt_model(f"frame {frame.number}", time.monotonic())
         else:
             self._send_latents(result)
-            self._release(MODEL)
+            self.holds.release(MODEL)
         if result.state is not None:
             self._keep_state(result.state)
 
@@ -1178,7 +872,7 @@ class Hub:
 
     def _keep_state(self, state: PipelineState) -> None:
         """Write all that a restart needs, so that it need not read what lies before."""
-        if self._is_unrecorded:
+        if self._room.is_unrecorded:
             return
         replay_from = min(self._waiting.values(), default=self._journal.next_record)
         told = self._journal.next_record - 1
@@ -1191,50 +885,14 @@ class Hub:
         self._journal.needed_record = min([replay_from, *needed])
 
     def _send_acks(self) -> None:
-        """Send the acks of what is in the journal, as long as the pipeline keeps up."""
-        for peer, known in list(self._peers.items()):
-            if known.acks:
-                self._send_acks_of(peer, known)
-
-    def _send_acks_of(self, peer: bytes, known: Peer) -> None:
-        # Frames that have their ack and still wait for the analysis; in the end that counts no more.
-        ahead = len(self._waiting) - sum(_is_of_frame(ack) for ack in known.acks)
+        """Send the acks of what is in the journal, as long as the pipeline keeps up; in the end, all."""
         most = self._config.max_waiting if self._state == "running" else len(self._waiting)
-        kept: Ack | None = None
-        while known.acks and (ahead < most or not _is_of_frame(known.acks[0])):
-            ack = known.acks.popleft()
-            ahead += _is_of_frame(ack)
-            if ack.status == "refused" or not ack.sequence:
-                self._router.send(peer, ack)
-            if ack.status == "refused":
-                known.refused.append(ack.sequence)
-            elif ack.sequence:
-                kept = known.acked = ack
-        if kept is not None:  # it speaks of all before it
-            self._say_again_acked(peer, known)
+        self._peers.send_acks(len(self._waiting), most)
 
-    def _say_again_acked(self, peer: bytes, known: Peer) -> None:
-        """Say what is acked and what was refused: nothing else tells a peer that an ack was lost."""
-        acked = known.acked or Ack(session=self.session, number=-1, status=self._journal.config.durability)
-        self._router.send(peer, msgspec.structs.replace(acked, refused=tuple(known.refused)))
-
-    def _beat(self) -> None:
-        for peer, known in self._peers.items():
-            if known.is_numbered:
-                self._beat_to(peer, known)
-                if known.acked is not None or known.refused:
-                    self._say_again_acked(peer, known)
+    def _beat(self, now_s: float) -> None:
+        self._peers.beat(now_s)
         if self._state == "draining":
             self._say_bye()
-
-    def _beat_to(self, peer: bytes, known: Peer) -> None:
-        known.beaten_s = time.monotonic()
-        beat = Heartbeat(
-            received=known.inbox.last,
-            is_missing=known.inbox.has_gap,
-            last_record=known.recent[-1][0] if known.recent else 0,
-        )
-        self._router.send(peer, beat)
 
     def _event(self, what: str, detail: str, number: int = -1) -> None:
         self._log.info(what, detail=detail, **({} if number < 0 else {"frame": number}))
@@ -1300,33 +958,6 @@ class Hub:
             best_position_nm=None if best is None else progress.positions.get(best.id),
             suggestions=tuple(self._said),
         )
-
-
-# «other» is what an earlier version had no word for: in a row a record that is left out is waited for.
-_ROW_KINDS = frozenset(
-    {
-        "other",
-        "strain_map",
-        "hello",
-        "request",
-        "command",
-        "latents",
-        "outcome",
-        "suggestion",
-        "model_revision",
-        "score",
-        "checkpoint",
-    }
-)
-
-
-def _size(parts: Parts) -> int:
-    return sum(map(len, parts))
-
-
-def _is_of_frame(ack: Ack) -> bool:
-    """Is it the ack of a frame that was kept?"""
-    return ack.number >= 0 and ack.status != "refused"
 
 
 def _is_of(message: AnyMessage, known: Peer) -> bool:

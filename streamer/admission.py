@@ -1,0 +1,95 @@
+"""What the state of a session lets in: which frame is due, and when suggestions are heard at all.
+
+What the instrument and the specimen bear is another question, for the envelope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from streamer.envelope import RefusedError
+from streamer.messages import Frame, Suggestion
+
+# Refusals that follow from the state of the session, not from a limit of the envelope.
+OUT_OF_SEASON = ("session ends", "held", "no instrument", "budget", "wrong session")
+
+
+def why_not_frame(
+    frame: Frame,
+    *,
+    session: str,
+    expected: int,
+    is_from_instrument: bool,
+    ahead: int,
+    window: int,
+    pending: Collection[str],
+) -> tuple[str, str] | None:
+    """Say why a frame is not taken and what would do; None if it is.
+
+    Parameters
+    ----------
+    frame
+        As it came.
+    session, expected
+        Name of the session, and the number of the frame to come.
+    is_from_instrument
+        Whether its sender is the instrument of the session.
+    ahead, window
+        How many frames its sender has sent ahead of their acks, and how many it may.
+    pending
+        Ids of the requests under way.
+    """
+    if not is_from_instrument:
+        return "hello first", "an instrument says Hello before its first frame"
+    if frame.session != session:
+        return "wrong session", f"this is {session}; take the name from Welcome"
+    if frame.number < expected:
+        return "out of order", f"the next number is {expected}; numbers rise and are never reused"
+    if ahead >= window:
+        return "window full", f"at most {window} frames go ahead of their acks; wait for one"
+    if frame.request_id is not None and frame.request_id not in pending:
+        return "unknown id", f"no request {frame.request_id} is under way"
+    return None
+
+
+def refuse_out_of_season(
+    suggestion: Suggestion,
+    *,
+    session: str,
+    ends: str | None,
+    holds: Collection[str],
+    has_instrument: bool,
+    is_budget_spent: bool,
+) -> None:
+    """Refuse what no limit forbids, but the state of the session does.
+
+    Parameters
+    ----------
+    suggestion
+        As it came.
+    session
+        Name of the session.
+    ends
+        Why the session ends; None while it does not.
+    holds
+        What keeps the beam parked.
+    has_instrument
+        Whether one is connected.
+    is_budget_spent
+        Whether every measurement of the budget is made or under way.
+
+    Raises
+    ------
+    RefusedError
+        With one of ``OUT_OF_SEASON``.
+    """
+    if ends is not None:
+        raise RefusedError("session ends", ends)
+    if holds:
+        raise RefusedError("held", ", ".join(holds))
+    if not has_instrument:
+        raise RefusedError("no instrument", "none is connected")
+    if is_budget_spent:
+        raise RefusedError("budget", "every measurement of the budget is made or under way")
+    if suggestion.session != session:
+        raise RefusedError("wrong session", suggestion.session)
