@@ -577,18 +577,29 @@ class StrainGP:
         """Nodes from the first pixel to the last, at most ``step_px`` apart."""
         return [np.linspace(0, n - 1, math.ceil((n - 1) / step_px) + 1) for n in self.scan.shape]
 
-    def sd_grid(self, step_px: float = 64.0) -> Float32:
+    def sd_grid(self, step_px: float = 64.0, absorbed: tuple[float, float] = (0.0, 0.0)) -> Float32:
         """Say how far the distortion may be off along each axis, on nodes as of ``parts``: ``(2, n, m)``.
 
         A mean of the whole field is not counted: it is the drift's.
+
+        Parameters
+        ----------
+        step_px
+            How far apart nodes are at most.
+        absorbed
+            Part ``(row, col)`` of an error common to a whole row that the row's own offset, measured beside
+            this field, makes up for.
         """
         rows, cols = self._nodes(step_px)
         places = np.stack(np.meshgrid(rows, cols, indexing="ij"), -1).reshape(-1, 2)
         features = self._scan_features(places)
         features = features - features.mean(0)
         values = np.zeros((2 * len(places), len(self._mean)))
-        values[: len(places), : self._static] = features * self._scan_sd[0]
-        values[len(places) :, self._static : self._scan_count] = features * self._scan_sd[1]
+        by_row = features.reshape(len(rows), len(cols), -1)
+        common = by_row.mean(1).repeat(len(cols), 0)
+        values[: len(places), : self._static] = (features - absorbed[0] * common) * self._scan_sd[0]
+        second = slice(self._static, self._scan_count)
+        values[len(places) :, second] = (features - absorbed[1] * common) * self._scan_sd[1]
         spread = np.asarray(blas.dtrsm(1.0, self._factor, values.T, lower=1))
         sd = np.sqrt(np.square(spread).sum(0)).reshape(2, len(rows), len(cols))
         return np.asarray(sd.astype(np.float32))

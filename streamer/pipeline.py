@@ -90,7 +90,7 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     link: LinkState
 
 
-_VERSION = 3
+_VERSION = 4
 
 
 class Pipeline:

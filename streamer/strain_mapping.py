@@ -15,6 +15,7 @@ from models.pose import Pose
 from streamer.drift import to_raster_px, to_scan_nm
 from streamer.messages import Float32, Frame, PairNm, ScanGeometry, StrainMap
 from streamer.observers.lattice import LatticeState
+from streamer.observers.reference import Rows
 from streamer.observers.turned_lattice import TurnedLattice
 
 if TYPE_CHECKING:
@@ -61,21 +62,23 @@ class Mapped:
     ----------
     field_px
         ``D`` at every pixel, drift in it, row jitter not, shape ``(2, rows, cols)``.
-    row_offsets_px, row_variance_px2
-        Shape ``(2, rows)``.
     parts
         The same taken apart.
+    rows
+        What each row has of its own.
     sd_px
-        Of the field, on nodes, ``(2, n, m)``.
+        Of the field beside the rows' offsets, on nodes, ``(2, n, m)``.
+    least_sd_px
+        Of the field without them, where it is known best.
     update
         What the frame taught.
     """
 
     field_px: Float32
     parts: FieldParts
-    row_offsets_px: Float64
-    row_variance_px2: Float64
+    rows: Rows
     sd_px: Float32
+    least_sd_px: float
     update: StrainUpdate
 
 
@@ -144,13 +147,13 @@ class StrainMapping:
         field = model.field(pose)
         parts = model.parts()
         own = parts.rows_px.astype(np.float64)
-        offsets, variance = self._lattice.rows(image, pose, self._seen_at(field, pose), own)
+        rows = self._lattice.rows(image, pose, self._seen_at(field, pose), own)
         return Mapped(
             field_px=field,
             parts=parts,
-            row_offsets_px=offsets,
-            row_variance_px2=variance,
-            sd_px=model.sd_grid(),
+            rows=rows,
+            sd_px=model.sd_grid(absorbed=rows.absorbed),
+            least_sd_px=float(model.sd_grid().min()),
             update=update,
         )
 

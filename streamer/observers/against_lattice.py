@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from streamer.messages import Float32
 from streamer.observers.lattice import Lattice, LatticeObserver, LatticeState
-from streamer.observers.reference import Rows, absorbed
+from streamer.observers.reference import Rows
 from streamer.observers.registration import Judgement, Matcher, judge
 
 if TYPE_CHECKING:
@@ -137,13 +137,7 @@ class LatticeReference:
     def rows(self, image: Float32, model: DistortionGP, field_px: Float32 | Float64) -> Rows:
         """Say what each row has of its own, beside the field that has learnt from the frame."""
         own = model.parts().rows_px.astype(np.float64)  # what changes within the rows of one column
-        found = self.observer.rows(self._sign * image, _seen_at(field_px), own)
-        return Rows(
-            offsets_px=found.offsets,
-            variance_px2=found.variance,
-            measured_px=found.measured,
-            absorbed=absorbed(found.variance, found.spread**2),
-        )
+        return Rows.beside_lattice(self.observer.rows(self._sign * image, _seen_at(field_px), own))
 
     def learn(self, image: Float32, anchor_px: Float64) -> None:
         """Learn nothing: the lattice is known."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.messages import Float32
+from streamer.observers import columns
 from streamer.observers.blocks import block_displacements, warped
 from streamer.observers.registration import (
     Judgement,
@@ -62,6 +63,16 @@ class Rows:
             offsets_px=np.zeros((2, count)),
             variance_px2=np.zeros((2, count)),
             measured_px=np.zeros((2, count)),
+        )
+
+    @classmethod
+    def beside_lattice(cls, found: columns.RowOffsets) -> Rows:
+        """Make them of what the columns of a lattice show."""
+        return cls(
+            offsets_px=found.offsets,
+            variance_px2=found.variance,
+            measured_px=found.measured,
+            absorbed=absorbed(found.variance, found.spread**2),
         )
 
 

@@ -13,6 +13,7 @@ from models.pose import Pose
 from streamer.codec import pack, unpack
 from streamer.messages import Float32
 from streamer.observers.lattice import Lattice, LatticeObserver, LatticeState
+from streamer.observers.reference import Rows
 
 if TYPE_CHECKING:
     from models.distortion_gp import Observations
@@ -111,10 +112,9 @@ class TurnedLattice:
 
     def rows(
         self, image: Float32, pose: Pose, to_raw: Callable[[Float64], Float64], rows_px: Float64
-    ) -> tuple[Float64, Float64]:
-        """Say what each row has of its own, ``(2, rows)``: offsets and variance."""
-        found = self._observers[pose].rows(self._sign * image, to_raw, rows_px)
-        return found.offsets, found.variance
+    ) -> Rows:
+        """Say what each row has of its own beside a field of which ``rows_px`` ``(2, rows)`` is by rows."""
+        return Rows.beside_lattice(self._observers[pose].rows(self._sign * image, to_raw, rows_px))
 
     def _observer_of(self, pose: Pose, image: Float32) -> LatticeObserver:
         if pose not in self._observers:

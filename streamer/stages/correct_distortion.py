@@ -11,8 +11,9 @@ field is learnt on a perfect lattice (``calibrate``), kept, and taken as known f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -33,21 +34,19 @@ from streamer.messages import (
     StrainMap,
 )
 from streamer.observers.against_lattice import LatticeReference
-from streamer.observers.hum_search import HumSearch
 from streamer.observers.image_filters import displaced
-from streamer.observers.lattice import Lattice, LatticeState, NoLattice
+from streamer.observers.lattice import Lattice, NoLattice
 from streamer.observers.reference import Observer, ReferenceObserver, Rows
 from streamer.observers.registration import Judgement
 from streamer.observers.turned_lattice import TurnedLattice
 from streamer.observers.two_directions import BothDirections, linearised
-from streamer.relearn import Relearner, RelearnState
+from streamer.scene import Scene, SceneState, key_of
 from streamer.stage import Rejected
 from streamer.strain_mapping import MappingState, StrainMapping
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is read without it
     from models.calibration import Calibration, ScanKey
-    from models.distortion_gp import DistortionGP, Observations, Update
-    from models.scan_basis import ScanPath
+    from models.distortion_gp import DistortionGP, FieldParts, Observations, Update
 
 Float64 = NDArray[np.float64]
 Calibrations = Callable[["ScanKey"], "Calibration | None"]
@@ -142,78 +141,74 @@ class CorrectState(msgspec.Struct, frozen=True, kw_only=True):
     ----------
     revision
         Of the reference; -1 before the first frame.
-    geometry
-        Raster of the frames; None before the first.
-    mode
-        That is at work on them.
-    usual_match
-        How well frames match the reference; None before the second.
-    anchor_px
-        Displacement of the reference's raster ``(row, col)``.
-    seen
-        ``(at_s, x, y)`` of the drifts that the rate is fitted to.
-    dwell_time_us
-        Of the frames.
-    model
-        MessagePack of the model's facts; empty where nothing is corrected.
-    lattice
-        Facts of the lattice; None where there is none.
-    model_revision
-        Of the model; 0 where it is as it began.
+    untouched
+        Raster of frames that are left as they are; None where there were none.
     revisions
         Of models, in all; ``news`` are those that nobody was told of.
-    hum_frames
-        Frames in which a hum was looked for.
-    relearn
-        What is known of how well the model foresees its frames.
+    scene
+        What is known of the frames' raster; None before the first, and where nothing is learnt of one.
     mapping
         What is known of strain and distortion together; None where they are not told apart.
     lost_frames
         Frames in a row in which the lattice of the mapping was not found.
-    channels
-        Where forward and backward ones are brought together; empty where they are not.
-    lag_frames
-        In which that might have been learnt.
-    is_mirrored
-        Whether the backward ones came in order of time, so that it was not.
     """
 
     revision: int = -1
-    geometry: ScanGeometry | None = None
-    mode: DistortionMode = "drift-only"
-    usual_match: float | None = None
-    anchor_px: tuple[int, int] = (0, 0)
-    seen: tuple[tuple[float, float, float], ...] = ()
-    dwell_time_us: float = 0.0
-    model: bytes = b""
-    lattice: LatticeState | None = None
-    model_revision: int = 0
+    untouched: ScanGeometry | None = None
     revisions: int = 0
     news: tuple[News, ...] = ()
-    hum_frames: int = 0
-    relearn: RelearnState = RelearnState()
+    scene: SceneState | None = None
     mapping: MappingState | None = None
     lost_frames: int = 0
-    channels: tuple[str, ...] = ()
-    lag_frames: int = 0
-    is_mirrored: bool = False
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Scene:
-    """What is learnt on one raster, from its first frame to the last."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Found:
+    """What was found of a frame, in any mode.
 
-    geometry: ScanGeometry
+    ``sd_px`` is that of the smooth field beside the rows' own offsets, on nodes ``(2, n, m)``; the drift is
+    ``(x, y)``. A frame that nothing is measured against has no ``observations``.
+    """
+
     mode: DistortionMode
-    tracker: DriftTracker
-    observer: Observer
-    model: DistortionGP
-    dwell_time_us: float
-    both: BothDirections
-    usual_match: float | None = None
+    observer: Literal["lattice", "registration"]
+    parts: FieldParts
+    rows: Rows
+    sd_px: Float32
+    drift_nm: PairNm = (0.0, 0.0)
+    drift_rate_nm_per_s: PairNm = (0.0, 0.0)
+    sd_nm: float = 0.0
+    observations: int = 0
+    residual_px: float = math.nan
     model_revision: int = 0
-    hum: HumSearch = field(default_factory=HumSearch)
-    relearner: Relearner = field(default_factory=Relearner)
+    flags: tuple[str, ...] = ()
+
+    def said(self, revision: int, at_s: float) -> Registration:
+        """Word it for whoever gets the frame."""
+        of_rows = self.rows.variance_px2.mean(axis=1)
+        variance = self.sd_px**2 + of_rows[:, None, None]
+        return Registration(
+            revision=revision,
+            drift_nm=self.drift_nm,
+            drift_rate_nm_per_s=self.drift_rate_nm_per_s,
+            sd_nm=self.sd_nm,
+            at_s=at_s,
+            distortion=Distortion(
+                mode=self.mode,
+                observer=self.observer,
+                grid_px=self.parts.grid_px,
+                rows_px=self.parts.rows_px,
+                cols_px=self.parts.cols_px,
+                odd_cols_px=self.parts.odd_cols_px,
+                row_offset_px=self.rows.offsets_px.astype(np.float32),
+                sd_px=np.sqrt(variance).astype(np.float32),
+                row_sd_px=(math.sqrt(of_rows[0]), math.sqrt(of_rows[1])),
+                observations=self.observations,
+                residual_px=self.residual_px,
+                model_revision=self.model_revision,
+                flags=self.flags,
+            ),
+        )
 
 
 class CorrectDistortion:
@@ -248,7 +243,7 @@ class CorrectDistortion:
         self._calibrations = calibrations
         self._lattice = lattice
         self._revision = -1
-        self._scene: _Scene | None = None
+        self._scene: Scene | None = None
         self._mapping: StrainMapping | None = None
         self._lost_frames = 0
         self._untouched: ScanGeometry | None = None  # raster of frames that are left as they are
@@ -331,7 +326,7 @@ class CorrectDistortion:
         news, self._news = self._news, ()
         return news
 
-    def _revise(self, frame: Frame, scene: _Scene, model: DistortionGP) -> None:
+    def _revise(self, frame: Frame, scene: Scene, model: DistortionGP) -> None:
         """Go on with another model from the next prediction on."""
         self._revisions += 1
         scene.model, scene.model_revision = model, self._revisions
@@ -345,7 +340,7 @@ class CorrectDistortion:
         )
         self._news = (*self._news, said)
 
-    def _look_for_hum(self, frame: Frame, scene: _Scene, rows: Rows) -> None:
+    def _look_for_hum(self, frame: Frame, scene: Scene, rows: Rows) -> None:
         """Give the model a hum that the rows have shown, if it follows none."""
         if scene.model.hum_period_rows is not None or "hum" not in scene.model.scan.blocks:
             return
@@ -354,7 +349,7 @@ class CorrectDistortion:
             scene.relearner.forget()
             self._revise(frame, scene, scene.model.with_hum(period))
 
-    def _is_off(self, scene: _Scene, seen: Observations) -> bool:
+    def _is_off(self, scene: Scene, seen: Observations) -> bool:
         """Say whether the specimen lies further from where the model expects it than drift would carry it."""
         if isinstance(scene.observer, LatticeReference):
             return scene.observer.is_off
@@ -363,7 +358,7 @@ class CorrectDistortion:
         left = seen.displacement_px - scene.model.displacement_px(seen.positions_px)
         return bool(np.abs(np.median(left, axis=0)).max() > _OFF_PX)
 
-    def _judge(self, frame: Frame, scene: _Scene, at_s: float) -> Judgement:
+    def _judge(self, frame: Frame, scene: Scene, at_s: float) -> Judgement:
         """Say whether the frame shows what it should, and where about the specimen lies in it."""
         expected = to_raster_px(scene.tracker.predict(at_s), frame.geometry)
         reach_px = self.config.reach_nm / min(frame.geometry.pixel_size_nm)
@@ -394,7 +389,7 @@ class CorrectDistortion:
             observer: Observer = self._reference_of(image[0], mode)
         else:
             observer = lattice
-        scene = self._scene = _Scene(
+        scene = self._scene = Scene(
             geometry=frame.geometry,
             mode=mode,
             tracker=tracker,
@@ -411,16 +406,11 @@ class CorrectDistortion:
             scene.model, update = looked
             return self._settle(frame, scene, update, at_s, flags)
         tracker.observe((0.0, 0.0), at_s)
-        nothing = Rows.none(frame.geometry.shape[0])
-        registration = Registration(
-            revision=self._revision,
-            at_s=at_s,
-            distortion=self._said(scene, None, nothing, sd_px, flags),
-        )
-        return msgspec.structs.replace(frame, image=image, registration=registration)
+        found = self._found(scene, Rows.none(frame.geometry.shape[0]), sd_px, flags)
+        return msgspec.structs.replace(frame, image=image, registration=found.said(self._revision, at_s))
 
     def _settle(
-        self, frame: Frame, scene: _Scene, update: Update, at_s: float, flags: tuple[str, ...]
+        self, frame: Frame, scene: Scene, update: Update, at_s: float, flags: tuple[str, ...]
     ) -> Frame:
         """Resample the frame with what was learnt from it, and learn the drift."""
         model, observer, image = scene.model, scene.observer, frame.image[0]
@@ -447,19 +437,18 @@ class CorrectDistortion:
         scene.tracker.observe(drift_nm, at_s)
         middle = np.array([[(n - 1) / 2 for n in frame.geometry.shape]])
         _, sd = model.displacement_px(middle, with_sd=True)
-        registration = Registration(
-            revision=self._revision,
+        found = replace(
+            self._found(scene, rows, sd_px, flags),
             drift_nm=drift_nm,
             drift_rate_nm_per_s=scene.tracker.rate_nm_per_s,
             sd_nm=float(sd.max()) * max(frame.geometry.pixel_size_nm),
-            at_s=at_s,
-            distortion=self._said(scene, update, rows, sd_px, flags),
+            observations=update.used,
+            residual_px=update.held_out_rms_px,
         )
         self._look_for_hum(frame, scene, rows)
-        geometry = on_specimen(frame.geometry, to_scan_nm(anchor, frame.geometry))
-        return msgspec.structs.replace(frame, image=corrected, geometry=geometry, registration=registration)
+        return self._put_back(frame, corrected, to_scan_nm(anchor, frame.geometry), found, at_s)
 
-    def _rows(self, scene: _Scene, image: Float32, field_px: Float32 | Float64) -> Rows:
+    def _rows(self, scene: Scene, image: Float32, field_px: Float32 | Float64) -> Rows:
         rows = scene.observer.rows(image, scene.model, field_px)
         return rows if self.config.correct_rows else Rows.none(len(image))
 
@@ -469,14 +458,8 @@ class CorrectDistortion:
 
         return resampled(image, field_px, sd_px=sd_px, gate_sd_px=self.config.fade_above_px)
 
-    def _said(
-        self, scene: _Scene, update: Update | None, rows: Rows, sd_px: Float32, flags: tuple[str, ...]
-    ) -> Distortion:
-        """Word what was corrected."""
-        parts = scene.model.parts()
-        variance = sd_px**2 + rows.variance_px2.mean(axis=1)[:, None, None]
-        if update is None:  # the specimen lies where this frame shows it, whatever the drift
-            variance -= variance.min(axis=(1, 2), keepdims=True)
+    def _found(self, scene: Scene, rows: Rows, sd_px: Float32, flags: tuple[str, ...]) -> _Found:
+        """Gather what the model knows now, and what the operator should know of it."""
         if scene.mode == "calibrate" and scene.observer.name == "registration":
             flags = (*flags, "relative")
         if scene.model.scan.is_static and float(sd_px.max()) > self.config.fade_above_px:
@@ -487,20 +470,23 @@ class CorrectDistortion:
             flags = (*flags, "paired")
         if scene.both.is_mirrored:
             flags = (*flags, "mirrored")
-        return Distortion(
+        return _Found(
             mode=scene.mode,
             observer=scene.observer.name,
-            grid_px=parts.grid_px,
-            rows_px=parts.rows_px,
-            cols_px=parts.cols_px,
-            odd_cols_px=parts.odd_cols_px,
-            row_offset_px=rows.offsets_px.astype(np.float32),
-            sd_px=np.sqrt(variance).astype(np.float32),
-            row_sd_px=_row_sd_px(np.zeros((2, 1)) if update is None else rows.variance_px2),
-            observations=0 if update is None else update.used,
-            residual_px=float("nan") if update is None else update.held_out_rms_px,
+            parts=scene.model.parts(),
+            rows=rows,
+            sd_px=sd_px,
             model_revision=scene.model_revision,
             flags=flags,
+        )
+
+    def _put_back(self, frame: Frame, image: Float32, moved_nm: PairNm, found: _Found, at_s: float) -> Frame:
+        """Give the frame as it is on the specimen, its raster moved by whole pixels ``(x, y)``."""
+        return msgspec.structs.replace(
+            frame,
+            image=image,
+            geometry=on_specimen(frame.geometry, moved_nm),
+            registration=found.said(self._revision, at_s),
         )
 
     def _separate(self, frame: Frame, at_s: float) -> Frame:
@@ -525,37 +511,29 @@ class CorrectDistortion:
             self._news = (*self._news, strain)
         drift_px = -np.array(mapped.parts.translation_px)
         anchor = np.rint(drift_px)
-        offsets = mapped.row_offsets_px if self.config.correct_rows else np.zeros_like(mapped.row_offsets_px)
-        field = mapped.field_px + (anchor[:, None, None] + offsets[:, :, None]).astype(np.float32)
+        rows = mapped.rows if self.config.correct_rows else Rows.none(frame.geometry.shape[0])
+        field = mapped.field_px + (anchor[:, None, None] + rows.offsets_px[:, :, None]).astype(np.float32)
         stage_nm = (frame.stage_nm[0] - mapping.stage_nm[0], frame.stage_nm[1] - mapping.stage_nm[1])
-        drift_nm = _sum(to_scan_nm(drift_px, frame.geometry), stage_nm)
-        variance = mapped.sd_px**2 + mapped.row_variance_px2.mean(axis=1)[:, None, None]
-        registration = Registration(
-            revision=self._revision,
-            drift_nm=drift_nm,
+        found = _Found(
+            mode="separate",
+            observer="lattice",
+            parts=mapped.parts,
+            rows=rows,
+            sd_px=mapped.sd_px,
+            drift_nm=_sum(to_scan_nm(drift_px, frame.geometry), stage_nm),
             drift_rate_nm_per_s=mapping.drift_rate_nm_per_s(frame),
-            sd_nm=float(mapped.sd_px.min()) * max(frame.geometry.pixel_size_nm),
-            at_s=at_s,
-            distortion=Distortion(
-                mode="separate",
-                observer="lattice",
-                grid_px=mapped.parts.grid_px,
-                rows_px=mapped.parts.rows_px,
-                cols_px=mapped.parts.cols_px,
-                odd_cols_px=mapped.parts.odd_cols_px,
-                row_offset_px=offsets.astype(np.float32),
-                sd_px=np.sqrt(variance).astype(np.float32),
-                row_sd_px=_row_sd_px(mapped.row_variance_px2),
-                observations=mapped.update.used,
-                flags=() if mapping.model.is_identifiable else ("relative",),
-            ),
+            sd_nm=mapped.least_sd_px * max(frame.geometry.pixel_size_nm),
+            observations=mapped.update.used,
+            flags=() if mapping.model.is_identifiable else ("relative",),
         )
-        geometry = on_specimen(frame.geometry, _sum(to_scan_nm(anchor, frame.geometry), stage_nm))
         corrected = self._resampled(frame.image, field, mapped.sd_px)
-        return msgspec.structs.replace(frame, image=corrected, geometry=geometry, registration=registration)
+        moved_nm = _sum(to_scan_nm(anchor, frame.geometry), stage_nm)
+        return self._put_back(frame, corrected, moved_nm, found, at_s)
 
     def _begin_mapping(self, frame: Frame) -> StrainMapping:
         """Take a frame for the one that is neither turned nor moved."""
+        if not _is_square(frame.geometry):
+            raise Rejected("not square")
         is_dark = shows_dark_columns(frame.channels[0])
         try:
             lattice = TurnedLattice(frame.image[0], is_dark=is_dark, lattice=self._lattice)
@@ -592,21 +570,7 @@ class CorrectDistortion:
 
     def calibration(self) -> Calibration | None:
         """Give what was learnt of the scan, to be kept; None where nothing was calibrated."""
-        scene = self._scene
-        if scene is None or scene.mode != "calibrate" or scene.observer.name != "lattice":
-            return None
-        from models.calibration import Calibration
-
-        model = scene.model
-        mean, covariance = model.static()
-        return Calibration(
-            key=_key(scene.geometry, scene.dwell_time_us, model.scan.path),
-            scan=model.scan,
-            hyperparameters=model.hyperparameters,
-            mean_px=mean,
-            covariance_px2=covariance,
-            frames=model.frames,
-        )
+        return None if self._scene is None else self._scene.calibration()
 
     def heir(self) -> CorrectDistortion:
         """Make another that was told the same and has seen nothing."""
@@ -620,63 +584,25 @@ class CorrectDistortion:
         facts
             Numbers.
         arrays
-            Of the model, named ``model.…``, and of the reference (``image`` ``(rows, cols)``, ``rows`` and
-            ``cols``, float32) or of the lattice; none before the first frame.
+            As of ``Scene.state`` or of ``StrainMapping.state``; none before the first frame.
         """
-        scene = self._scene
-        if self._mapping is not None:
-            mapping, mapping_arrays = self._mapping.state()
-            for array in mapping_arrays.values():
-                array.setflags(write=False)
-            facts = CorrectState(
-                revision=self._revision,
-                news=self._news,
-                mapping=mapping,
-                lost_frames=self._lost_frames,
-            )
-            return facts, mapping_arrays
-        if scene is None:
-            return (
-                CorrectState(
-                    revision=self._revision,
-                    geometry=self._untouched,
-                    revisions=self._revisions,
-                    news=self._news,
-                ),
-                {},
-            )
-        model, model_arrays = scene.model.state()
-        arrays: dict[str, NDArray[Any]] = {f"model.{name}": array for name, array in model_arrays.items()}
-        relearn, relearn_arrays = scene.relearner.state()
-        arrays |= {f"relearn.{name}": array for name, array in relearn_arrays.items()}
-        arrays["hum.recent"] = scene.hum.recent_px
-        if scene.both.channels:
-            arrays |= {f"lag.{name}": array for name, array in scene.both.arrays.items()}
-        for array in arrays.values():
-            array.setflags(write=False)
         facts = CorrectState(
             revision=self._revision,
-            geometry=scene.geometry,
-            mode=scene.mode,
-            usual_match=scene.usual_match,
-            seen=scene.tracker.seen,
-            dwell_time_us=scene.dwell_time_us,
-            model=msgspec.msgpack.encode(model),
-            model_revision=scene.model_revision,
+            untouched=self._untouched,
             revisions=self._revisions,
             news=self._news,
-            hum_frames=scene.hum.frames,
-            relearn=relearn,
-            channels=scene.both.channels,
-            lag_frames=scene.both.frames,
-            is_mirrored=scene.both.is_mirrored,
+            lost_frames=self._lost_frames,
         )
-        if isinstance(scene.observer, LatticeReference):
-            lattice, lattice_arrays = scene.observer.state()
-            return msgspec.structs.replace(facts, lattice=lattice), arrays | lattice_arrays
-        assert isinstance(scene.observer, ReferenceObserver)
-        facts = msgspec.structs.replace(facts, anchor_px=scene.observer.anchor_px)
-        return facts, arrays | dict(scene.observer.arrays)
+        arrays: dict[str, NDArray[Any]] = {}
+        if self._mapping is not None:
+            mapping, arrays = self._mapping.state()
+            facts = msgspec.structs.replace(facts, mapping=mapping)
+        elif self._scene is not None:
+            scene, arrays = self._scene.state()
+            facts = msgspec.structs.replace(facts, scene=scene)
+        for array in arrays.values():
+            array.setflags(write=False)
+        return facts, arrays
 
     def restore(self, facts: CorrectState, arrays: dict[str, NDArray[Any]]) -> None:
         """Go on from what ``state`` said.
@@ -687,52 +613,12 @@ class CorrectDistortion:
             If the arrays are not those of the frames' raster; nothing is changed then.
         """
         mapping = None if facts.mapping is None else StrainMapping.restored(facts.mapping, arrays)
-        if facts.geometry is None or not facts.model:
-            self._scene, self._untouched = None, facts.geometry
-        else:
-            self._scene, self._untouched = self._restored(facts, facts.geometry, arrays), None
-        self._mapping, self._lost_frames = mapping, facts.lost_frames
+        scene = None
+        if facts.scene is not None:
+            scene = Scene.restored(facts.scene, arrays, self._reference_of, self.config.rate_frames)
+        self._scene, self._mapping, self._untouched = scene, mapping, facts.untouched
+        self._lost_frames = facts.lost_frames
         self._revision, self._revisions, self._news = facts.revision, facts.revisions, facts.news
-
-    def _restored(
-        self, facts: CorrectState, geometry: ScanGeometry, arrays: dict[str, NDArray[Any]]
-    ) -> _Scene:
-        from models.distortion_gp import DistortionGP, GPFacts
-
-        known = msgspec.msgpack.decode(facts.model, type=GPFacts)
-        model = DistortionGP(known.scan, known.hyperparameters)
-        model.restore(known, _named("model.", arrays))
-        relearner = Relearner()
-        relearner.restore(facts.relearn, _named("relearn.", arrays))
-        both = BothDirections(facts.channels, geometry.shape)
-        if facts.channels:
-            both.restore(facts.lag_frames, facts.is_mirrored, _named("lag.", arrays))
-        own = ("model.", "relearn.", "hum.", "lag.")
-        others = {name: array for name, array in arrays.items() if not name.startswith(own)}
-        observer: Observer
-        if facts.lattice is not None:
-            observer = LatticeReference.restored(facts.lattice, others, geometry.shape)
-        else:
-            if others["image"].shape != geometry.shape:
-                raise ValueError(
-                    f"the reference has shape {others['image'].shape}, the frames {geometry.shape}; "
-                    "they are no state of this pipeline"
-                )
-            observer = self._reference_of(others["image"].astype(np.float32), facts.mode)
-            observer.restore(others, facts.anchor_px)
-        return _Scene(
-            geometry=geometry,
-            mode=facts.mode,
-            tracker=DriftTracker(self.config.rate_frames, facts.seen),
-            observer=observer,
-            model=model,
-            usual_match=facts.usual_match,
-            dwell_time_us=facts.dwell_time_us,
-            both=both,
-            model_revision=facts.model_revision,
-            hum=HumSearch(arrays["hum.recent"], facts.hum_frames),
-            relearner=relearner,
-        )
 
     # -- what is at work -----------------------------------------------------------------------
 
@@ -742,7 +628,7 @@ class CorrectDistortion:
         if asked != "auto" and asked != "frozen":
             return asked, None
         if self._calibrations is not None:
-            calibration = self._calibrations(_key(frame.geometry, frame.dwell_time_us, frame.scan_path))
+            calibration = self._calibrations(key_of(frame.geometry, frame.dwell_time_us, frame.scan_path))
             if calibration is not None:
                 return "frozen", calibration
         if asked == "frozen":
@@ -792,10 +678,6 @@ class CorrectDistortion:
         return DistortionGP(scan, Hyperparameters(drift_change_px=_DRIFT_CHANGE_PX))
 
 
-def _named(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
 def _parameters(model: DistortionGP) -> dict[str, list[float]]:
     """Every hyperparameter by name, ``[row, col]`` where it is one for each direction."""
     hyper = msgspec.structs.asdict(model.hyperparameters)
@@ -807,23 +689,10 @@ def _parameters(model: DistortionGP) -> dict[str, list[float]]:
     return said
 
 
-def _key(geometry: ScanGeometry, dwell_time_us: float, path: ScanPath) -> ScanKey:
-    """Say what a distortion belongs to."""
-    from models.calibration import ScanKey
-
-    return ScanKey(
-        shape=geometry.shape,
-        field_of_view_nm=geometry.field_of_view_nm,
-        dwell_time_us=dwell_time_us,
-        rotation_rad=geometry.rotation_rad,
-        path=path,
-    )
-
-
-def _row_sd_px(variance_px2: Float64) -> tuple[float, float]:
-    """Root mean square, along (row, col), of what is left of the rows' own offsets."""
-    row, col = np.sqrt(variance_px2.mean(axis=1)).tolist()
-    return (row, col)
+def _is_square(geometry: ScanGeometry) -> bool:
+    """Say whether the raster lies on itself when it is turned by a quarter."""
+    height_nm, width_nm = geometry.pixel_size_nm
+    return geometry.shape[0] == geometry.shape[1] and math.isclose(height_nm, width_nm, rel_tol=1e-4)
 
 
 def _sum(first: PairNm, second: PairNm) -> PairNm:

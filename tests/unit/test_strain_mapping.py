@@ -9,7 +9,7 @@ import pytest
 from simulators.crystal import CrystalStream, preset
 from streamer.codec import decode, encode, pack, unpack
 from streamer.drift import to_raster_px
-from streamer.messages import Frame, StrainMap
+from streamer.messages import Frame, ScanGeometry, StrainMap
 from streamer.stage import Rejected
 from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion, CorrectState
 
@@ -168,6 +168,26 @@ def test_a_first_frame_without_a_lattice_is_rejected() -> None:
     noise = np.random.default_rng(3).poisson(20, frame.image.shape).astype(np.float32)
     with pytest.raises(Rejected, match="no lattice"):
         stage.process(msgspec.structs.replace(frame, image=noise))
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        ScanGeometry(shape=(SIZE, SIZE - 1), field_of_view_nm=(SIZE - 1.0, float(SIZE))),
+        ScanGeometry(shape=(SIZE, SIZE), field_of_view_nm=(5.0, 4.0)),
+    ],
+)
+def test_frames_that_do_not_cover_the_same_field_when_turned_are_refused(
+    night, geometry: ScanGeometry
+) -> None:
+    _, frames = night
+    stage = CorrectDistortion(CONFIG)
+    image = frames[0].image[:, :, : geometry.shape[1]]
+    with pytest.raises(Rejected, match="not square"):
+        stage.process(msgspec.structs.replace(frames[0], image=image, geometry=geometry))
+    corrected = stage.process(frames[0])
+    assert corrected.registration is not None
+    assert corrected.registration.revision == 0
 
 
 def test_the_path_of_the_scan_is_that_of_the_frames_also_after_a_restart(night) -> None:
