@@ -47,8 +47,8 @@ def raw_places(field: Float32, *, device: torch.device | str = "cpu") -> Float32
     if field.ndim != 3 or field.shape[0] != 2 or min(field.shape[1:]) < 2:
         raise ValueError(f"field has shape {field.shape}; it takes (2, rows, cols)")
     whole = np.ascontiguousarray(field, dtype=np.float32)
-    if torch.device(device).type != "cpu":
-        return np.asarray(_places_elsewhere(torch.from_numpy(whole).to(device)).cpu().numpy())
+    if not _is_here(device):
+        return np.asarray(_places_elsewhere(_sent(whole, device)).cpu().numpy())
     places = np.empty_like(whole)
     _invert(whole, places)
     return places
@@ -90,11 +90,8 @@ def sampled(image: Float32, places: Float32, *, device: torch.device | str = "cp
         ``(height, width)`` or ``(channels, height, width)``, float32.
     """
     channels = np.ascontiguousarray(image if image.ndim == 3 else image[None], dtype=np.float32)
-    if torch.device(device).type != "cpu":
-        found = _sampled_elsewhere(
-            torch.from_numpy(channels).to(device), torch.from_numpy(np.ascontiguousarray(places)).to(device)
-        )
-        result = found.cpu().numpy()
+    if not _is_here(device):
+        result = _sampled_elsewhere(_sent(channels, device), _sent(places, device)).cpu().numpy()
     else:
         result = np.empty((len(channels), *places.shape[1:]), dtype=np.float32)
         for channel, out in zip(channels, result, strict=True):
@@ -276,6 +273,15 @@ def _look_up(image: Float32, places: Float32, out: Float32) -> None:
                     + p3 * image[line, min(j + 2, cols - 1)]
                 )
             out[row, col] = total
+
+
+def _is_here(device: torch.device | str) -> bool:
+    return torch.device(device).type == "cpu"
+
+
+def _sent(array: Float32, device: torch.device | str) -> Tensor:
+    """Copy numbers to a device: those of a frame may not be written to, and torch cannot promise that."""
+    return torch.tensor(np.asarray(array, dtype=np.float32), device=device)
 
 
 def _places_elsewhere(field: Tensor) -> Tensor:
