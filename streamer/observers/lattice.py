@@ -66,8 +66,12 @@ _WIDTHS_PX = tuple(1.0 * 1.25**k for k in range(12))  # tried where none is give
 _PEAK_SD = 3.5  # a maximum is this far above the noise
 _PEAK_PART = 0.12  # and has this part of the height of a good one
 _WIDTHS_TRIED = 5
+_ENOUGH_COLUMNS = 10 * FEWEST_COLUMNS  # to say of a width how likely it is
 _WIDTH_STEPS = 12
+_SAME_WIDTH = 0.01  # a width wrong by that moves no column; which columns count as good moves it as far
+_MIDDLE_PX = 256  # of a frame, at each side: shows as well which widths are likely, in a fraction of the time
 _EXPLAINED = 0.9  # part of the columns on the lattice at which no other width is tried
+_MOSTLY = 0.5  # at which no other width is tried that leads to this one
 _CAPTURE = 0.33  # of a column around its expected place, in distances between neighbours
 _LOST = 1 / 3  # part of the usual number of columns below which the lattice is lost
 _POOR = 0.7  # part below which a frame is looked at again
@@ -196,22 +200,37 @@ def _columns_about(image: Float32, width_px: float, noise: NoiseModel) -> tuple[
         before, width_px = width_px, fitted_sigma(image, fits, width_px, noise)
         refined = fit_columns(image, fits.positions_px, width_px, 2, noise, max_shift_px=width_px)
         fits = _chosen(refined, refined.good)
-        if abs(width_px / before - 1) < 2e-3:
+        if abs(width_px / before - 1) < _SAME_WIDTH:
             break
     return _columns_of_width(image, width_px, noise), width_px
 
 
 def _likely_widths(image: Float32, noise: NoiseModel) -> list[float]:
     """Widths at which most maxima are good columns, and there are many of them, best first."""
+    middle = _middle(image)
+    score = _scores_of_widths(middle, noise)
+    if score.max() < _ENOUGH_COLUMNS and middle.size < image.size:  # a hole, or columns far apart
+        score = _scores_of_widths(image, noise)
+    return [_WIDTHS_PX[k] for k in np.argsort(-score, kind="stable")]
+
+
+def _middle(image: Float32) -> Float32:
+    tops = [max(0, (n - _MIDDLE_PX) // 2) for n in image.shape]
+    middle = image[tops[0] : tops[0] + _MIDDLE_PX, tops[1] : tops[1] + _MIDDLE_PX]
+    return np.ascontiguousarray(middle)
+
+
+def _scores_of_widths(image: Float32, noise: NoiseModel) -> Float64:
+    """Number of good columns times their part of the maxima, for each of ``_WIDTHS_PX``."""
     score = np.zeros(len(_WIDTHS_PX))
     for k, width in enumerate(_WIDTHS_PX):
         if 6 * width > min(image.shape):
             break
         fits, maxima = _good_at_peaks(image, width, noise, 3)
         score[k] = len(fits.good) ** 2 / max(maxima, 1)
-        if score[k] < 0.25 * score.max() and score.max() > 10 * FEWEST_COLUMNS:
+        if score[k] < 0.25 * score.max() and score.max() > _ENOUGH_COLUMNS:
             break  # wider ones only merge more
-    return [_WIDTHS_PX[k] for k in np.argsort(-score, kind="stable")]
+    return score
 
 
 def _peaks(image: Float32, scale_px: float, noise: NoiseModel) -> Float64:
@@ -487,8 +506,13 @@ def _lattice_of(image: Float32, sigma_px: float | None, noise: NoiseModel) -> tu
         return lattice, sigma_px, int(known.sum())
     best: tuple[Lattice, float, int] | None = None
     reason, score = NoLattice("too few columns"), 0.0
+    ways: list[tuple[float, float]] = []  # from a width begun with to the one that it led to
     for likely in _likely_widths(image, noise)[:_WIDTHS_TRIED]:
+        if _is_on_the_way(likely, ways):
+            continue
         fits, width = _columns_about(image, likely, noise)
+        if any(abs(width / end - 1) < _SAME_WIDTH for _, end in ways):
+            break  # from both sides or from afar: the others would lead there too
         try:
             lattice, _, known = index_columns(
                 fits.positions_px, fits.amplitude, (image.shape[0], image.shape[1])
@@ -501,9 +525,16 @@ def _lattice_of(image: Float32, sigma_px: float | None, noise: NoiseModel) -> tu
             score, best = float(known.sum()) * part**2, (lattice, width, int(known.sum()))
         if part >= _EXPLAINED:
             break
+        if part >= _MOSTLY:
+            ways.append((likely, width))
     if best is None:
         raise reason
     return best
+
+
+def _is_on_the_way(width: float, ways: list[tuple[float, float]]) -> bool:
+    """Say whether a width lies between one that was begun with and where that led: it leads there too."""
+    return any(min(way) / (1 + _SAME_WIDTH) <= width <= max(way) * (1 + _SAME_WIDTH) for way in ways)
 
 
 def _near_the_rest(off: Float64) -> Bool:
