@@ -41,7 +41,7 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         parked and nothing requested until it is back.
     stuck_after_s, give_up_after_s
         Time that the analysis of one frame may take before the loop is held, and before the streamer
-        ends itself to be started anew.
+        ends itself to be started anew; the first frame of a raster may take 2.5 s more.
     retry_model_s
         Time after a result that was not finite until one more frame is tried.
     """
