@@ -1,0 +1,521 @@
+"""Fast electrons through atoms: parametrised potentials, a convergent beam, and its diffraction patterns.
+
+What is computed is elastic and coherent: each layer of atoms turns the phase of the wave by ``σ V``, and
+between layers the wave spreads (Cowley and Moodie's multislice). Around each place of the probe only a
+window of the specimen is looked at, so a pattern costs two small Fourier transforms and two more for each
+further layer, however large the field is. The probe moves by whole pixels with the window and by the rest
+in its phase: no pattern is interpolated.
+
+Left out: thermal diffuse and inelastic scattering (thermal motion only smears the potential), a source of
+finite size, and bonds (the atoms are neutral and free). Arrays are ``[row, col]`` with y down and x to the
+right, as everywhere; ``k`` is in 1/nm, angle over wavelength, without 2π.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.fft as fft
+from numba import njit
+from numpy.typing import NDArray
+
+from streamer.messages import PairNm
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Complex64 = NDArray[np.complex64]
+Int64 = NDArray[np.int64]
+
+REST_ENERGY_EV = 510998.95
+PLANCK_LIGHT_EV_NM = 1239.841984  # h c
+BOHR_RADIUS_NM = 0.0529177211
+# h² / (2π m e): potential in V over scattering amplitude in nm and its volume in nm³.
+POTENTIAL_V_NM2 = PLANCK_LIGHT_EV_NM**2 / (2 * math.pi * REST_ENERGY_EV)
+
+# Scattering of free neutral atoms, f(k) = Σ a (2 + b k²) / (1 + b k²)², k and f in 1/Å and Å: rows a (Å) and
+# b (Å²). Lobato and Van Dyck, Acta Cryst. A 70, 636 (2014). They make f fall as Z / (2π² a0 k²), as that of
+# a bare nucleus does, so Σ a / b = Z / (2π² a0) holds of each of them to its last digits.
+SCATTERING: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    5: (
+        (1.47279248639329, -0.401933042199387, 0.305998956982689, 0.0196144217173168, 9.771771060882e-4),
+        (3.74974048281819, 0.588066536139673, 0.515639613103011, 0.121377570080603, 0.0680982412160313),
+    ),
+    6: (
+        (124.466088621343, -220.352857078963, 195.235352280479, -98.1079361269799, 0.0142023041213623),
+        (2.42120849256005, 2.30537943752425, 2.04851932106564, 1.93352552917547, 0.0768976818478339),
+    ),
+    7: (
+        (58.1327150702556, -147.542409087812, 130.143065649639, -39.6195674084154, 0.010595776333148),
+        (1.70044856413471, 1.5590385260174, 1.41576827473146, 1.27841818205455, 0.0565587798474805),
+    ),
+    14: (
+        (2.87189142611612, -2.06173501195173, 2.17114024204478, -0.0663073633058801, 3.01070709670513e-3),
+        (5.08487103642989, 0.429178185305126, 0.366485434192162, 0.119710611296903, 0.0143994536128397),
+    ),
+    15: (
+        (2.79151840023151, -4.36506837823822, 4.43558455516699, -0.0809635773399473, 2.6790001796644e-3),
+        (3.90065961865466, 0.32982596837715, 0.306089956505888, 0.108083232545972, 0.0125894495331186),
+    ),
+    16: (
+        (2.67971415610199, -0.474252822230755, 0.514835948989687, -0.0958360024990722, 2.48871963818935e-3),
+        (3.06889121199971, 0.378216702185809, 0.188721811902548, 0.0923370590031494, 0.0111920877241144),
+    ),
+    30: (
+        (2.46637110499459, -61.4678541332537, 62.0176945237481, 0.0164160173931416, 1.7248711759538e-4),
+        (4.91028078493815, 0.967898520322992, 0.951283834775355, 0.0269600967667566, 2.34109611046253e-3),
+    ),
+    31: (
+        (2.76010203108428, -34.4452614207467, 35.2262267244016, 0.0132067196999419, 1.2594556092825e-4),
+        (6.10128224537662, 0.765143313553464, 0.751328623382859, 0.0224879634317251, 2.06737374278712e-3),
+    ),
+    33: (
+        (3.45642969119604, -33.3176044431721, 33.5712193855332, 9.79002295640342e-3, 6.534348622652e-5),
+        (4.01358016032945, 0.662355778050629, 0.645771941056073, 0.0170919353231011, 1.6030160283942e-3),
+    ),
+    34: (
+        (3.64905047801926, -43.6851662221238, 43.6920288601154, 8.44902284199144e-3, 3.7861147411e-5),
+        (3.25043267112593, 0.609666201650289, 0.596971300802123, 0.0148554512740362, 1.33625587356563e-3),
+    ),
+    42: (
+        (2.83105968432053, 2.34858137489674, 0.245105888429696, 2.35282108218515e-3, 2.3127083834e-7),
+        (10.435719575895, 1.60482868674597, 0.131696934774606, 5.54977901383345e-3, 2.227474637649e-4),
+    ),
+    49: (
+        (4.22232177901524, -26.4121318353202, 27.2852852708746, 0.121617901884138, 3.0688354637153e-4),
+        (6.07265510403227, 1.64550178959387, 1.52257074939506, 0.0656507914695225, 1.12093851473035e-3),
+    ),
+}
+
+BAND = 2 / 3  # of the highest frequency of the grid: products of two such waves do not fold back into it
+MOST_PX = 4096  # along an edge of the specimen's grid
+# Atoms are laid as Gaussians on a grid twice as fine and the Gaussian is taken out again (Greengard and Lee,
+# SIAM Review 46, 443 (2004)): with 13 x 13 points an atom anywhere between the pixels is right to 1e-6.
+SPREAD_PX = 6
+SPREAD_SD = math.sqrt(SPREAD_PX * 2 / (2 * math.pi * 1.5))
+_BATCH = 8  # patterns worked on at once: what they need stays in the cache
+
+
+# -- atoms ---------------------------------------------------------------------------------------
+
+
+def scattering_factor_nm(number: int, k_per_nm: Float64) -> Float64:
+    """Say how strongly a free atom scatters an electron, in nm, first Born approximation.
+
+    Parameters
+    ----------
+    number
+        Atomic number.
+    k_per_nm
+        Scattering vector, angle over wavelength, any shape.
+
+    Raises
+    ------
+    ValueError
+        For an element whose coefficients are not here.
+    """
+    if number not in SCATTERING:
+        raise ValueError(f"element {number} has no scattering factor; it takes {sorted(SCATTERING)}")
+    square = (np.asarray(k_per_nm, dtype=np.float64) / 10) ** 2
+    factor_a = np.zeros_like(square)
+    for a, b in zip(*SCATTERING[number], strict=True):
+        factor_a += a * (2 + b * square) / (1 + b * square) ** 2
+    return factor_a / 10
+
+
+def projected_potential(
+    positions_nm: Float64,
+    numbers: Int64,
+    *,
+    corner_nm: PairNm,
+    shape: tuple[int, int],
+    pixel_nm: float,
+    thermal_sd_nm: float = 0.0,
+) -> Float64:
+    """Potential of atoms, summed along the beam, at the pixels of a grid that goes on periodically.
+
+    Parameters
+    ----------
+    positions_nm
+        ``(x, y)``, shape ``(n, 2)``.
+    numbers
+        Atomic number of each.
+    corner_nm
+        Where the first pixel is, ``(x, y)``.
+    shape
+        ``(rows, cols)``.
+    pixel_nm
+        Edge of a pixel; what varies faster than two pixels is left out.
+    thermal_sd_nm
+        Sd of the atoms' motion along each axis, which smears the potential (Debye and Waller).
+
+    Returns
+    -------
+    potential
+        In V nm, shape ``(rows, cols)``.
+    """
+    rows, cols = shape
+    row_k, col_k = fft.fftfreq(rows, pixel_nm)[:, None], fft.rfftfreq(cols, pixel_nm)[None]
+    square = row_k**2 + col_k**2
+    total = np.zeros(square.shape, dtype=np.complex128)
+    places = (np.asarray(positions_nm, dtype=np.float64) - np.array(corner_nm))[:, ::-1] / pixel_nm
+    for number in np.unique(numbers):
+        factor = scattering_factor_nm(int(number), np.sqrt(square))
+        total += factor * _structure_factor(places[numbers == number], shape)
+    total *= POTENTIAL_V_NM2 / pixel_nm**2 * np.exp(-2 * math.pi**2 * thermal_sd_nm**2 * square)
+    potential: Float64 = fft.irfft2(total, s=shape, workers=1)
+    return potential
+
+
+def _structure_factor(places_px: Float64, shape: tuple[int, int]) -> NDArray[np.complex128]:
+    """Fourier transform of points at ``(row, col)``, as ``rfft2`` orders it, to 1e-6 of one point."""
+    rows, cols = shape
+    fine = np.zeros((2 * rows, 2 * cols))
+    _spread(fine, 2 * places_px, SPREAD_SD)
+    transform = fft.rfft2(fine, workers=1)
+    row_k, col_k = fft.fftfreq(rows)[:, None], fft.rfftfreq(cols)[None]
+    gaussian = np.exp(-0.5 * (math.pi * SPREAD_SD) ** 2 * (row_k**2 + col_k**2))
+    kept = transform[np.rint(row_k[:, 0] * rows).astype(np.int64), : cols // 2 + 1]
+    factor: NDArray[np.complex128] = kept / (2 * math.pi * SPREAD_SD**2 * gaussian)
+    return factor
+
+
+@njit(cache=True)
+def _spread(image: Float64, places: Float64, sd: float) -> None:
+    """Add a Gaussian at each place, on an image that goes on periodically."""
+    rows, cols = image.shape
+    width = 2 * SPREAD_PX + 1
+    along = np.empty(width)
+    for n in range(len(places)):
+        row, col = int(np.rint(places[n, 0])), int(np.rint(places[n, 1]))
+        for j in range(width):
+            along[j] = np.exp(-0.5 * ((col + j - SPREAD_PX - places[n, 1]) / sd) ** 2)
+        for i in range(width):
+            across = np.exp(-0.5 * ((row + i - SPREAD_PX - places[n, 0]) / sd) ** 2)
+            at_row = (row + i - SPREAD_PX) % rows
+            for j in range(width):
+                image[at_row, (col + j - SPREAD_PX) % cols] += across * along[j]
+
+
+# -- the beam --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beam:
+    """A convergent beam of electrons.
+
+    Attributes
+    ----------
+    voltage_kv
+        Of acceleration.
+    semi_angle_mrad
+        Half of the angle of convergence.
+    defocus_nm
+        Positive is underfocus: the crossover lies behind the specimen.
+    spherical_um
+        Spherical aberration of third order.
+    astigmatism_nm, astigmatism_rad
+        Twofold astigmatism and its direction, from x to y.
+    """
+
+    voltage_kv: float = 60.0
+    semi_angle_mrad: float = 30.0
+    defocus_nm: float = 0.0
+    spherical_um: float = 0.0
+    astigmatism_nm: float = 0.0
+    astigmatism_rad: float = 0.0
+
+    @property
+    def wavelength_nm(self) -> float:
+        """Relativistic de Broglie wavelength: 0.0048661 nm at 60 kV."""
+        energy_ev = 1e3 * self.voltage_kv
+        return PLANCK_LIGHT_EV_NM / math.sqrt(energy_ev * (energy_ev + 2 * REST_ENERGY_EV))
+
+    @property
+    def phase_per_v_nm(self) -> float:
+        """Turn σ of the wave's phase by a potential, rad / (V nm).
+
+        ``2π m e λ / h²`` with the relativistic mass (Kirkland, Advanced Computing in Electron
+        Microscopy (2010), eq. 5.6).
+        """
+        mass = 1 + 1e3 * self.voltage_kv / REST_ENERGY_EV
+        return self.wavelength_nm * mass / POTENTIAL_V_NM2
+
+    def aperture(self, row_k: Float64, col_k: Float64) -> NDArray[np.complex128]:
+        """Wave in the aperture, ``|.|²`` summing up to 1.
+
+        Parameters
+        ----------
+        row_k, col_k
+            Frequencies in 1/nm along y and x, evenly spaced, shapes ``(rows,)`` and ``(cols,)``. A pixel
+            on the edge counts by what lies within it.
+        """
+        y, x = row_k[:, None] * self.wavelength_nm, col_k[None] * self.wavelength_nm  # rad
+        angle = np.hypot(y, x)
+        step = self.wavelength_nm * abs(row_k[1] - row_k[0])
+        share = np.clip((1e-3 * self.semi_angle_mrad - angle) / step + 0.5, 0, 1)
+        if not share.any():
+            raise ValueError(f"semi_angle_mrad is {self.semi_angle_mrad}; it is smaller than a pixel")
+        azimuth = np.arctan2(y, x) - self.astigmatism_rad
+        path_nm = angle**2 / 2 * (self.astigmatism_nm * np.cos(2 * azimuth) - self.defocus_nm)
+        path_nm = path_nm + angle**4 / 4 * 1e3 * self.spherical_um
+        # The share is one of intensity: a wave of its root gives the disc its full brightness.
+        wave = np.sqrt(share) * np.exp(-2j * math.pi / self.wavelength_nm * path_nm)
+        aperture: NDArray[np.complex128] = wave / np.linalg.norm(wave)
+        return aperture
+
+
+# -- the specimen ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Slab:
+    """A specimen cut into layers across the beam, as the wave meets it.
+
+    Attributes
+    ----------
+    transmission
+        What each kind of layer multiplies the wave by, shape ``(kinds, rows, cols)``, complex64.
+    order
+        Kind of each layer, in the order in which the beam meets them.
+    layer_nm
+        Distance of two layers.
+    pixel_nm
+        Edge of a pixel of the grid.
+    corner_nm
+        Where the first pixel is, ``(x, y)``; off the grid there is vacuum.
+    """
+
+    transmission: Complex64
+    order: tuple[int, ...]
+    layer_nm: float
+    pixel_nm: float
+    corner_nm: PairNm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Layer:
+    """Atoms that the beam meets at once.
+
+    Attributes
+    ----------
+    positions_nm
+        ``(x, y)``, shape ``(n, 2)``.
+    numbers
+        Atomic number of each, shape ``(n,)``.
+    """
+
+    positions_nm: Float64
+    numbers: Int64
+
+
+def slab(
+    layers: Sequence[Layer],
+    order: Sequence[int],
+    beam: Beam,
+    *,
+    lower_nm: PairNm,
+    upper_nm: PairNm,
+    pixel_nm: float,
+    layer_nm: float = 0.2,
+    thermal_sd_nm: float = 0.0,
+) -> Slab:
+    """Make ready what the beam goes through.
+
+    Parameters
+    ----------
+    layers
+        The different layers of atoms.
+    order
+        Which of them the beam meets, one after the other.
+    beam
+        Its voltage says how much the atoms turn the phase.
+    lower_nm, upper_nm
+        Corners ``(x, y)`` of the rectangle that windows will look into; a little more is made.
+    pixel_nm, layer_nm, thermal_sd_nm
+        As of a ``Slab`` and of ``projected_potential``.
+
+    Raises
+    ------
+    ValueError
+        If the grid would have more than 4096 pixels along an edge.
+    """
+    shape = tuple(
+        fft.next_fast_len(math.ceil((upper - lower) / pixel_nm) + 1, real=True)
+        for lower, upper in zip(lower_nm[::-1], upper_nm[::-1], strict=True)
+    )
+    if max(shape) > MOST_PX:
+        raise ValueError(
+            f"the specimen would be {shape[0]} x {shape[1]} pixels of {pixel_nm:g} nm; it takes up to "
+            f"{MOST_PX}: take a smaller field of view or a smaller camera angle"
+        )
+    rows, cols = shape
+    transmission = np.empty((len(layers), rows, cols), dtype=np.complex64)
+    for kind, layer in enumerate(layers):
+        potential = projected_potential(
+            layer.positions_nm,
+            layer.numbers,
+            corner_nm=lower_nm,
+            shape=(rows, cols),
+            pixel_nm=pixel_nm,
+            thermal_sd_nm=thermal_sd_nm,
+        )
+        transmission[kind] = np.exp(1j * beam.phase_per_v_nm * potential)
+        if len(order) > 1:
+            transmission[kind] = _within_band(transmission[kind])
+    return Slab(
+        transmission=transmission,
+        order=tuple(order),
+        layer_nm=layer_nm,
+        pixel_nm=pixel_nm,
+        corner_nm=lower_nm,
+    )
+
+
+def _within_band(transmission: Complex64) -> Complex64:
+    """Leave out what the next product would fold back."""
+    rows, cols = transmission.shape
+    radius = np.hypot(fft.fftfreq(rows)[:, None], fft.fftfreq(cols)[None])
+    spectrum = fft.fft2(transmission, workers=1)
+    spectrum[radius > BAND / 2] = 0
+    kept: Complex64 = fft.ifft2(spectrum, workers=1)
+    return kept
+
+
+# -- patterns --------------------------------------------------------------------------------------
+
+
+class Diffraction:
+    """Diffraction patterns of a specimen at any places of the probe.
+
+    Parameters
+    ----------
+    slab
+        The specimen.
+    beam
+        What it is looked at with.
+    window_px
+        Edge of the window and of the patterns, even. The window is ``window_px * slab.pixel_nm`` wide; a
+        pixel of the pattern is 1 over that, and the highest frequency ``0.5 / slab.pixel_nm``.
+
+    Attributes
+    ----------
+    slab, beam, window_px
+        As given.
+    k_per_nm
+        Frequency of each row (along y) and of each column (along x) of a pattern, shape ``(window_px,)``;
+        0 is at ``window_px // 2``.
+    """
+
+    def __init__(self, slab: Slab, beam: Beam, window_px: int = 128) -> None:
+        self.slab, self.beam, self.window_px = slab, beam, window_px
+        self.k_per_nm: Float64 = fft.fftshift(fft.fftfreq(window_px, slab.pixel_nm))
+        k = fft.ifftshift(self.k_per_nm)
+        aperture = beam.aperture(k, k)
+        self._rows, self._cols = np.nonzero(aperture)
+        # The probe stands in the middle of its window, not in its corner.
+        sign = 1 - 2 * ((self._rows + self._cols + window_px) % 2)
+        self._aperture = (sign * aperture[self._rows, self._cols]).astype(np.complex64)
+        self._propagator = self._spreading(k)
+
+    def probe(self) -> Complex64:
+        """Wave of the probe in the middle of its window, ``|.|²`` summing up to 1, ``(window, window)``."""
+        return self._probes(np.zeros((1, 2)))[0]
+
+    def patterns(self, places_nm: Float64) -> Float32:
+        """Diffract at each place.
+
+        Parameters
+        ----------
+        places_nm
+            Specimen points ``(x, y)`` under the probe, shape ``(n, 2)``.
+
+        Returns
+        -------
+        patterns
+            Share of the beam's electrons in each pixel, shape ``(n, window_px, window_px)``, float32; rows
+            go along y, columns along x, the undeflected beam is at ``window_px // 2``. What is scattered
+            beyond the band of a thick specimen is missing in the sum.
+        """
+        places = np.asarray(places_nm, dtype=np.float64).reshape(-1, 2)
+        seen = np.empty((len(places), self.window_px, self.window_px), dtype=np.float32)
+        in_px = (places - np.array(self.slab.corner_nm))[:, ::-1] / self.slab.pixel_nm
+        nearest = np.floor(in_px + 0.5)
+        corners = nearest.astype(np.int64) - self.window_px // 2
+        for start in range(0, len(places), _BATCH):
+            part = slice(start, start + _BATCH)
+            wave = self._probes(in_px[part] - nearest[part])
+            _intensities(self._through(wave, corners[part]), seen[part])
+        return seen
+
+    def _probes(self, shift_px: Float64) -> Complex64:
+        """Probes that are off the middle by ``(row, col)``, shape ``(n, window, window)``."""
+        k = np.fft.fftfreq(self.window_px)
+        turns = np.exp(-2j * math.pi * shift_px[:, :, None] * k).astype(np.complex64)
+        wave = np.zeros((len(shift_px), self.window_px, self.window_px), dtype=np.complex64)
+        _fill(wave, self._aperture, self._rows, self._cols, turns)
+        probes: Complex64 = fft.ifft2(wave, norm="ortho", overwrite_x=True, workers=1)
+        return probes
+
+    def _through(self, wave: Complex64, corners: Int64) -> Complex64:
+        """Send waves through the slab; give them as they are far behind it."""
+        last = len(self.slab.order) - 1
+        for layer, kind in enumerate(self.slab.order):
+            _transmit(wave, self.slab.transmission[kind], corners)
+            wave = fft.fft2(wave, norm="ortho", overwrite_x=True, workers=1)
+            if layer < last:
+                _multiply(wave, self._propagator)
+                wave = fft.ifft2(wave, norm="ortho", overwrite_x=True, workers=1)
+        return wave
+
+    def _spreading(self, k: Float64) -> Complex64:
+        """What the way to the next layer multiplies the transformed wave by."""
+        square = k[:, None] ** 2 + k[None] ** 2
+        turn = np.exp(-1j * math.pi * self.beam.wavelength_nm * self.slab.layer_nm * square)
+        turn[square > (BAND * 0.5 / self.slab.pixel_nm) ** 2] = 0
+        return turn.astype(np.complex64)
+
+
+@njit(cache=True)
+def _fill(wave: Complex64, aperture: Complex64, rows: Int64, cols: Int64, turns: Complex64) -> None:
+    for n in range(len(wave)):
+        for i in range(len(aperture)):
+            wave[n, rows[i], cols[i]] = aperture[i] * turns[n, 0, rows[i]] * turns[n, 1, cols[i]]
+
+
+@njit(cache=True)
+def _transmit(wave: Complex64, transmission: Complex64, corners: Int64) -> None:
+    """Multiply each window by what it looks at; beyond the grid there is vacuum."""
+    edge = wave.shape[1]
+    rows, cols = transmission.shape
+    for n in range(len(wave)):
+        top, left = corners[n]
+        first, last = max(0, -left), min(edge, cols - left)
+        for i in range(max(0, -top), min(edge, rows - top)):
+            for j in range(first, last):
+                wave[n, i, j] *= transmission[top + i, left + j]
+
+
+@njit(cache=True)
+def _multiply(wave: Complex64, factor: Complex64) -> None:
+    for n in range(len(wave)):
+        for i in range(wave.shape[1]):
+            for j in range(wave.shape[2]):
+                wave[n, i, j] *= factor[i, j]
+
+
+@njit(cache=True)
+def _intensities(wave: Complex64, seen: Float32) -> None:
+    """Square the waves, with the undeflected beam in the middle."""
+    edge = wave.shape[1]
+    half = edge // 2
+    for n in range(len(wave)):
+        for i in range(edge):
+            row = i - half if i >= half else i + half
+            for j in range(half):
+                value = wave[n, row, j]
+                seen[n, i, j + half] = value.real * value.real + value.imag * value.imag
+                value = wave[n, row, j + half]
+                seen[n, i, j] = value.real * value.real + value.imag * value.imag
