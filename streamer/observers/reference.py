@@ -7,6 +7,7 @@ changes from frame to frame is seen.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -26,6 +27,7 @@ from streamer.observers.registration import (
     measure_rows,
     rows_as_observations,
 )
+from streamer.observers.row_fits import place_rows
 from streamer.observers.row_wander import settled
 
 if TYPE_CHECKING:
@@ -49,12 +51,16 @@ class Rows:
         As measured, before it is asked what of it is noise; 0 where a row tells nothing.
     absorbed
         Part ``(row, col)`` of an error of the smooth field, common to a row, that its offset makes up for.
+    left_px
+        Root mean square, along one axis, of what field and offsets leave: the half of each row judged by an
+        offset that the other half gave, the noise of measuring taken off. NaN where that was not asked.
     """
 
     offsets_px: Float64
     variance_px2: Float64
     measured_px: Float64
     absorbed: tuple[float, float] = (0.0, 0.0)
+    left_px: float = math.nan
 
     @classmethod
     def none(cls, count: int) -> Rows:
@@ -89,6 +95,28 @@ def absorbed(variance_px2: Float64, spread_px2: Float64) -> tuple[float, float]:
     left = variance_px2.mean(axis=1) / np.where(spread_px2 > 0, spread_px2, 1.0)
     row, col = np.where(spread_px2 > 0, np.clip(1 - left, 0.0, 1.0), 0.0).tolist()
     return row, col
+
+
+def left_of_rows(first: tuple[Float64, Float64], second: tuple[Float64, Float64]) -> float:
+    """Say what offsets from one half of the rows leave in the other, root mean square along one axis.
+
+    Parameters
+    ----------
+    first, second
+        Offsets as measured in either half, and the variance of their noise, ``(2, rows)`` each.
+    """
+    squares = []
+    for (shown, shown_px2), (judged, judged_px2) in ((first, second), (second, first)):
+        for axis in range(2):
+            tells = np.isfinite(judged_px2[axis])
+            if not tells.any():
+                return math.nan
+            off = (judged[axis] - settled(shown[axis], shown_px2[axis]).offset_px)[tells]
+            noise = judged_px2[axis][tells]
+            # Rows that are known badly must not decide.
+            weight = 1 / (noise + np.median(off**2)) ** 2
+            squares.append(float((weight * (off**2 - noise)).sum() / weight.sum()))
+    return math.sqrt(max(float(np.mean(squares)), 0.0))
 
 
 def _block_px(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -208,7 +236,7 @@ class ReferenceObserver:
         variance = rows.variance.copy()
         variance[:, came] = np.inf
         rows = self._rows = msgspec.structs.replace(rows, variance=variance)
-        self._shift = shift
+        self._shift, self._came = shift, came
         if self._by_blocks:
             base = np.zeros((2, *image.shape)) if self._base is None else self._base
             common = base - (shift + rows.mean)[:, None, None]
@@ -244,9 +272,10 @@ class ReferenceObserver:
             The smooth field, drift included, shape ``(2, rows, cols)``; ``(2, rows, 1)`` where it is the
             same along each row.
         """
-        smooth_px = field_px.mean(axis=2, dtype=np.float64)
         assert self._rows is not None
+        smooth_px = field_px.mean(axis=2, dtype=np.float64)
         base = 0.0 if self._base is None else self._base.mean(axis=2, dtype=np.float64)
+        beside = base - smooth_px - (self._shift + self._anchor)[:, None]
         seen = -(self._rows.raw + (self._rows.mean + self._shift + self._anchor)[:, None]) + base
         variance = self._rows.variance
         own = seen - smooth_px
@@ -257,7 +286,22 @@ class ReferenceObserver:
             variance_px2=left,
             measured_px=np.where(np.isfinite(variance), own, 0.0),
             absorbed=absorbed(left, np.array([each.slow_px2 + each.jitter_px2 for each in found])),
+            left_px=math.nan if self._by_blocks else self._left_px(image, beside),
         )
+
+    def _left_px(self, image: Float32, beside_px: Float64) -> float:
+        """Say what is left of the rows; ``beside_px`` ``(2, rows)`` makes offsets of measurements.
+
+        All rows have taught the field, but it has a few numbers to their hundreds.
+        """
+        middle = image.shape[1] // 2
+        halves = []
+        for half in (slice(0, middle), slice(middle, None)):
+            part, known = (np.ascontiguousarray(whole[:, half]) for whole in (image, self._expected))
+            offsets, variance = place_rows(part, known, self._shift, self._most_px)
+            variance[:, self._came] = np.inf
+            halves.append((beside_px - offsets, variance))
+        return left_of_rows(*halves)
 
     def learn(self, image: Float32, anchor_px: Float64) -> None:
         """Average in a frame that was put back, without its rows' own offsets.

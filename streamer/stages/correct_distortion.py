@@ -443,7 +443,8 @@ class CorrectDistortion:
             drift_rate_nm_per_s=scene.tracker.rate_nm_per_s,
             sd_nm=float(sd.max()) * max(frame.geometry.pixel_size_nm),
             observations=update.used,
-            residual_px=update.held_out_rms_px,
+            # Held-out rows have offsets of their own: what is left when those are put right, they cannot say.
+            residual_px=update.held_out_rms_px if math.isnan(rows.left_px) else rows.left_px,
         )
         self._look_for_hum(frame, scene, rows)
         return self._put_back(frame, corrected, to_scan_nm(anchor, frame.geometry), found, at_s)

@@ -558,3 +558,25 @@ def test_the_lag_of_two_directions_is_the_same_after_a_restart() -> None:
     other.restore(*stage.state())
     for one in frames[3:]:
         np.testing.assert_array_equal(stage.process(one).image, other.process(one).image)
+
+
+@pytest.mark.parametrize("correct_rows", [True, False])
+def test_what_is_said_to_be_left_is_what_the_offsets_of_rows_do_not_make_up_for(correct_rows: bool) -> None:
+    rng = np.random.default_rng(90)
+    stage = CorrectDistortion(CorrectConfig(mode="drift-only", correct_rows=correct_rows))
+    middle = np.column_stack([np.arange(ROWS), np.full(ROWS, COLS / 2)])
+    said, true = [], []
+    for number in range(8):
+        jitter = rng.normal(0, 0.45, ROWS)
+        image = scan(offsets_px=jitter, rng=rng, sites=elsewhere())
+        registration = stage.process(frame(image, number)).registration
+        assert registration is not None
+        assert registration.distortion is not None
+        said.append(registration.distortion.residual_px)
+        # A row that appears displaced by its jitter was recorded that far before its place.
+        error = registration.distortion.at(middle) + np.stack([np.zeros(ROWS), jitter], axis=1)
+        true.append(float(np.sqrt(((error - error.mean(axis=0)) ** 2).mean())))
+    assert math.isnan(said[0])
+    assert (np.median(true[1:]) < 0.22) == correct_rows
+    # By halves of the rows, of which each knows less than the whole.
+    assert 0.9 < np.median(said[1:]) / np.median(true[1:]) < 1.5
