@@ -113,6 +113,8 @@ def course_figure(frames: Sequence[DistortionFigures]) -> Figure:
         few = "." if len(frames) < 20 else ""
 
         def draw(axes: Axes, values: list[float], name: str, colour: str) -> None:
+            if not np.isfinite(values).any():  # a name without a line is looked for in vain
+                return
             axes.plot(numbers, values, color=colour, linewidth=1.2, marker=few, label=name)
 
         draw(size, [one.rms_px for one in frames], "whole displacement", BLUE)

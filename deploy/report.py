@@ -237,7 +237,7 @@ def frames(material: Material) -> str:
             return _nothing("No frame came.")
         return _nothing(
             f"{_count(session.frames, 'frame')} came, but none is kept in its corrected form: "
-            "all were rejected, or the session did not end in order."
+            "all were rejected (why stands below, under refusals), or the session did not end in order."
         )
     corrected, raw, latents = session.atoms.frame, session.last_raw, session.latents
     same = latents is not None and latents.number == corrected.number and latents.mean.shape[1] > 0
@@ -491,6 +491,8 @@ def drift(material: Material) -> str:
     truth = true_drift_nm(session, numbers)
     figure = figures.drift_figure(at_s - at_s[0], found, np.array([r.sd_nm for _, _, r in shown]), truth)
     caption = f"Drift since the reference frame {numbers[0]}; bands are one standard deviation."
+    if any(one.mode == "separate" for one in session.distortions):
+        caption += " Where the stage moved the specimen for the scans of «separate», that is in it."
     if truth is not None and session.atoms is not None:
         error_nm = float(np.sqrt(((found - truth) ** 2).sum(axis=1).mean()))
         error_px = error_nm / session.atoms.frame.geometry.pixel_size_nm[1]
@@ -567,9 +569,10 @@ def events(material: Material) -> str:
         for m in session.measurements
         if m.outcome.status != "ok"
     )
+    reasons.update((one.what, one.detail) for one in session.events if one.what == "frame rejected")
     told = (
         _table(
-            ("outcome", "reason", "times"),
+            ("what", "reason", "times"),
             [(status, reason, f"{n:,}") for (status, reason), n in reasons.most_common()],
         )
         if reasons

@@ -498,6 +498,18 @@ def test_a_session_that_refused_everything_says_so_and_why(tmp_path: Path) -> No
     assert "<td>refused</td><td>dose of a cell &lt;used up&gt;</td><td>3</td>" in found["Refusals and events"]
 
 
+def test_rejected_frames_are_listed_with_their_reason_and_how_many_they_were(tmp_path: Path) -> None:
+    rejected = [
+        Event(at_s=1e9, what="frame rejected", detail="no calibration (correct)", number=number)
+        for number in range(7)
+    ]
+    told = messages(measured=0) + rejected
+    found = sections(report.page(material(read_session(write_session(tmp_path, told)))))
+    row = "<td>frame rejected</td><td>no calibration (correct)</td><td>7</td>"
+    assert row in found["Refusals and events"]
+    assert "Nothing was refused" not in found["Refusals and events"]
+
+
 def test_a_session_cut_off_before_its_atoms_says_so(tmp_path: Path) -> None:
     told = [message for message in messages() if not isinstance(message, Atoms)]
     found = sections(report.page(material(read_session(write_session(tmp_path, told, summary=False)))))
