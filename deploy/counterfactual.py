@@ -40,7 +40,7 @@ Float64 = NDArray[np.float64]
 _NEAR_THE_BEST = 0.05
 _PER_ATOM = (
     "mean", "sd", "angle_rad", "angle_sd_rad", "offset_nm", "offset_sd_nm", "class_probability", "novelty",
-    "confidence", "track", "positions_px", "positions_nm",
+    "confidence", "track", "positions_px", "positions_nm", "position_covariance_nm2",
 )  # fmt: skip
 
 
@@ -171,7 +171,8 @@ class Pool:
                 if distance <= reach_nm:
                     of_atom.setdefault(atom, index)  # of two at one atom, the earlier first
         rows = sorted(of_atom)
-        kept = {name: getattr(latents, name)[rows] for name in _PER_ATOM}
+        known = {name: getattr(latents, name) for name in _PER_ATOM}
+        kept = {name: array[rows] for name, array in known.items() if array is not None}
         return msgspec.structs.replace(latents, **kept), [of_atom[row] for row in rows]
 
     def take(self, index: int) -> Measured:

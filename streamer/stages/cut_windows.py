@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from streamer.messages import Atoms, Float32, Frame, Patches, Registration
+from streamer.position_covariance import on_specimen
 from streamer.stage import Rejected
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is read without it
@@ -62,6 +63,7 @@ class CutWindows:
         if not inside.any():
             raise Rejected("no windows")
         positions = np.ascontiguousarray(atoms.positions_px[inside])
+        covariance = atoms.position_covariance_px2
         return Patches(
             session=frame.session,
             number=frame.number,
@@ -73,6 +75,9 @@ class CutWindows:
             confidence=atoms.confidence[inside],
             geometry=frame.geometry,
             registration=frame.registration or Registration(at_s=frame.acquired_at_s),
+            position_covariance_nm2=(
+                None if covariance is None else on_specimen(covariance[inside], frame.geometry)
+            ),
         )
 
     def _inside(self, atoms: Atoms) -> NDArray[np.bool_]:

@@ -90,6 +90,7 @@ class Encode:
             model_revision=self.encoder.revision,
             geometry=patches.geometry,
             registration=patches.registration,
+            position_covariance_nm2=patches.position_covariance_nm2,
         )
 
 

@@ -19,6 +19,7 @@ from scipy.spatial import cKDTree
 
 from streamer.channel_names import shows_dark_columns
 from streamer.messages import Atoms, Float32, Frame
+from streamer.position_covariance import of_correction
 from streamer.stage import Rejected
 
 Float64 = NDArray[np.float64]
@@ -35,6 +36,17 @@ _CLEAR = 10.0
 _FILTER_PX = 2.0
 _PAD_SIGMAS = 4.0
 _BLOCK = 12  # of every second pixel of the grid: about ten columns' widths
+# Neighbours at unlike distances draw a maximum aside, the further the wider the filter is: root mean square
+# along an axis, in widths of the filter, on simulated graphene with its defects at 1000 counts.
+_DRAWN_ASIDE = 0.05
+_CROWDED = 4.5  # widths of a column behind the filter, within which a neighbour still does
+# A curvature that is itself noisy makes errors larger than its mean tells: E[1/x²] = (1 + 3 var) / E[x]², and
+# maxima are where noise makes them sharper than they are.
+_PER_NOISE_OF_BEND = 5.0
+_FOURTH_DIFFERENCE = 70.0  # sum of the squares of 1, -4, 6, -4, 1
+_MEDIAN_OF_CHI2 = 0.4549
+_LEVELS = 12  # of brightness, at which the noise is measured,
+_MANY = 30  # each in so many places at least
 
 
 class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,6 +105,10 @@ class FindAtoms:
     def process(self, frame: Frame, /) -> Atoms:
         """Return the columns, none of them nearer to the border than two filter widths.
 
+        The covariance of a position is that of the vertex found here: the noise at the flanks of the column
+        through the filter, over its curvature, and what neighbours draw it aside; and that of the
+        frame's correction.
+
         ``amplitude`` and ``contrast`` are negative where columns are dark.
 
         Raises
@@ -121,6 +137,7 @@ class FindAtoms:
             raise Rejected("too many maxima")
 
         ground = view.background()
+        covariance = view.position_covariance(peaks) + of_correction(frame, positions, view.column_sigma_px)
         amplitude = view.smooth[peaks[:, 0], peaks[:, 1]] - view.at_peaks(ground, peaks)
         contrast = max(float(np.median(amplitude)), 1e-6 * float(np.ptp(image)))
         return Atoms(
@@ -130,6 +147,7 @@ class FindAtoms:
             amplitude=(sign * amplitude).astype(np.float32),
             background=sign * float(np.median(ground)),
             contrast=sign * contrast,
+            position_covariance_px2=covariance.astype(np.float32),
         )
 
     def _is_dark(self, frame: Frame) -> bool:
@@ -180,6 +198,7 @@ class FilteredFrame:
             self.column_sigma_px = column_sigma_nm / pixel_nm
         else:
             self.column_sigma_px = column_sigma(power, frequency, pixel_nm)
+        self._image = image
         self._spectrum, self._shape, self._mean = spectrum, padded.shape, float(padded.mean())
         self._pixel_noise = math.sqrt(noise_power(power, frequency) / padded.size)
         for filter_per_column in _FILTERS_PER_COLUMN:
@@ -193,12 +212,14 @@ class FilteredFrame:
         zoom = min(_FILTER_PX / self.filter_px, 4.0)
         rows, cols = (fft.next_fast_len(math.ceil(n * zoom), real=True) for n in self._shape)
         self._scale = np.array(self._shape) / np.array([rows, cols])
-        mexican, low = _filters(self._shape, (rows, cols), round(self.filter_px, 3))
+        self._width = round(self.filter_px, 3)
+        mexican, low = _filters(self._shape, (rows, cols), self._width)
         cropped = _cropped(self._spectrum, self._shape, (rows, cols))
         self.response = fft.irfft2(cropped * mexican, s=(rows, cols))
         self.smooth = fft.irfft2(cropped * low, s=(rows, cols)) + np.float32(self._mean)
         # Parseval; the half spectrum counts double, and a filter carries the ratio of the grids.
         gain2 = 2 * float((mexican**2).sum()) * math.prod(self._shape) / (rows * cols) ** 2
+        self._response_gain = math.sqrt(gain2)
         # A drawn frame without noise still has the rounding of the transforms.
         rounding = 1e-4 * float(np.abs(self.response).max()) + 1e-30
         self.noise = max(self._pixel_noise * math.sqrt(gain2), rounding)
@@ -215,6 +236,62 @@ class FilteredFrame:
         """Turn ``(row, col)`` on the grid into pixels of the frame."""
         in_frame: Float64 = positions * self._scale - self._pad[:, 0]
         return in_frame
+
+    def position_covariance(self, peaks: NDArray[np.intp]) -> Float64:
+        """Say how well the vertices at some maxima are known, ``(row, col)`` in px² of the frame.
+
+        To first order a vertex is off by the noise of the response's gradient over its curvature. The latter
+        is half that of a typical column of this height, which is less noisy, half the column's own.
+
+        Returns
+        -------
+        covariance
+            Shape ``(n, 2, 2)``.
+        """
+        rows, cols = self.response.shape
+        row_gain, col_gain, bend_gain = _gains(self._shape, (rows, cols), self._width)
+        bend_r, bend_c, twist = _bends(self.response, peaks)
+        height = self.response[peaks[:, 0], peaks[:, 1]].astype(np.float64)
+        typical = float(np.median((bend_r + bend_c) / (2 * height))) * height
+        # At a maximum both are negative: a column that is flat by noise counts as half a typical one.
+        by_row, by_col = (np.minimum((bend + typical) / 2, typical / 2) for bend in (bend_r, bend_c))
+        mixed = np.clip(twist / 2, -0.5 * np.sqrt(by_row * by_col), 0.5 * np.sqrt(by_row * by_col))
+        inverse = np.empty((len(peaks), 2, 2))
+        inverse[:, 0, 0], inverse[:, 1, 1] = by_col, by_row
+        inverse[:, 0, 1] = inverse[:, 1, 0] = -mixed
+        inverse /= (by_row * by_col - mixed**2)[:, None, None]
+        noise = self._noise_at_flanks(peaks)
+        spread = 1 + _PER_NOISE_OF_BEND * bend_gain * noise.mean(axis=1) / typical**2
+        gradient = noise * np.array([row_gain, col_gain]) * spread[:, None]
+        found = np.einsum("nij,nj,nkj,i,k->nik", inverse, gradient, inverse, self._scale, self._scale)
+        aside_px = _DRAWN_ASIDE * self.filter_px * self._is_crowded(peaks)
+        covariance: Float64 = found + (aside_px**2)[:, None, None] * np.eye(2)
+        return covariance
+
+    def _is_crowded(self, peaks: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Mark the maxima whose nearest neighbour is near enough to draw them aside."""
+        if len(peaks) < 2:
+            return np.zeros(len(peaks), dtype=bool)
+        places = peaks * self._scale
+        nearest_px = cKDTree(places).query(places, k=2)[0][:, 1]
+        crowded: NDArray[np.bool_] = nearest_px < _CROWDED * math.hypot(self.filter_px, self.column_sigma_px)
+        return crowded
+
+    def _noise_at_flanks(self, peaks: NDArray[np.intp]) -> Float64:
+        """Variance of the pixels that decide where a column lies along (row, col), shape ``(n, 2)``.
+
+        The gradient of the filter looks at the flanks, a filter's width from the middle.
+        """
+        level = np.zeros(peaks.shape)
+        for axis, away in ((0, -1), (0, 1), (1, -1), (1, 1)):
+            flank = peaks.copy()
+            flank[:, axis] += away * round(_FILTER_PX)
+            row, col = np.clip(flank, 0, np.array(self.smooth.shape) - 1).T
+            level[:, axis] += self.smooth[row, col] / 2
+        relative = noise_growth(self._image, self._mean) * (level - self._mean)
+        floor = (self.noise / self._response_gain) ** 2
+        variance: Float64 = max(self._pixel_noise**2, floor) * np.maximum(1 + relative, 0.1)
+        return variance
 
     def background(self) -> Float64:
         """Level between the columns on a coarse grid of blocks: the 5th percentile of each."""
@@ -264,6 +341,35 @@ def noise_power(power: Float64, frequency: Float64) -> float:
     return float(np.median(power[band])) if band.any() else float(power.min())
 
 
+def noise_growth(image: Float32, mean: float) -> float:
+    """Say by what part the variance of a pixel grows with its brightness, per unit, from that at the mean.
+
+    Counts have 1 / (mean - offset of the detector). Measured in fourth differences along some rows, in which
+    smooth structure drops out, against the mean of the same pixels, which they do not correlate with.
+    """
+    lines = image[:: max(1, len(image) // 32)].astype(np.float64)
+    if lines.shape[1] < 5:
+        return 0.0
+    windows = np.lib.stride_tricks.sliding_window_view(lines, 5, axis=1)
+    rough, level = (windows @ np.array([1.0, -4, 6, -4, 1])).ravel(), windows.mean(axis=2).ravel()
+    # Even steps of brightness: where columns are few, bright pixels are, and they tell the most.
+    place = np.floor((level - level.min()) / max(float(np.ptp(level)), 1e-30) * (_LEVELS - 1e-6))
+    classes = [part for part in (np.flatnonzero(place == k) for k in range(_LEVELS)) if part.size >= _MANY]
+    if len(classes) < 2:
+        return 0.0
+    brightness = np.array([level[part].mean() for part in classes])
+    median = np.array([np.median(rough[part] ** 2) for part in classes])
+    variance = median / (_FOURTH_DIFFERENCE * _MEDIAN_OF_CHI2)
+    weight = np.array([part.size for part in classes]) / np.maximum(variance, 1e-30) ** 2
+    centre = float(np.average(brightness, weights=weight))
+    away = weight * (brightness - centre)
+    growth = float(away @ variance) / float(away @ (brightness - centre))
+    at_mean = float(np.average(variance, weights=weight)) + growth * (mean - centre)
+    # More than counts would do from the darkest level on is no noise, but structure.
+    most = 1 / max(mean - float(brightness[0]), 1e-30)
+    return float(np.clip(growth / at_mean, 0, most)) if at_mean > 0 else 0.0
+
+
 def _padding(shape: tuple[int, ...], pixel_nm: float, sigma_nm: float) -> NDArray[np.int64]:
     """Margins ``(2, 2)`` that keep the far edge out of the filter and make quick lengths."""
     width = _PAD_SIGMAS * (sigma_nm or 0.05) / pixel_nm
@@ -305,6 +411,21 @@ def _filters(shape: tuple[int, int], grid: tuple[int, int], filter_px: float) ->
     return (scale * mexican).astype(np.float32), (scale * low).astype(np.float32)
 
 
+@lru_cache(maxsize=16)
+def _gains(shape: tuple[int, int], grid: tuple[int, int], filter_px: float) -> tuple[float, float, float]:
+    """Variance that white noise of 1 in the frame gives to slopes and bends of a surface of 3 × 3."""
+    mexican, _ = _filters(shape, grid, filter_px)
+    row, col = 2 * np.pi * fft.fftfreq(grid[0])[:, None], 2 * np.pi * fft.rfftfreq(grid[1])[None, :]
+    per_mode = 2 * math.prod(shape) / math.prod(grid) ** 2
+    by_row, by_col = 1 + 2 * np.cos(row), 1 + 2 * np.cos(col)
+    slope_r, slope_c = np.sin(row) / 3 * by_col, np.sin(col) / 3 * by_row
+    bend = (2 * np.cos(row) - 2) / 3 * by_col
+    row_gain, col_gain, bend_gain = (
+        per_mode * float(((mexican * of) ** 2).sum()) for of in (slope_r, slope_c, bend)
+    )
+    return row_gain, col_gain, bend_gain
+
+
 def _cropped(
     spectrum: NDArray[np.complex64], shape: tuple[int, ...], grid: tuple[int, int]
 ) -> NDArray[np.complex64]:
@@ -333,23 +454,36 @@ def _maxima(response: Float32) -> NDArray[np.intp]:
 
 def _refined(response: Float32, peaks: NDArray[np.intp]) -> Float64:
     """Vertices of the quadratic surfaces fitted (least squares) to 3 × 3 pixels around the peaks."""
-    step = np.arange(-1, 2)
-    around = response[peaks[:, 0, None, None] + step[:, None], peaks[:, 1, None, None] + step].astype(
-        np.float64
-    )
+    around = _around(response, peaks)
     by_row, by_col = around.sum(axis=2), around.sum(axis=1)
     slope_r = (by_row[:, 2] - by_row[:, 0]) / 6
     slope_c = (by_col[:, 2] - by_col[:, 0]) / 6
-    bend_r = (by_row[:, 0] - 2 * by_row[:, 1] + by_row[:, 2]) / 3
-    bend_c = (by_col[:, 0] - 2 * by_col[:, 1] + by_col[:, 2]) / 3
-    twist = (around[:, 0, 0] + around[:, 2, 2] - around[:, 0, 2] - around[:, 2, 0]) / 4
+    bend_r, bend_c, twist = _bends(response, peaks)
     determinant = np.minimum(twist**2 - bend_r * bend_c, -1e-30)
     offset = (
         np.stack([bend_c * slope_r - twist * slope_c, bend_r * slope_c - twist * slope_r], axis=1)
         / determinant[:, None]
     )
-    vertex: Float64 = peaks + np.clip(offset, -0.75, 0.75)
+    vertex: Float64 = peaks.astype(np.float64) + np.clip(offset, -0.75, 0.75)
     return vertex
+
+
+def _bends(response: Float32, peaks: NDArray[np.intp]) -> tuple[Float64, Float64, Float64]:
+    """Second derivatives of those surfaces: along rows' normal, along rows, and mixed."""
+    around = _around(response, peaks)
+    by_row, by_col = around.sum(axis=2), around.sum(axis=1)
+    bend_r = (by_row[:, 0] - 2 * by_row[:, 1] + by_row[:, 2]) / 3
+    bend_c = (by_col[:, 0] - 2 * by_col[:, 1] + by_col[:, 2]) / 3
+    twist = (around[:, 0, 0] + around[:, 2, 2] - around[:, 0, 2] - around[:, 2, 0]) / 4
+    return bend_r, bend_c, twist
+
+
+def _around(response: Float32, peaks: NDArray[np.intp]) -> Float64:
+    """Take the 3 × 3 pixels around each peak, shape ``(n, 3, 3)``."""
+    step = np.arange(-1, 2)
+    around = response[peaks[:, 0, None, None] + step[:, None], peaks[:, 1, None, None] + step]
+    whole: Float64 = around.astype(np.float64)
+    return whole
 
 
 def _not_beside_higher(positions_nm: Float64, height: Float32, min_distance_nm: float) -> NDArray[np.bool_]:

@@ -76,6 +76,17 @@ def test_latents_and_atoms_with_all_their_arrays_come_back(make_latents, make_at
     assert np.array_equal(atoms.frame.image, make_atoms().frame.image)
 
 
+def test_latents_of_a_journal_from_before_covariances_were_said_are_read(make_latents):
+    latents = make_latents()
+    parts = encode(latents)
+    header = msgspec.msgpack.decode(bytes(parts[0])[4:])
+    del header["message"]["position_covariance_nm2"]
+    raw = msgspec.msgpack.encode(header)
+    decoded = decode([zlib.crc32(raw).to_bytes(4, "little") + raw, *parts[1:]])
+    assert decoded.position_covariance_nm2 is None
+    np.testing.assert_array_equal(decoded.positions_nm, latents.positions_nm)
+
+
 def test_received_arrays_are_read_only(make_frame):
     image = decode(encode(make_frame())).image
     with pytest.raises(ValueError, match="read-only"):

@@ -113,6 +113,15 @@ def test_only_measured_atoms_are_offered_with_all_that_is_known_of_them(
     assert pool.left == 4
 
 
+def test_an_offered_atom_keeps_the_covariance_of_its_own_position(session: Path) -> None:
+    pool = pool_of(session)
+    frame = next(turn for turn in read_turns(session, pool) if turn is not None)
+    covariance = np.arange(4.0 * len(frame.track), dtype=np.float32).reshape(-1, 2, 2)
+    offered, _ = pool.in_sight(replace(frame, position_covariance_nm2=covariance), 0.02)
+    assert offered.position_covariance_nm2 is not None
+    np.testing.assert_array_equal(offered.position_covariance_nm2, covariance[[4, 7, 10, 13, 16]])
+
+
 def test_a_measurement_of_another_registration_or_far_from_every_atom_is_out_of_sight(session: Path) -> None:
     pool = pool_of(session)
     frame = next(turn for turn in read_turns(session, pool) if turn is not None)

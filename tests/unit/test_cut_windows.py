@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -139,3 +140,16 @@ def test_a_frame_smaller_than_a_window_is_rejected() -> None:
 def test_an_impossible_window_is_refused_by_name(window_nm: float, window_px: int, channels: int) -> None:
     with pytest.raises(ValueError, match=r"windows\..* is .*; it takes"):
         CutWindows(window_nm, window_px, channels)
+
+
+def test_an_atom_keeps_the_covariance_of_its_own_position_in_nanometres() -> None:
+    seen = atoms(plane(), [(1, 1), (40, 70), (50, 60)])
+    assert CutWindows(5 * PIXEL_NM, 5).process(seen).position_covariance_nm2 is None
+    covariance = np.array([np.eye(2), [[4, 1], [1, 2]], 3 * np.eye(2)], dtype=np.float32)
+    said = CutWindows(5 * PIXEL_NM, 5).process(
+        msgspec.structs.replace(seen, position_covariance_px2=covariance)
+    )
+    # The atom in the corner has no window; (row, col) becomes (x, y).
+    np.testing.assert_allclose(
+        said.position_covariance_nm2, np.array([[[2, 1], [1, 4]], 3 * np.eye(2)]) * PIXEL_NM**2, rtol=1e-5
+    )

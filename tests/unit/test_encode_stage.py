@@ -52,6 +52,7 @@ def patches(rotation_rad: float = 0.0, windows: NDArray[np.float32] | None = Non
         confidence=np.array([0.7, 0.8, 0.9], dtype=np.float32),
         geometry=ScanGeometry(shape=(64, 64), field_of_view_nm=(2.0, 2.0), rotation_rad=rotation_rad),
         registration=Registration(revision=4),
+        position_covariance_nm2=1e-5 * np.arange(1, 4 * N + 1, dtype=np.float32).reshape(N, 2, 2),
     )
 
 
@@ -68,6 +69,7 @@ def test_positions_confidence_and_registration_are_carried_along() -> None:
     latents = Encode(FixedEncoder()).process(item)
     np.testing.assert_array_equal(latents.positions_nm, item.positions_nm)
     np.testing.assert_array_equal(latents.positions_px, item.positions_px)
+    np.testing.assert_array_equal(latents.position_covariance_nm2, item.position_covariance_nm2)
     np.testing.assert_array_equal(latents.confidence, item.confidence)
     assert latents.registration == item.registration
     assert latents.geometry == item.geometry

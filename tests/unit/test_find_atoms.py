@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from streamer.messages import Atoms, Frame, ScanGeometry
 from streamer.stage import Rejected
-from streamer.stages.find_atoms import FilteredFrame, FindAtoms, FindConfig
+from streamer.stages.find_atoms import FilteredFrame, FindAtoms, FindConfig, noise_growth
 
 SIGMA_NM = 0.045
 
@@ -238,3 +238,42 @@ def test_more_maxima_than_a_frame_can_have_are_rejected() -> None:
 def test_a_setting_out_of_range_is_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"find.{name} is {value}; it takes"):
         FindConfig(**{name: value})
+
+
+@pytest.mark.parametrize("counts", [200.0, 60.0])
+def test_positions_scatter_as_widely_as_their_covariance_says(counts: float) -> None:
+    """Columns too far apart to draw each other aside, in five frames of seeded noise."""
+    row, col = np.meshgrid(np.arange(0.2, 1.9, 0.4), np.arange(0.21, 2.4, 0.401), indexing="ij")
+    sites = np.stack([row.ravel(), col.ravel()], axis=1)
+    rng = np.random.default_rng(2)
+    squares = []
+    for _ in range(5):
+        frame = drawn(sites, np.full(len(sites), counts), rng=rng)
+        atoms = FindAtoms(FindConfig(column_sigma_nm=SIGMA_NM)).process(frame)
+        distance, order = cKDTree(found_nm(atoms)).query(sites)
+        error_px = (found_nm(atoms)[order] - sites)[distance < 0.05] / 0.0125
+        assert atoms.position_covariance_px2 is not None
+        covariance = atoms.position_covariance_px2[order][distance < 0.05].astype(np.float64)
+        squares.append(np.einsum("ni,nij,nj->n", error_px, np.linalg.inv(covariance), error_px))
+    # Chi-squared with two degrees of freedom has the mean 2, and this many of them stay within a tenth.
+    assert 0.75 < np.concatenate(squares).mean() / 2 < 1.25
+
+
+def test_a_brighter_column_is_known_better() -> None:
+    sites = np.array([[0.5, 0.61], [1.3, 1.9]])
+    config = FindConfig(column_sigma_nm=SIGMA_NM)
+    atoms = FindAtoms(config).process(drawn(sites, np.array([60.0, 240.0]), rng=np.random.default_rng(4)))
+    assert atoms.position_covariance_px2 is not None
+    dim, bright = cKDTree(found_nm(atoms)).query(sites)[1]
+    variance = atoms.position_covariance_px2[:, 0, 0]
+    assert variance[bright] < 0.5 * variance[dim]
+
+
+def test_noise_of_counts_grows_with_brightness_above_the_offset_of_the_detector() -> None:
+    rng = np.random.default_rng(6)
+    level = np.tile(np.linspace(5, 60, 256), (256, 1))
+    counts = (rng.poisson(level) + 20.0).astype(np.float32)
+    mean = float(counts.mean())
+    assert noise_growth(counts, mean) == pytest.approx(1 / (mean - 20), rel=0.2)
+    even = rng.normal(level, 5.0).astype(np.float32)
+    assert noise_growth(even, float(even.mean())) < 0.1 / (mean - 20)

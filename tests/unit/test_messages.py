@@ -37,6 +37,11 @@ def test_frame_with_an_impossible_number_is_refused_by_name(make_frame, field, v
         make_frame(**{field: value})
 
 
+def test_a_covariance_for_other_atoms_is_refused_by_name(make_latents):
+    with pytest.raises(ValueError, match=r"latents.position_covariance_nm2 has shape \(4, 2, 2\)"):
+        make_latents(5, position_covariance_nm2=np.zeros((4, 2, 2), np.float32))
+
+
 def test_ok_outcome_must_say_where_the_beam_was():
     with pytest.raises(ValueError, match="scan_position_nm is missing"):
         Outcome(session="s", id="a", status="ok")
