@@ -40,6 +40,8 @@ _BESIDE_PX = 1.5
 _STRETCH = 16
 # Fewer of a row's pixels that the reference shows as well say nothing.
 _LEAST_PX = 16
+# Places between two pixels at which it is worked out how alike the noise of weights and reference is.
+_BETWEEN = 33
 # Variances are raised by so much at most; no row's halves count for more.
 _MOST_FACTOR, _WILD_RATIO = 4.0, 9.0
 
@@ -60,12 +62,16 @@ class _Weights:
         Factor from pixels' residuals to the noise of white pixels, ``(2,)``.
     floor
         What pixel noise adds to the square of each guide.
+    shared
+        What it adds to the product of a guide and the reference ``-0.5`` to ``0.5`` pixels beside it: for
+        each guide a factor for that down and one for that along the rows, ``(2, 2, _BETWEEN)``.
     """
 
     guides: Float32
     common: Float64
     noise: Float64
     floor: float
+    shared: Float64
 
 
 def place_rows(
@@ -76,7 +82,9 @@ def place_rows(
     Where rows and reference differ, least squares would weigh that with the gradients of the
     reference. Those have noise too, which makes every step too short, on a noisy frame by half. So the
     weights are gradients of the reference smoothed further, and the length of the step is right for
-    the gradients that both have in common (the instrumental variables of statistics).
+    the gradients that both have in common (the instrumental variables of statistics). Read between two
+    pixels, a reference of one frame still shares noise with the weights of the nearest, which would put the
+    whole frame up to 0.1 px off: that is known, and taken off.
 
     Parameters
     ----------
@@ -131,6 +139,7 @@ def _placed(
         spread,
         ridge,
         weights.floor,
+        weights.shared,
     )
     offsets, variance = fits[:2], fits[2:4] * _halves_say(fits)[:, None]
     variance[:, (np.abs(offsets) > most_px).any(axis=0)] = np.inf
@@ -161,7 +170,26 @@ def _weights(reference: Float32, known: Float32) -> _Weights:
         common=np.maximum(product - shared, 1e-30) / np.maximum(energy - floor, 1e-30),
         noise=loss / kept,
         floor=floor,
+        shared=_shared_noise(width, noise_px),
     )
+
+
+def _shared_noise(width_px: float, noise_px: float) -> Float64:
+    """Say the expected product of a guide with the reference beside it that white noise makes."""
+    reach = math.ceil(4 * width_px) + 3
+    place = np.arange(-reach, reach + 1)
+    broad, narrow = (np.exp(-(place**2) / (2 * sd**2)) for sd in (width_px, SMOOTHING_PX))
+    broad, narrow = broad / broad.sum(), narrow / narrow.sum()
+    steep = (np.roll(broad, 1) - np.roll(broad, -1)) / 2
+    table = np.empty((2, 2, _BETWEEN))
+    for k, beside in enumerate(np.linspace(-0.5, 0.5, _BETWEEN)):
+        first = math.floor(beside)
+        down = np.zeros(place.size)
+        down[reach + first - 1 : reach + first + 3] = cubic(beside - first)
+        along = np.convolve(narrow, down, mode="same")
+        table[:, :, k] = [[steep @ down, broad @ along], [broad @ down, steep @ along]]
+    table[:, 0] *= noise_px**2
+    return table
 
 
 def _gain(seen: Float32, known: Float32, shift_px: Float64) -> float:
@@ -240,6 +268,7 @@ def _fit_rows(
     spread: Float64,
     ridge: float,
     floor: float,
+    shared: Float64,
 ) -> Float64:
     """Fit each row, ``(20, rows)``: offset (2) as measured without what was expected, its variance (2).
 
@@ -280,6 +309,7 @@ def _fit_rows(
                 at_row, at_col = top, left
                 _sum_energies(h, k, sums)
             _sum_products(h, k, e, sums)
+            _take_off(shared, y - top, x - left, stop - start, sums)
             _judge(sums, stop - start, common, noise, ridge, floor, False, said)
             result[0, row], result[1, row] = point[0] + said[0], point[1] + said[1]
             moved = 0.0
@@ -302,6 +332,7 @@ def _fit_rows(
             weight = is_first[way, start:stop]
             _sum_some(h, k, e, weight, first)
             count, at = int(weight.sum()), 4 + 8 * way
+            _take_off(shared, y - top, x - left, count, first)
             _judge(first, count, common, noise, ridge, floor, True, result[at : at + 4, row])
             rest = stop - start - count
             _judge(sums - first, rest, common, noise, ridge, floor, True, result[at + 4 : at + 8, row])
@@ -379,6 +410,20 @@ def _sum_products(h: Float32, k: Float32, e: Float32, sums: Float64) -> None:
         ke += k[col] * e[col]
         ee += e[col] * e[col]
     sums[3], sums[4], sums[5] = he, ke, ee
+
+
+@njit(cache=True)
+def _take_off(shared: Float64, down: float, along: float, count: int, sums: Float64) -> None:
+    """Take off the products of guides and error what noise makes of them so far beside a pixel."""
+    last = shared.shape[2] - 1
+    for guide in range(2):
+        product = float(count)
+        for axis in range(2):
+            at = ((down if axis == 0 else along) + 0.5) * last
+            k = min(max(int(at), 0), last - 1)
+            table = shared[guide, axis]
+            product *= table[k] + (at - k) * (table[k + 1] - table[k])
+        sums[3 + guide] += product  # the error has the reference's noise the other way round
 
 
 @njit(cache=True, fastmath=REORDERED)
