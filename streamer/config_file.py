@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -78,8 +78,27 @@ def convert(table: Mapping[str, Any], kind: type[T], name: str) -> T:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as error:
         text, _, where = str(error).partition(" - at `$")
-        place = name + where.rstrip("`")
-        raise ConfigError(f"{place}: {text}") from None
+        place = where.rstrip("`")
+        raise ConfigError(f"{name}{place}: {text}{_what_would_do(kind, place, text)}") from None
+
+
+def _what_would_do(kind: type, place: str, text: str) -> str:
+    """List what a place such as ``.correct.mode`` takes, where msgspec says only what it does not."""
+    found: Any = kind
+    for key in place.split(".")[1:]:
+        fields = (
+            {} if not _is_struct(found) else {one.name: one.type for one in msgspec.structs.fields(found)}
+        )
+        found = fields.get(key)
+    if text.startswith("Invalid enum value") and get_origin(found) is Literal:
+        return f"; it takes {', '.join(repr(value) for value in get_args(found))}"
+    if text.startswith("Object contains unknown field") and _is_struct(found):
+        return f"; it takes {', '.join(one.name for one in msgspec.structs.fields(found))}"
+    return ""
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def read_config(path: Path | None, name: str, kind: type[T], said: Mapping[str, Any] | None = None) -> T:

@@ -67,6 +67,25 @@ def test_what_is_wrong_is_named_with_its_file_in_one_line(tmp_path: Path, text: 
     assert named in words
 
 
+@pytest.mark.parametrize(
+    ("text", "place", "takes"),
+    [
+        ("[streamer.pipeline.correct]\nmode = 'frozn'\n", "streamer.pipeline.correct.mode", "'frozen'"),
+        ("[agent]\npolicy = 'clever'\n", "agent.policy", "'explorer'"),
+        ("[streamer.pipeline.correct]\nmod = 'frozen'\n", "streamer.pipeline.correct", "hum_period_rows"),
+        ("[streamer]\npipline = 3\n", "streamer", "pipeline"),
+    ],
+)
+def test_a_wrong_word_is_refused_with_those_that_would_do(
+    tmp_path: Path, text: str, place: str, takes: str
+) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        read_run_config(write(tmp_path / "run.toml", text))
+    said, _, would_do = str(refusal.value).partition("; it takes ")
+    assert f"{place}: " in said
+    assert takes in would_do.split(", ")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml: there is no such file"):
         read_run_config(tmp_path / "none.toml")
