@@ -95,6 +95,10 @@ MOST_PX = 4096  # along an edge of the specimen's grid
 # SIAM Review 46, 443 (2004)): with 13 x 13 points an atom anywhere between the pixels is right to 1e-6.
 SPREAD_PX = 6
 SPREAD_SD = math.sqrt(SPREAD_PX * 2 / (2 * math.pi * 1.5))
+# The aperture's edge. Sharp, the area of the disc depends on how the pixels lie; a pixel wide, it cuts the
+# probe's tails to the window: the centre of mass of graphene at 30 mrad, 2.56 nm, is then 1.4 % too large
+# against a window of 10 nm, with half a pixel 0.2 %.
+EDGE_PX = 0.5
 _BATCH = 8  # patterns worked on at once: what they need stays in the cache
 
 
@@ -249,20 +253,18 @@ class Beam:
         Parameters
         ----------
         row_k, col_k
-            Frequencies in 1/nm along y and x, evenly spaced, shapes ``(rows,)`` and ``(cols,)``. A pixel
-            on the edge counts by what lies within it.
+            Frequencies in 1/nm along y and x, evenly spaced, shapes ``(rows,)`` and ``(cols,)``.
         """
         y, x = row_k[:, None] * self.wavelength_nm, col_k[None] * self.wavelength_nm  # rad
         angle = np.hypot(y, x)
         step = self.wavelength_nm * abs(row_k[1] - row_k[0])
-        share = np.clip((1e-3 * self.semi_angle_mrad - angle) / step + 0.5, 0, 1)
+        share = np.clip((1e-3 * self.semi_angle_mrad - angle) / (EDGE_PX * step) + 0.5, 0, 1)
         if not share.any():
             raise ValueError(f"semi_angle_mrad is {self.semi_angle_mrad}; it is smaller than a pixel")
         azimuth = np.arctan2(y, x) - self.astigmatism_rad
         path_nm = angle**2 / 2 * (self.astigmatism_nm * np.cos(2 * azimuth) - self.defocus_nm)
         path_nm = path_nm + angle**4 / 4 * 1e3 * self.spherical_um
-        # The share is one of intensity: a wave of its root gives the disc its full brightness.
-        wave = np.sqrt(share) * np.exp(-2j * math.pi / self.wavelength_nm * path_nm)
+        wave = share * np.exp(-2j * math.pi / self.wavelength_nm * path_nm)
         aperture: NDArray[np.complex128] = wave / np.linalg.norm(wave)
         return aperture
 
