@@ -12,6 +12,7 @@ a page that the disk cannot give is then an error and not the end of the process
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import zlib
@@ -42,6 +43,7 @@ _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 MAX_PREFIX_BYTES = _FIXED.size + MAX_PARTS * _LENGTH.size + _CRC.size
 _LOOK_BYTES = 4096  # read at once to see a prefix; for small records, several of them
+_WHOLE_BYTES = 1 << 16  # a record up to this size is read at once: latents have twelve parts
 _SEARCH_BYTES = 1 << 20
 
 _INDEX_MAGIC = b"PLX2"
@@ -272,10 +274,6 @@ class SegmentFile:
 
     def record(self, prefix: Prefix) -> Record:
         """Read a record with its parts."""
-        parts, start = [], prefix.start
-        for length in prefix.lengths:
-            parts.append(self.read(start, length))
-            start += length
         return Record(
             prefix.number,
             prefix.kind,
@@ -284,8 +282,16 @@ class SegmentFile:
             self.path,
             prefix.offset,
             prefix.end - prefix.offset,
-            parts,
+            self._parts(prefix),
         )
+
+    def _parts(self, prefix: Prefix) -> list[bytes]:
+        """Read the parts of a record: a small one at once, of a large one each where it will stay."""
+        ends = list(itertools.accumulate(prefix.lengths, initial=0))
+        if ends[-1] > _WHOLE_BYTES:
+            return [self.read(prefix.start + begin, end - begin) for begin, end in itertools.pairwise(ends)]
+        body = self.read(prefix.start, ends[-1])
+        return [body[begin:end] for begin, end in itertools.pairwise(ends)]
 
     def walk(self, offset: int = 0) -> Iterator[Prefix | Damage]:
         """Go from record to record without reading their parts.

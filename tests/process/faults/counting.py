@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 import msgspec
 import numpy as np
 
-from streamer.messages import Atoms, Frame, Latents, Registration, ScanGeometry
+from streamer.messages import Atoms, Float32, Frame, Latents, Registration, ScanGeometry
 from streamer.pipeline import Pipeline, PipelineState, Processed
 from streamer.stage import Meter
 
@@ -24,9 +25,12 @@ PIXEL_NM = 0.1
 def make_frame(number: int, *, shape: tuple[int, int] = (16, 24), seed: int = 7) -> Frame:
     """Make frame ``number`` of the session: always the same counts, from a seed."""
     rows, cols = shape
-    rng = np.random.default_rng([seed, number])
-    counts = rng.integers(0, 50, (1, min(rows, 64), cols)).astype(np.float32)
-    image = np.resize(counts, (1, rows, cols))  # of a large frame only the first rows are drawn
+    # A key, and bytes: a soak makes half a million of them, and its judge all of them again.
+    rng = np.random.Generator(np.random.Philox(key=[seed, number]))
+    drawn = min(rows, 64)  # of a large frame only the first rows are drawn
+    image = rng.integers(0, 50, (1, drawn, cols), dtype=np.uint8).astype(np.float32)
+    if drawn < rows:
+        image = np.resize(image, (1, rows, cols))
     return Frame(
         session=SESSION,
         number=number,
@@ -36,6 +40,14 @@ def make_frame(number: int, *, shape: tuple[int, int] = (16, 24), seed: int = 7)
         geometry=ScanGeometry(shape=shape, field_of_view_nm=(cols * PIXEL_NM, rows * PIXEL_NM)),
         dwell_time_us=0.01,
     )
+
+
+@cache
+def _positions(geometry: ScanGeometry) -> tuple[Float32, Float32]:
+    """Say where the atoms of a frame are in pixels and in nm, shape ``(SIDE * SIDE, 2)``."""
+    grid = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE), indexing="ij"), -1).reshape(-1, 2)
+    positions_px = ((grid + 0.5) * np.array(geometry.shape) / SIDE).astype(np.float32)
+    return positions_px, geometry.to_nm(positions_px).astype(np.float32)
 
 
 class Counting:
@@ -73,7 +85,8 @@ class Counting:
 
     def process(self, frame: Frame, meter: Meter) -> Processed | None:
         """Fold the frame into the memory, and give the memory as latents."""
-        time.sleep(self._busy_s)
+        if self._busy_s:  # to sleep for no time at all gives the processor away
+            time.sleep(self._busy_s)
         self.number = frame.number
         self.count += 1
         seen = np.resize(frame.image[0, :8], self.memory.shape)
@@ -91,9 +104,7 @@ class Counting:
 
     def _latents(self, frame: Frame) -> Latents:
         n = SIDE * SIDE
-        rows, cols = frame.geometry.shape
-        grid = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE), indexing="ij"), -1).reshape(-1, 2)
-        positions_px = ((grid + 0.5) * np.array([rows, cols]) / SIDE).astype(np.float32)
+        positions_px, positions_nm = _positions(frame.geometry)
         zeros, ones = np.zeros(n, np.float32), np.ones(n, np.float32)
         return Latents(
             session=frame.session,
@@ -110,7 +121,7 @@ class Counting:
             confidence=ones,
             track=np.arange(n),
             positions_px=positions_px,
-            positions_nm=frame.geometry.to_nm(positions_px).astype(np.float32),
+            positions_nm=positions_nm,
             model_revision="counting",
             geometry=frame.geometry,
             registration=Registration(),

@@ -1,7 +1,7 @@
-"""``make soak``: frames at half the rate that can be had, and a ``kill -9`` of the streamer every minute.
+"""``make soak``: frames at half the rate that can be had, a ``kill -9`` of the streamer every minute.
 
-It lasts ``PROBELOOP_SOAK_S`` seconds, 1200 without it, and ends with one line of JSON; the exit code is 1
-if a frame was lost, or memory or descriptors grew.
+It lasts ``PROBELOOP_SOAK_S`` seconds, 1200 without it, says on standard error every 10 s where it is, and
+ends with one line of JSON; the exit code is 1 if a frame was lost, or memory or descriptors grew.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from streamer.link import Link
 from streamer.messages import Frame
 from tests.process.faults.counting import SESSION, make_frame
 from tests.process.faults.lives import Life, Nursery
-from tests.process.faults.sessions import Feeder, judge
+from tests.process.faults.sessions import Feeder, Verdict, judge
 
 KILL_EVERY_S = 60.0
 SAMPLE_EVERY_S = 2.0
+SAY_EVERY_S = 10.0
+MOST_PER_S = 400.0  # 20 minutes are then 10 GB of journal, and two minutes to judge it
 SETTLE_S = 20.0  # caches fill, and allocators take what they need
 MOST_MB_PER_MIN = 1.0
 
@@ -67,6 +70,32 @@ class Samples:
         return int(kept[-1] - kept[0]) if len(kept) else 0
 
 
+class Teller:
+    """Says from time to time where a long work is.
+
+    Parameters
+    ----------
+    say
+        Told the words.
+    now_s
+        When it began, on any clock.
+    """
+
+    def __init__(self, say: Callable[[str], None], now_s: float) -> None:
+        self._say = say
+        self._next_s = now_s + SAY_EVERY_S
+
+    def look(self, now_s: float, words: Callable[[], str]) -> None:
+        """Say the words if it is time."""
+        if now_s >= self._next_s:
+            self._next_s = now_s + SAY_EVERY_S
+            self._say(words())
+
+
+def _to_operator(words: str) -> None:
+    print(f"soak: {words}", file=sys.stderr, flush=True)
+
+
 class Soak:
     """One soak, from its first streamer to its last."""
 
@@ -77,6 +106,8 @@ class Soak:
         self._settings: dict[str, Any] = {"hub": {"window": 16, "max_waiting": 16}}
         self._lives: list[Samples] = []
         self._own = Samples()
+        self._teller = Teller(_to_operator, time.monotonic())
+        self._began_s = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         """Do it; return the figures."""
@@ -84,10 +115,14 @@ class Soak:
         self._settings["hub"]["bind"] = life.address()
         feeder = Feeder(Link(life.address(), role="instrument", name="soak"), make_16_kb)
         ceiling = self._ceiling(feeder)
+        rate_per_s = min(ceiling / 2, MOST_PER_S)
+        plan = f"{rate_per_s:.0f} a second are sent for {self._duration_s:g} s"
+        _to_operator(f"{ceiling:.0f} frames a second can be had, {plan}")
+        self._began_s = time.monotonic()
         end_s = time.monotonic() + self._duration_s
         kills = 0
         while time.monotonic() < end_s:
-            self._feed(feeder, life, min(end_s, time.monotonic() + KILL_EVERY_S), ceiling / 2)
+            self._feed(feeder, life, min(end_s, time.monotonic() + KILL_EVERY_S), rate_per_s)
             life.kill()
             kills += 1
             life = self._start()
@@ -96,7 +131,7 @@ class Soak:
         life.kill()
         feeder.link.abandon()
         self._nursery.close()
-        verdict = judge(self._folder, feeder, make_16_kb)
+        verdict = self._judge(feeder)
         slopes = [samples.slope_mb_per_min() for samples in self._lives]
         return {
             "soak_s": self._duration_s,
@@ -112,6 +147,25 @@ class Soak:
             "client_descriptors_more": self._own.descriptor_growth(),
             "streamer_descriptors_more": max(samples.descriptor_growth() for samples in self._lives),
         }
+
+    def _judge(self, feeder: Feeder) -> Verdict:
+        """Read what it left, and say how far that is."""
+        size_gb = sum(path.stat().st_size for path in self._folder.glob("*.plj")) / 1e9
+        _to_operator(f"over; {size_gb:.1f} GB of journal are held against {feeder.sent} frames")
+
+        def watch(judged: int) -> None:
+            self._teller.look(time.monotonic(), lambda: f"{judged} of {feeder.sent} frames judged")
+
+        return judge(self._folder, feeder, make_16_kb, watch)
+
+    def _standing(self, feeder: Feeder) -> str:
+        """Say where the soak is."""
+        gone_s = time.monotonic() - self._began_s
+        memory_mb = self._lives[-1].rss_mb[-1]
+        return (
+            f"{gone_s:.0f} of {self._duration_s:.0f} s, {feeder.sent} frames sent, {feeder.acked} acked, "
+            f"{len(self._lives) - 1} kills, streamer {memory_mb:.0f} MB"
+        )
 
     def _start(self) -> Life:
         self._lives.append(Samples())
@@ -133,6 +187,7 @@ class Soak:
                 sample_s = now_s + SAMPLE_EVERY_S
                 self._lives[-1].take(process)
                 self._own.take(own)
+                self._teller.look(now_s, lambda: self._standing(feeder))
             if now_s >= due_s:
                 due_s = max(due_s + 1 / rate_per_s, now_s - 0.05)
                 feeder.turn()
