@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +92,9 @@ class Candidates:
         ``(row, col)`` in the corrected frame, shape ``(n, 2)``.
     track
         Ids of the atoms through the session, shape ``(n,)``.
+    position_sd_nm
+        Standard deviation of the position in the direction in which it is known worst, shape ``(n,)``; None
+        where the latents do not say it.
     """
 
     frame: FrameFacts
@@ -99,6 +103,7 @@ class Candidates:
     position_nm: Float64
     position_px: Float64
     track: NDArray[np.int64]
+    position_sd_nm: Float64 | None = None
 
     def __post_init__(self) -> None:
         n = self.track.size
@@ -118,7 +123,9 @@ class Candidates:
         mean, sd, position_nm, position_px = (
             np.ascontiguousarray(part) for part in np.split(numbers[kept], [d, 2 * d, 2 * d + 2], axis=1)
         )
-        return cls(FrameFacts.of(latents), mean, sd, position_nm, position_px, latents.track[kept])
+        covariance = latents.position_covariance_nm2
+        worst_nm = None if covariance is None else _worst_sd_nm(covariance[kept])
+        return cls(FrameFacts.of(latents), mean, sd, position_nm, position_px, latents.track[kept], worst_nm)
 
     def __len__(self) -> int:
         return int(self.mean.shape[0])
@@ -132,6 +139,10 @@ class Candidates:
             self.frame.registration_revision,
             self.frame.model_revision,
         )
+
+    def sd_nm(self, index: int) -> float:
+        """Say how well the position of one atom is known; NaN where the latents did not say it."""
+        return math.nan if self.position_sd_nm is None else float(self.position_sd_nm[index])
 
     def nearest(self, position_nm: Float64) -> tuple[int, float]:
         """Find the atom nearest to a specimen position ``(x, y)``: its index and distance in nm."""
@@ -159,3 +170,10 @@ class Candidates:
             return None
         index, distance_nm = self.nearest(site.position_nm)
         return index if distance_nm < min_distance_nm else None
+
+
+def _worst_sd_nm(covariance_nm2: NDArray[np.floating]) -> Float64:
+    """Square root of the larger eigenvalue of each ``(2, 2)``, shape ``(n,)``."""
+    xx, yy, xy = (covariance_nm2[:, i, j].astype(np.float64) for i, j in ((0, 0), (1, 1), (0, 1)))
+    worst: Float64 = np.sqrt((xx + yy) / 2 + np.hypot((xx - yy) / 2, xy))
+    return worst

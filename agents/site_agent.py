@@ -252,6 +252,7 @@ class SiteAgent(ABC):
             # The frame's number keeps ids unique when an agent is restarted within a session.
             id=f"{self.policy}-{self.seed}-{frame.number}-{self._ledger.issued}",
             position_nm=(x_nm, y_nm),
+            position_sd_nm=candidates.sd_nm(choice.index),
             registration_revision=frame.registration_revision,
             dwell_time_us=self.config.dwell_time_us,
             track=int(candidates.track[choice.index]),

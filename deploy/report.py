@@ -521,9 +521,9 @@ def _positions_known(session: Session) -> str:
     worst_nm2 = np.linalg.eigvalsh(latents.position_covariance_nm2.astype(np.float64))[:, -1]
     median_pm, tenth_pm = 1000 * np.sqrt(np.percentile(worst_nm2, (50, 90)))
     return _p(
-        f"Positions of atoms in frame {latents.number} have a standard deviation of {median_pm:.1f} pm in the "
-        f"median, of more than {tenth_pm:.1f} pm for one in ten: from noise and neighbours in finding them, and "
-        "from what the correction leaves unknown. What the mode leaves in the images is not in it."
+        f"Positions of atoms in frame {latents.number} have a standard deviation of {median_pm:.1f} pm in "
+        f"the median, of more than {tenth_pm:.1f} pm for one in ten: from noise and neighbours in finding "
+        "them, and from what the correction leaves unknown. What the mode leaves in the images is not in it."
     )
 
 

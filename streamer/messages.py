@@ -272,6 +272,9 @@ class Suggestion(Message, frozen=True, kw_only=True, eq=False, tag="suggestion")
         ``spectrum`` at a point or a sub-``scan`` around it.
     position_nm
         Specimen position ``(x, y)``.
+    position_sd_nm
+        Standard deviation of ``position_nm`` in the direction in which it is known worst; NaN where nobody
+        says.
     registration_revision
         Revision of the registration that ``position_nm`` speaks of.
     dwell_time_us
@@ -304,6 +307,7 @@ class Suggestion(Message, frozen=True, kw_only=True, eq=False, tag="suggestion")
     id: str
     action: Action = "spectrum"
     position_nm: PairNm
+    position_sd_nm: float = math.nan
     registration_revision: int = 0
     dwell_time_us: float
     track: int = -1

@@ -48,6 +48,13 @@ def latents(n: int = 60, number: int = 0, seed: int = 0, **changes: object) -> L
     return msgspec.structs.replace(made, **changes)
 
 
+def positions_known_to(*sd_nm: float, turned_rad: float = 0.7) -> np.ndarray:
+    """Covariances with these standard deviations along one direction, and half of them across."""
+    cos, sin = math.cos(turned_rad), math.sin(turned_rad)
+    turn = np.array([[cos, -sin], [sin, cos]])
+    return np.stack([turn @ np.diag([sd**2, sd**2 / 4]) @ turn.T for sd in sd_nm]).astype(np.float32)
+
+
 def outcome(suggestion: Suggestion, **changes: object) -> Outcome:
     """Answer with a spectrum whose edge is stronger to the right, with shot noise of the id's own."""
     energy_ev = np.arange(256.0)
@@ -85,6 +92,16 @@ def session(one: SiteAgent, count: int, n: int = 60) -> list[Suggestion]:
         one.refit()
         made.append(suggestion)
     return made
+
+
+def test_a_suggestion_says_how_well_its_position_is_known(policy):
+    one, sd_nm = agent(policy), np.linspace(0.001, 0.06, 60)
+    one.tell(latents(position_covariance_nm2=positions_known_to(*sd_nm)))
+    suggestion = one.ask()
+    assert suggestion.position_sd_nm == pytest.approx(sd_nm[suggestion.track], rel=1e-4)
+    other = agent(policy)
+    other.tell(latents())
+    assert math.isnan(other.ask().position_sd_nm)
 
 
 def test_a_suggestion_is_one_of_the_candidates_of_the_newest_frame(policy):

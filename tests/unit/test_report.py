@@ -412,6 +412,18 @@ def test_the_distortion_section_says_what_was_corrected_and_shows_it() -> None:
     assert "<td>&lt;odd&gt;</td>" in told
 
 
+def test_the_distortion_section_says_how_well_positions_are_known() -> None:
+    session = gathered(distorted())
+    told = [message for message in distorted() if isinstance(message, Latents)][-1]
+    session.latents = told
+    assert "standard deviation of" not in report.distortion(material(session))
+    known = np.tile(np.diag([4e-6, 9e-6]).astype(np.float32), (len(told.track), 1, 1))
+    known[0] *= 100
+    session.latents = replace(told, position_covariance_nm2=known)
+    said = "Positions of atoms in frame 15 have a standard deviation of 3.0 pm in the median"
+    assert said in report.distortion(material(session))
+
+
 def test_the_columns_motion_is_the_distortion_before_and_noise_after() -> None:
     session = gathered(distorted(frames=32))
     summary = columns_motion(session)
