@@ -61,8 +61,8 @@ class HalfBlind(LatticeObserver):
         0 or 1: parity of the cells that it does not see; None sees all.
     """
 
-    def __init__(self, hidden: int | None) -> None:
-        super().__init__()
+    def __init__(self, hidden: int | None, *, is_dark: bool) -> None:
+        super().__init__(is_dark=is_dark)
         self._hidden = hidden
 
     def observe(self, image: Float32, to_raw: Callable[[Float64], Float64]) -> Observations | None:
@@ -95,13 +95,13 @@ class OnHalf(CorrectDistortion):
     def __init__(self, config: CorrectConfig, hidden: int | None, *, is_dark: bool) -> None:
         super().__init__(config)
         self._hidden, self._is_dark = hidden, is_dark
-        self.observer = HalfBlind(hidden)
+        self.observer = HalfBlind(hidden, is_dark=is_dark)
 
     def _lattice_of(self, frame: Frame) -> LatticeReference:
         image = frame.image[0]
-        self.observer = HalfBlind(self._hidden)
-        self.observer.start(-image if self._is_dark else image)
-        return LatticeReference(image, is_dark=self._is_dark, observer=self.observer)
+        self.observer = HalfBlind(self._hidden, is_dark=self._is_dark)
+        self.observer.start(image)
+        return LatticeReference(image, self.observer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

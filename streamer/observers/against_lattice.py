@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.messages import Float32
-from streamer.observers.lattice import Lattice, LatticeObserver, LatticeState
+from streamer.observers.lattice import LatticeObserver, LatticeState
 from streamer.observers.reference import Rows
 from streamer.observers.registration import Judgement, Matcher, judge
 
@@ -37,37 +37,17 @@ class LatticeReference:
     ----------
     image
         The first frame, shape ``(rows, cols)``.
-    is_dark
-        Whether columns are darker than what surrounds them.
-    lattice
-        Where it is known; None finds it in ``image``.
     observer
-        That was started already; None starts one.
-
-    Raises
-    ------
-    NoLattice
-        If the frame shows none.
+        That was started on it.
     """
 
     name: Literal["lattice"] = "lattice"
 
-    def __init__(
-        self,
-        image: Float32,
-        *,
-        is_dark: bool,
-        lattice: Lattice | None = None,
-        observer: LatticeObserver | None = None,
-    ) -> None:
-        self._sign = np.float32(-1.0 if is_dark else 1.0)
+    def __init__(self, image: Float32, observer: LatticeObserver) -> None:
         self._bin = 2 if min(image.shape) >= _BINNED_FROM else 1
         self._previous = self._binned(image)
         self._matcher = Matcher((self._previous.shape[0], self._previous.shape[1]))
         self._off_px = np.zeros(2)
-        if observer is None:
-            observer = LatticeObserver(lattice)
-            observer.start(self._sign * image)
         self.observer = observer
 
     def first_look(self, image: Float32, model: DistortionGP) -> tuple[DistortionGP, Update] | None:
@@ -86,13 +66,13 @@ class LatticeReference:
         from models.distortion_gp import DistortionGP  # not before it is needed: it brings torch
         from models.distortion_learning import learn_hyperparameters
 
-        seen = self.observer.observe(self._sign * image, model.to_raw_px)
+        seen = self.observer.observe(image, model.to_raw_px)
         if seen is None:
             return None
         learnt = learn_hyperparameters(model.scan, [seen], model.hyperparameters)
         first = DistortionGP(model.scan, learnt)
         first.observe(seen)
-        seen = self.observer.observe(self._sign * image, first.to_raw_px)
+        seen = self.observer.observe(image, first.to_raw_px)
         if seen is None:
             return None
         again = DistortionGP(model.scan, learnt)
@@ -127,7 +107,7 @@ class LatticeReference:
         if np.hypot(*self._off_px) < _SURE_PX:
             self._off_px = np.zeros(2)
         off_px, seen_at = self._off_px, _seen_at(model.field())
-        return self.observer.observe(self._sign * image, lambda places: seen_at(places) + off_px)
+        return self.observer.observe(image, lambda places: seen_at(places) + off_px)
 
     @property
     def is_off(self) -> bool:
@@ -137,7 +117,7 @@ class LatticeReference:
     def rows(self, image: Float32, model: DistortionGP, field_px: Float32 | Float64) -> Rows:
         """Say what each row has of its own, beside the field that has learnt from the frame."""
         own = model.parts().rows_px.astype(np.float64)  # what changes within the rows of one column
-        return Rows.beside_lattice(self.observer.rows(self._sign * image, _seen_at(field_px), own))
+        return Rows.beside_lattice(self.observer.rows(image, _seen_at(field_px), own))
 
     def learn(self, image: Float32, anchor_px: Float64) -> None:
         """Learn nothing: the lattice is known."""
@@ -145,7 +125,7 @@ class LatticeReference:
     def state(self) -> tuple[LatticeState, dict[str, NDArray[Any]]]:
         """Say all that it knows; arrays are never written to."""
         facts, arrays = self.observer.state()
-        return facts, {**arrays, "previous": self._previous, "sign": np.array([self._sign], dtype=np.float32)}
+        return facts, {**arrays, "previous": self._previous}
 
     @classmethod
     def restored(
@@ -158,9 +138,9 @@ class LatticeReference:
         ValueError
             If the arrays are not those of the frames' raster.
         """
-        known = {name: array for name, array in arrays.items() if name not in ("previous", "sign")}
+        known = {name: array for name, array in arrays.items() if name != "previous"}
         observer = LatticeObserver().restore(facts, known)
-        made = cls(np.zeros(shape, dtype=np.float32), is_dark=bool(arrays["sign"][0] < 0), observer=observer)
+        made = cls(np.zeros(shape, dtype=np.float32), observer)
         if made._previous.shape != arrays["previous"].shape:
             raise ValueError(
                 f"the last frame has shape {arrays['previous'].shape}, it takes {made._previous.shape}; "

@@ -141,12 +141,15 @@ class LatticeState(msgspec.Struct, frozen=True, kw_only=True):
         Whether no frame was observed since the lattice was found.
     noise
         Of a pixel: constant, gain, floor.
+    is_dark
+        Whether columns are darker than what surrounds them.
     """
 
     sigma_px: float | None
     usual_count: float
     is_new: bool
     noise: tuple[float, float, float]
+    is_dark: bool
 
 
 def find_columns(
@@ -285,13 +288,18 @@ class LatticeObserver:
         ``start`` if left out.
     sigma_px
         Width of the columns; measured by ``start`` if left out.
+    is_dark
+        Whether columns are darker than what surrounds them.
     """
 
-    def __init__(self, lattice: Lattice | None = None, sigma_px: float | None = None) -> None:
+    def __init__(
+        self, lattice: Lattice | None = None, sigma_px: float | None = None, *, is_dark: bool = False
+    ) -> None:
         if sigma_px is not None and not sigma_px > 0:
             raise ValueError(f"sigma_px is {sigma_px}; it takes numbers above 0, or None to measure it")
         self.lattice = lattice
         self.sigma_px = sigma_px
+        self.is_dark = is_dark
         self._given = (lattice, sigma_px)
         self._noise = COUNTS
         self._usual_count = 0.0
@@ -315,8 +323,8 @@ class LatticeObserver:
             If the frame shows none, or has none that was given.
         """
         lattice, sigma_px = self._given
-        noise = noise_model(image)
-        picture = np.ascontiguousarray(image, dtype=np.float32)
+        picture = self._bright(image)
+        noise = noise_model(picture)
         if lattice is None:
             lattice, width, count = _lattice_of(picture, sigma_px, noise)
         else:
@@ -329,6 +337,10 @@ class LatticeObserver:
         self._rows, self.seen = None, None
         self._memory = _SiteMemory()
         return lattice
+
+    def _bright(self, image: Float32) -> Float32:
+        """Give an image whose columns are brighter than what surrounds them."""
+        return np.ascontiguousarray(-image if self.is_dark else image, dtype=np.float32)
 
     def observe(self, image: Float32, to_raw: ToRaw) -> Observations | None:
         """Say by how much each column is displaced: its site minus where it is seen.
@@ -353,7 +365,7 @@ class LatticeObserver:
         """
         from models.distortion_gp import Observations  # not before it is needed: it brings torch
 
-        picture = np.ascontiguousarray(image, dtype=np.float32)
+        picture = self._bright(image)
         seen = self._captured(picture, to_raw) if self._is_new else self._looked_up(picture, to_raw)
         if seen is None or not self._is_usual(seen):
             self.seen = None
@@ -395,7 +407,7 @@ class LatticeObserver:
         off = seen.fits.positions_px - expected
         usable = _chosen(seen.fits, np.arange(len(off)))
         usable.good[:] = _near_the_rest(off)
-        offsets = row_offsets(image, usable, expected, sigma, self._noise, rows_px, self._rows)
+        offsets = row_offsets(self._bright(image), usable, expected, sigma, self._noise, rows_px, self._rows)
         self._rows = offsets
         at = seen.fits.positions_px[:, 0]
         blurred = ndimage.gaussian_filter1d(offsets.offsets, sigma, axis=1)
@@ -416,6 +428,7 @@ class LatticeObserver:
             usual_count=self._usual_count,
             is_new=self._is_new,
             noise=(noise.constant, noise.gain, noise.floor),
+            is_dark=self.is_dark,
         )
         arrays: dict[str, NDArray[Any]] = {**self._memory.arrays(), "view": self._view}
         if lattice is not None:
@@ -429,6 +442,7 @@ class LatticeObserver:
         """Take over what another one knew, to the bit; the frame last seen is not part of it."""
         self.sigma_px, self._usual_count = state.sigma_px, state.usual_count
         self._is_new, self._noise = state.is_new, NoiseModel(*state.noise)
+        self.is_dark = state.is_dark
         self.seen, self._rows, self.lattice = None, None, None
         self._view = arrays["view"].copy()
         if "vectors_px" in arrays:

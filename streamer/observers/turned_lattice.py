@@ -45,24 +45,14 @@ class TurnedLattice:
 
     Parameters
     ----------
-    image
-        The first frame, shape ``(rows, cols)``.
-    is_dark
-        Whether columns are darker than what surrounds them.
-    lattice
-        Where it is known; None finds it in ``image``.
-
-    Raises
-    ------
-    NoLattice
-        If the frame shows none.
+    shape
+        Of the frames, ``(rows, cols)``.
+    first
+        Observer that was started on the first of them.
     """
 
-    def __init__(self, image: Float32, *, is_dark: bool, lattice: Lattice | None = None) -> None:
-        self._sign = np.float32(-1.0 if is_dark else 1.0)
-        self._shape = (image.shape[0], image.shape[1])
-        first = LatticeObserver(lattice)
-        first.start(self._sign * image)
+    def __init__(self, shape: tuple[int, int], first: LatticeObserver) -> None:
+        self._shape = shape
         self._observers: dict[Pose, LatticeObserver] = {Pose(): first}
 
     @property
@@ -87,7 +77,7 @@ class TurnedLattice:
         NoLattice
             If a frame of a new pose shows too few columns.
         """
-        seen: Observations | None = self._observer_of(pose, image).observe(self._sign * image, to_raw)
+        seen: Observations | None = self._observer_of(pose, image).observe(image, to_raw)
         if seen is None:
             return None
         places = seen.positions_px + seen.displacement_px
@@ -114,14 +104,16 @@ class TurnedLattice:
         self, image: Float32, pose: Pose, to_raw: Callable[[Float64], Float64], rows_px: Float64
     ) -> Rows:
         """Say what each row has of its own beside a field of which ``rows_px`` ``(2, rows)`` is by rows."""
-        return Rows.beside_lattice(self._observers[pose].rows(self._sign * image, to_raw, rows_px))
+        return Rows.beside_lattice(self._observers[pose].rows(image, to_raw, rows_px))
 
     def _observer_of(self, pose: Pose, image: Float32) -> LatticeObserver:
         if pose not in self._observers:
             first = self._observers[Pose()]
             assert first.lattice is not None
-            turned = LatticeObserver(_turned(first.lattice, pose, self.centre_px), first.sigma_px)
-            turned.start(self._sign * image)
+            turned = LatticeObserver(
+                _turned(first.lattice, pose, self.centre_px), first.sigma_px, is_dark=first.is_dark
+            )
+            turned.start(image)
             self._observers[pose] = turned
         return self._observers[pose]
 
@@ -134,7 +126,6 @@ class TurnedLattice:
             facts.append((pose, fact))
             # One array a pose: a message has room for a few dozen.
             arrays[f"{place}"] = np.frombuffer(pack(own), dtype=np.uint8)
-        arrays["sign"] = np.array([self._sign], dtype=np.float32)
         arrays["shape"] = np.array(self._shape, dtype=np.int64)
         return facts, arrays
 
@@ -144,7 +135,6 @@ class TurnedLattice:
     ) -> TurnedLattice:
         """Make one that knows what another one knew."""
         made = cls.__new__(cls)
-        made._sign = np.float32(arrays["sign"][0])
         made._shape = (int(arrays["shape"][0]), int(arrays["shape"][1]))
         made._observers = {}
         for place, (pose, fact) in enumerate(facts):

@@ -35,7 +35,7 @@ from streamer.messages import (
 )
 from streamer.observers.against_lattice import LatticeReference
 from streamer.observers.image_filters import displaced
-from streamer.observers.lattice import Lattice, NoLattice
+from streamer.observers.lattice import Lattice, LatticeObserver, NoLattice
 from streamer.observers.reference import Observer, ReferenceObserver, Rows
 from streamer.observers.registration import Judgement
 from streamer.observers.turned_lattice import TurnedLattice
@@ -535,13 +535,13 @@ class CorrectDistortion:
         """Take a frame for the one that is neither turned nor moved."""
         if not _is_square(frame.geometry):
             raise Rejected("not square")
-        is_dark = shows_dark_columns(frame.channels[0])
         try:
-            lattice = TurnedLattice(frame.image[0], is_dark=is_dark, lattice=self._lattice)
+            lattice = self._looked_for_lattice(frame)
         except NoLattice:
             raise Rejected("no lattice") from None
         self._revision += 1
-        self._mapping = StrainMapping(frame, lattice, self.config.hum_period_rows or None)
+        turned = TurnedLattice(frame.geometry.shape, lattice)
+        self._mapping = StrainMapping(frame, turned, self.config.hum_period_rows or None)
         return self._mapping
 
     def _pass_on(self, frame: Frame, at_s: float) -> Frame:
@@ -648,13 +648,17 @@ class CorrectDistortion:
         """Find the lattice of a first frame; None where it is not to be used or there is none."""
         if self.config.observer == "registration":
             return None
-        is_dark = shows_dark_columns(frame.channels[0])
         try:
-            return LatticeReference(frame.image[0], is_dark=is_dark, lattice=self._lattice)
+            return LatticeReference(frame.image[0], self._looked_for_lattice(frame))
         except NoLattice:
             if self.config.observer == "lattice":
                 raise Rejected("no lattice") from None
             return None
+
+    def _looked_for_lattice(self, frame: Frame) -> LatticeObserver:
+        observer = LatticeObserver(self._lattice, is_dark=shows_dark_columns(frame.channels[0]))
+        observer.start(frame.image[0])
+        return observer
 
     def _make_model(
         self, frame: Frame, mode: DistortionMode, calibration: Calibration | None
