@@ -256,9 +256,13 @@ def test_list_that_cannot_be_read_is_said_and_costs_a_pause_and_no_data(loop, ma
         assert not isinstance(message, Ack)
     path.write_bytes(good)
     assert [ack.status for ack in acks(instrument, 1)] == ["written"]
-    said = [record.message() for record in loop.journal.records_from(0)]
-    whats = [message.what for message in said if isinstance(message, Event)]
-    assert whats.index("nobody is let in") < whats.index("keys are read again")
+
+    def whats() -> list[str]:
+        said = [record.message() for record in loop.journal.records_from(0)]
+        return [message.what for message in said if isinstance(message, Event)]
+
+    assert wait_for(lambda: "keys are read again" in whats())  # said beside the frame, before it or after
+    assert whats().index("nobody is let in") < whats().index("keys are read again")
 
 
 # -- keys that must not open -----------------------------------------------------------------------

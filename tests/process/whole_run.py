@@ -82,14 +82,14 @@ class WholeRun:
         """Give what the journal holds of a kind, with the times of arrival; once the session is over."""
         return [(at_s, message) for at_s, message in read_messages(self.folder) if isinstance(message, kind)]
 
-    def wait_for(self, what: str, condition: Callable[[], object], seconds: float = 60.0) -> None:
+    def wait_for(self, what: str, condition: Callable[[], object], seconds: float = 150.0) -> None:
         deadline_s = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline_s, f"{what}: not within {seconds:g} s"
             assert self.process.poll() is None, self.process.communicate()[0]
             time.sleep(0.05)
 
-    def end(self, seconds: float = 100.0) -> str:
+    def end(self, seconds: float = 400.0) -> str:
         """Wait until it ends by itself; give what it said."""
         said, _ = self.process.communicate(timeout=seconds)
         return said
