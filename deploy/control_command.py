@@ -11,9 +11,11 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from deploy.refusals import fail, refuse
 
 if TYPE_CHECKING:
     from streamer.keys import PeerKeys
@@ -129,7 +131,7 @@ def veto(
 ) -> None:
     """Forbid a measurement, or a place: nothing more is measured there."""
     if (at is None) == (not identifier):
-        _refuse("say what is forbidden: an ID, or a place by --at X Y")
+        refuse("say what is forbidden: an ID, or a place by --at X Y")
     radius = radius_nm if radius_nm is not None else 0.0 if at is None else 0.5
     what = identifier if at is None else f"all within {radius:g} nm of ({at[0]:g}, {at[1]:g}) nm"
     _decide(
@@ -165,7 +167,7 @@ def point(
     from streamer.messages import Suggestion
 
     if not (math.isfinite(x) and math.isfinite(y)):
-        _refuse(f"the place is ({x}, {y}) nm; it takes finite numbers")
+        refuse(f"the place is ({x}, {y}) nm; it takes finite numbers")
     console = _Console(connect, session_folder, key)
     with console.link("operator") as link:
         suggestion = Suggestion(
@@ -181,7 +183,7 @@ def point(
         )
         outcome = _outcome_of(link, suggestion)
     if outcome.status != "ok":
-        _fail(f"{outcome.status}: {outcome.reason}")
+        fail(f"{outcome.status}: {outcome.reason}")
     typer.echo(f"measured as {outcome.id}{_spectrum_text(outcome)}")
 
 
@@ -207,7 +209,7 @@ class _Console:
         self.view_address: str | None = None
         self._key = key
         if connect is not None and session_folder is not None:
-            _refuse("say either --connect or --session-folder")
+            refuse("say either --connect or --session-folder")
         self.address = connect or self._find(session_folder)
 
     def _find(self, folder: Path | None) -> str:
@@ -216,11 +218,11 @@ class _Console:
         if folder is None:
             running = sorted(Path("sessions").glob("*/endpoints.json"), key=lambda path: path.stat().st_mtime)
             if not running:
-                _refuse("no session runs in ./sessions; give --session-folder, or the address by --connect")
+                refuse("no session runs in ./sessions; give --session-folder, or the address by --connect")
             folder = running[-1].parent
         endpoints = read_endpoints(folder)
         if endpoints is None:
-            _refuse(f"{folder}: no streamer serves there; give another folder, or the address by --connect")
+            refuse(f"{folder}: no streamer serves there; give another folder, or the address by --connect")
         self.view_address = endpoints.view_address
         return endpoints.address
 
@@ -232,7 +234,7 @@ class _Console:
         try:
             return PeerKeys.read(self._key, role)
         except KeysError as error:
-            _refuse(str(error))
+            refuse(error)
 
     def link(self, role: Role | None) -> Link:
         """Connect; with a key and no role given, in the role of the key."""
@@ -243,7 +245,7 @@ class _Console:
         try:
             return Link(self.address, role=own, name=getpass.getuser(), timeout_s=ANSWER_S, keys=keys)
         except ConnectionError as error:
-            _fail(f"{error}. An instrument parks its beam by itself 2 s after its streamer falls silent")
+            fail(f"{error}. An instrument parks its beam by itself 2 s after its streamer falls silent")
 
     def status(self) -> Status | None:
         """Look at the streamer's next Status; None where it is not known where, or none comes."""
@@ -293,12 +295,12 @@ def _decide(
             reason=reason,
         )
     except ValueError as error:
-        _refuse(str(error))
+        refuse(error)
     # Whoever works in the loop may abort it: an instrument's or an agent's key will do.
     with console.link(None if action == "abort" else "operator") as link:
         ack = _ack_of(link, control)
     if ack.status == "refused":
-        _fail(f"refused: {ack.reason}")
+        fail(f"refused: {ack.reason}")
     kept = " (not in the journal: the disk is full)" if ack.status == "unrecorded" else ""
     status = console.status() if action in ("pause", "resume", "abort") else None
     held = "" if status is None or not status.held else f"; held now: {', '.join(status.held)}"
@@ -326,7 +328,7 @@ def _outcome_of(link: Link, suggestion: Suggestion) -> Outcome:
     link.send(suggestion)
     answer = _wait_for(link, is_answer, MEASURE_S + suggestion.dwell_time_us * 1e-6)
     if isinstance(answer, Ack):
-        _fail(f"refused: {answer.reason}")
+        fail(f"refused: {answer.reason}")
     assert isinstance(answer, Outcome)
     return answer
 
@@ -338,23 +340,11 @@ def _wait_for(link: Link, is_answer: Callable[[AnyMessage], bool], timeout_s: fl
     while True:
         message = link.receive(max(0.0, deadline_s - time.monotonic()))
         if message is None:
-            _fail(f"the streamer did not answer within {timeout_s:g} s")
+            fail(f"the streamer did not answer within {timeout_s:g} s")
         if is_answer(message):
             return message
         if isinstance(message, Bye):
-            _fail(f"the streamer left before it answered: {message.reason}")
-
-
-def _refuse(text: str) -> NoReturn:
-    """Say what is wrong with what was asked for; exit code 2."""
-    typer.echo(f"probeloop control: {text}", err=True)
-    raise typer.Exit(2)
-
-
-def _fail(text: str) -> NoReturn:
-    """Say what went wrong; exit code 1."""
-    typer.echo(f"probeloop control: {text}", err=True)
-    raise typer.Exit(1)
+            fail(f"the streamer left before it answered: {message.reason}")
 
 
 if __name__ == "__main__":

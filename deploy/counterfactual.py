@@ -30,6 +30,7 @@ from agents.policies import make_agent
 from agents.site_agent import SiteAgent
 from deploy.figures import BLUE, DPI, GREY, ORANGE, STYLE, Curve, learning_figure
 from deploy.learning_curve import best_so_far, chance, draws_to_find, measurements_to_reach
+from deploy.refusals import refuse
 from streamer.codec import WireError
 from streamer.journal import read_records
 from streamer.messages import AnyMessage, Latents, Outcome, StrainMap, Suggestion
@@ -384,8 +385,7 @@ def main(
         found = compare(session, settings)
         draw(found, picture)
     except (OSError, ValueError) as error:
-        typer.echo(f"probeloop: {error}", err=True)
-        raise typer.Exit(2) from None
+        refuse(error)
     if as_json:
         typer.echo(msgspec.json.encode(found))
         return

@@ -6,9 +6,11 @@ Only what ``--help`` needs is imported here; each command imports the rest when 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from deploy.refusals import refuse
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,7 +41,7 @@ def verify(
     try:
         account = examine(session)
     except OSError as error:
-        _refuse(str(error))
+        refuse(error)
     if as_json:
         import json
 
@@ -61,7 +63,7 @@ def repair(session: Session) -> None:
     try:
         repairs = mend(session)
     except OSError as error:
-        _refuse(str(error))
+        refuse(error)
     for one in repairs:
         typer.echo(
             f"{one.segment.name}: {one.length:,} bytes at {one.offset:,} are now in {one.kept_in.name}"
@@ -100,7 +102,7 @@ def export(
         else:
             written = [write_lines(session, to or session / "journal.jsonl")]
     except (OSError, ValueError) as error:
-        _refuse(str(error))
+        refuse(error)
     for path in written:
         typer.echo(str(path))
     if not written:
@@ -220,9 +222,3 @@ def _array_as_text(array: Any) -> Any:
     if array.size <= MOST_VALUES:
         return array.tolist()
     return {"dtype": array.dtype.str, "shape": list(array.shape)}
-
-
-def _refuse(text: str) -> NoReturn:
-    """Say in one line what is wrong with what was asked for; exit code 2."""
-    typer.echo(f"probeloop: {text}", err=True)
-    raise typer.Exit(2)

@@ -6,9 +6,11 @@ Only what ``--help`` needs is imported here; each command imports the rest when 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
+
+from deploy.refusals import refuse
 
 Role = Literal["instrument", "agent", "operator", "viewer"]
 
@@ -65,7 +67,7 @@ def new(
         write_pair(path, name=name, role=role, pair=pair, streamer=own)
         allow(folder, Peer(name=name, role=role, public=pair.public))
     except (ValueError, OSError) as error:
-        _refuse(error)
+        refuse(error)
     typer.echo(f"{path}: the key of {name}, allowed as {role}.")
     typer.echo(
         f"Move this one file to its computer, over a way that you trust, and use it there: {_use(role)}"
@@ -119,7 +121,7 @@ def allow(
         own = _streamer_of(folder)
         allow_key(folder, peer)
     except (ValueError, OSError) as error:
-        _refuse(error)
+        refuse(error)
     typer.echo(f"{name} is allowed as {role}; a streamer that runs lets it in at once.")
     typer.echo(f'Its key file needs the line  streamer = "{own}"')
 
@@ -132,7 +134,7 @@ def revoke(name: Name, folder: Folder = Path("keys")) -> None:
     try:
         peer = revoke_key(folder, name)
     except (ValueError, OSError) as error:
-        _refuse(error)
+        refuse(error)
     typer.echo(
         f"{name} ({peer.role}) is no longer allowed; a streamer that runs cuts it off within two seconds."
     )
@@ -150,14 +152,9 @@ def show(folder: Folder = Path("keys")) -> None:
         own = ServerKeys(folder).public
         peers = read_allowed(folder)
     except (ValueError, OSError) as error:
-        _refuse(error)
+        refuse(error)
     typer.echo(f"streamer    {'':10}  {own}")
     for peer in peers:
         typer.echo(f"{peer.name:10}  {peer.role:10}  {peer.public}")
     if not peers:
         typer.echo("Nobody is allowed yet: probeloop keys new NAME --role instrument")
-
-
-def _refuse(error: Exception) -> NoReturn:
-    typer.echo(f"probeloop: {error}", err=True)
-    raise typer.Exit(2)

@@ -15,6 +15,7 @@ import typer
 from deploy.control_command import app as control_app
 from deploy.journal_command import app as journal_app
 from deploy.keys_command import app as keys_app
+from deploy.refusals import fail, refuse
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -187,7 +188,7 @@ def replay(
         "streamer.experiment.max_measurements": measurements,
     }
     if not path.exists():
-        _refuse(f"{path}: there is no such file or folder")
+        refuse(f"{path}: there is no such file or folder")
     instrument = ["replay", str(path.resolve()), "--speed", speed]
     if pixel_size_nm is not None:
         instrument += ["--pixel-size-nm", str(pixel_size_nm)]
@@ -213,10 +214,9 @@ def _run(
     try:
         run_session(plan, console, is_live=live and console.is_terminal)
     except ServiceError as error:
-        typer.echo(f"probeloop: {error}", err=True)
-        raise typer.Exit(1) from None
+        fail(error)
     except (OSError, ValueError) as error:
-        _refuse(str(error))
+        refuse(error)
 
 
 def _tables(config: Path | None, changes: dict[str, Any]) -> dict[str, Any]:
@@ -232,9 +232,9 @@ def _tables(config: Path | None, changes: dict[str, Any]) -> dict[str, Any]:
         tables = read_tables(config)
         check(tables, f"{config}: ")
     except ConfigError as error:
-        _refuse(str(error))
+        refuse(error)
     if tables.get("streamer", {}).get("hub", {}).get("keys"):
-        _refuse(
+        refuse(
             f"{config}: streamer.hub.keys is for parts on several computers: start each by itself, "
             "`probeloop stream --keys FOLDER`, `probeloop agent --key FILE`, or leave it out"
         )
@@ -342,7 +342,7 @@ def report(
             finalise(session_folder)
         path = make_report(session_folder)
     except (OSError, ValueError) as error:
-        _refuse(str(error))
+        refuse(error)
     typer.echo(str(path))
 
 
@@ -372,7 +372,7 @@ def bench(
     try:
         scripts = find_benchmarks(benchmark_folder(), name)
     except FileNotFoundError as error:
-        _refuse(str(error))
+        refuse(error)
     raise typer.Exit(run_benchmarks(scripts, as_json=as_json, is_quick=quick))
 
 
@@ -390,12 +390,6 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console()
-
-
-def _refuse(text: str) -> NoReturn:
-    """Say in one line what is wrong with what was asked for; exit code 2."""
-    typer.echo(f"probeloop: {text}", err=True)
-    raise typer.Exit(2)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from agents.history import History
 from agents.policies import make_agent
 from agents.protocol import Agent, Decision
 from deploy.config import RunConfig, read_run_config
+from deploy.refusals import refuse
 from streamer.admission import OUT_OF_SEASON
 from streamer.calibrations import of_session
 from streamer.codec import Numbered, WireError
@@ -562,8 +563,7 @@ def main(
     try:
         findings = verify(session, config)
     except (OSError, ValueError) as error:
-        typer.echo(f"probeloop: {error}", err=True)
-        raise typer.Exit(2) from None
+        refuse(error)
     if as_json:
         typer.echo(msgspec.json.encode(msgspec.to_builtins(findings) | {"is_equal": findings.is_equal}))
     else:

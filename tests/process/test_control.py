@@ -53,7 +53,7 @@ def test_pause_resume_point_veto_abort_and_stop_do_what_they_say_and_are_kept(ru
     time.sleep(0.3)  # what was on the way has arrived
     seen = run.frames()
     code, said = control(run, "point", "0.1", "-0.2", "--dwell-time-us", "5000")
-    assert (code, said) == (1, "probeloop control: refused: held: paused by the operator")
+    assert (code, said) == (1, "probeloop: refused: held: paused by the operator")
     assert run.frames() == seen > 0, "frames came from a parked beam"
 
     assert control(run, "resume")[0] == 0
@@ -96,8 +96,7 @@ def test_where_no_streamer_serves_it_says_so(tmp_path: Path) -> None:
     run.folder = tmp_path
     assert control(run, "abort") == (
         2,
-        f"probeloop control: {tmp_path}: no streamer serves there; give another folder, or the address by "
-        "--connect",
+        f"probeloop: {tmp_path}: no streamer serves there; give another folder, or the address by --connect",
     )
 
 
@@ -118,4 +117,4 @@ def test_what_makes_no_sense_is_refused_in_one_line(
 ) -> None:
     run = WholeRun.__new__(WholeRun)
     run.folder = tmp_path
-    assert control(run, *words) == (2, f"probeloop control: {says}")
+    assert control(run, *words) == (2, f"probeloop: {says}")
