@@ -6,6 +6,7 @@ are compiled; on another device they are torch's, and agree to 0.01 px.
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import numpy as np
@@ -23,6 +24,11 @@ _MOST_STEPS = 12
 _SIDE_BY_SIDE = 8  # rows whose waits fill each other, as processors do by themselves
 _STEPS_ELSEWHERE = 3
 _SURE = 0.1  # of the gate: a ten thousandth would fade
+# Where rows' steps along the slow axis vary by more (sd), rows lie out of order: no inverse puts them right.
+_ROUGH_PX = 0.6
+_ROW_SD_PX = 1.0  # of a Gaussian around a place: rows within it make up that place
+_ROW_REACH_PX = 5.0
+_LEAST_PART = 1e-5
 
 
 def raw_places(field: Float32, *, device: torch.device | str = "cpu") -> Float32:
@@ -109,6 +115,9 @@ def resampled(
 ) -> Float32:
     """Put a frame back onto the specimen.
 
+    Where rows were displaced so far that they lie out of order, each place is made of the rows that were
+    recorded about there, see ``rows_in_place``.
+
     Parameters
     ----------
     image
@@ -132,7 +141,45 @@ def resampled(
         raise ValueError(f"an image of {image.shape[-2:]} pixels has no field of {field.shape[1:]}")
     if sd_px is not None and gate_sd_px is not None:
         field = faded(field, sd_px, gate_sd_px)
+    if _is_rough(field[0].mean(axis=1)):
+        of_rows = field.mean(axis=2)
+        of_rows -= of_rows.mean(axis=1, keepdims=True)  # what all rows share may lie beyond the edge
+        image, field = rows_in_place(image, of_rows), field - of_rows[:, :, None]
     return sampled(image, raw_places(field, device=device), device=device)
+
+
+def rows_in_place(image: Float32, offsets_px: Float32) -> Float32:
+    """Put each row where it was recorded, in whatever order they came.
+
+    Rows that follow each other in time may be several rows apart on the specimen, and there is nothing to
+    interpolate between them. So each row of the result is the mean of those recorded around it, weighted by a
+    Gaussian of their distance (Nadaraya 1964; Watson 1964).
+
+    Parameters
+    ----------
+    image
+        ``(rows, cols)`` or ``(channels, rows, cols)``, float32.
+    offsets_px
+        By how much further on each row was recorded than its place in the frame says, ``(2, rows)``.
+
+    Returns
+    -------
+    placed
+        Of the image's shape, float32.
+    """
+    channels = np.ascontiguousarray(image if image.ndim == 3 else image[None], dtype=np.float32)
+    offsets = np.ascontiguousarray(offsets_px, dtype=np.float64)
+    result = np.empty_like(channels)
+    along = np.empty_like(channels[0])
+    for channel, out in zip(channels, result, strict=True):
+        _shift_rows(channel, offsets[1], along)
+        _average_rows(along, offsets[0], out)
+    return result if image.ndim == 3 else np.asarray(result[0])
+
+
+def _is_rough(offsets_px: Float32) -> bool:
+    """Say whether rows that are displaced by these, ``(rows,)``, along the slow axis lie out of order."""
+    return float(np.diff(offsets_px).std()) > _ROUGH_PX
 
 
 def faded(field: Float32, sd_px: Float32, gate_sd_px: float) -> Float32:
@@ -273,6 +320,46 @@ def _look_up(image: Float32, places: Float32, out: Float32) -> None:
                     + p3 * image[line, min(j + 2, cols - 1)]
                 )
             out[row, col] = total
+
+
+@njit(cache=True)
+def _shift_rows(image: Float32, offset: Float64, out: Float32) -> None:
+    """Move each row along itself: ``out[r, c] = image[r, c - offset[r]]``."""
+    rows, cols = image.shape
+    for row in range(rows):
+        whole = math.floor(-offset[row])
+        p0, p1, p2, p3 = _taps(np.float32(-offset[row] - whole))
+        line = image[row]
+        for col in range(cols):
+            at = col + whole
+            out[row, col] = (
+                p0 * line[min(max(at - 1, 0), cols - 1)]
+                + p1 * line[min(max(at, 0), cols - 1)]
+                + p2 * line[min(max(at + 1, 0), cols - 1)]
+                + p3 * line[min(max(at + 2, 0), cols - 1)]
+            )
+
+
+@njit(cache=True)
+def _average_rows(image: Float32, offset: Float64, out: Float32) -> None:
+    """Make each row of those recorded around it: row ``r`` of the image lies at ``r + offset[r]``."""
+    rows, cols = image.shape
+    most = math.ceil(np.abs(offset).max() + _ROW_REACH_PX)
+    weight = np.empty(rows)
+    for row in range(rows):
+        low, high = max(0, row - most), min(rows, row + most + 1)
+        away2 = (np.arange(low, high) + offset[low:high] - row) ** 2
+        # Beside the nearest one: where no row came near there is still a mean.
+        weight[low:high] = np.exp((away2.min() - away2) / (2 * _ROW_SD_PX**2))
+        total = weight[low:high].sum()
+        line = out[row]
+        line[:] = 0
+        for other in range(low, high):
+            part = np.float32(weight[other] / total)
+            if part > _LEAST_PART:
+                source = image[other]
+                for col in range(cols):
+                    line[col] += part * source[col]
 
 
 def _is_here(device: torch.device | str) -> bool:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.resampling import faded, raw_places, resampled
+from models.resampling import faded, raw_places, resampled, rows_in_place, sampled
 
 
 def pattern(row, col):
@@ -113,3 +113,62 @@ def test_what_does_not_fit_is_refused():
         resampled(image[:50], field)
     with pytest.raises(ValueError, match="gate_sd_px is 0"):
         faded(field, np.ones((2, 3, 3), np.float32), 0)
+
+
+def shuffled(sd_px, size=128, seed=2):
+    """Rows of a smooth pattern whose places stray so far that they lie out of order."""
+    row, col = np.mgrid[0:size, 0:size].astype(float)
+    strayed = np.random.default_rng(seed).normal(0, 1, (2, size)) * [[sd_px], [0.5 * sd_px]]
+    field = np.broadcast_to(strayed[:, :, None], (2, size, size)).astype(np.float32)
+    return pattern(row + field[0], col + field[1]).astype(np.float32), field
+
+
+def test_rows_that_lie_out_of_order_are_put_where_they_were_recorded():
+    image, field = shuffled(1.7)
+    truth = pattern(*np.mgrid[0:128, 0:128])
+
+    error = (resampled(image, field) - truth)[8:-8, 8:-8]
+    inverse = (resampled_by_inverse(image, field) - truth)[8:-8, 8:-8]
+
+    assert rms(error) < 0.25
+    assert rms(error) < 0.4 * rms(inverse)
+    assert rms((image - truth)[8:-8, 8:-8]) > 2 * rms(error)
+
+
+def test_rows_in_order_are_resampled_by_the_inverse_field_to_the_bit():
+    image, field = shuffled(0.25)
+
+    assert np.array_equal(resampled(image, field), resampled_by_inverse(image, field))
+
+
+def test_channels_whose_rows_lie_out_of_order_are_resampled_alike_and_shifted_as_one():
+    image, field = shuffled(1.2)
+    moved = field + np.array([[[40.0]], [[-3.0]]], dtype=np.float32)
+
+    both = resampled(np.stack([image, 2 * image]), field)
+    further = resampled(image, moved)
+
+    assert np.abs(both[1] - 2 * both[0]).max() < 1e-5
+    assert np.abs(both[0] - resampled(image, field)).max() < 1e-6
+    assert np.abs(further[50:-8, 8:-8] - both[0][10:-48, 11:-5]).max() < 0.02
+    assert np.abs(further[:20, 8:-8] - further[0, 8:-8]).max() < 1e-3
+
+
+def test_a_place_that_no_row_came_near_is_made_of_the_nearest():
+    image = np.broadcast_to(np.arange(64, dtype=np.float32)[:, None], (64, 16))
+    offsets = np.zeros((2, 64), np.float32)
+    offsets[0, :32], offsets[0, 32:] = -300, 300
+
+    found = rows_in_place(image, offsets)
+
+    assert np.isfinite(found).all()
+    assert found.min() >= 0
+    assert found.max() <= 63
+
+
+def resampled_by_inverse(image, field):
+    return sampled(image, raw_places(field))
+
+
+def rms(values):
+    return float(np.sqrt(np.mean(values**2)))
