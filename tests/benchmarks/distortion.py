@@ -43,11 +43,12 @@ from models.distortion_gp import DistortionGP, Hyperparameters, Observations, Sc
 from simulators.crystal import CrystalConfig, CrystalFrame, CrystalStream, preset
 from streamer.drift import to_raster_px
 from streamer.messages import Frame
-from streamer.observers.lattice import Lattice, find_columns
+from streamer.observers.lattice import find_columns
 from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
 from tests import real_scans
 from tests.benchmarks import separate_points
 from tests.exact_distortion import exact_posterior
+from tests.known_crystal import lattice_of, message
 
 Figures = dict[str, Any]
 Float32 = NDArray[np.float32]
@@ -99,29 +100,6 @@ QUICK = Plan(
 
 
 # -- the stage on a known crystal --------------------------------------------------------------------
-
-
-def message(frame: CrystalFrame, number: int) -> Frame:
-    """Make of a simulated frame what an instrument would send."""
-    return Frame(
-        session="s",
-        number=number,
-        acquired_at_s=float(number),
-        image=frame.image[None],
-        channels=("HAADF",),
-        geometry=frame.geometry,
-        dwell_time_us=1.0,
-    )
-
-
-def lattice_of(stream: CrystalStream) -> Lattice:
-    """Give the lattice of a square crystal, as a user knows it who knows the specimen."""
-    return Lattice(
-        vectors_px=stream.basis_px,
-        origin_px=stream.origin_px,
-        basis=np.array([[0.0, 0.0], [0.5, 0.5]]),
-        amplitude=np.array([1.0, stream.config.second_brightness]),
-    )
 
 
 def calibrating(stream: CrystalStream, *, is_given: bool = True, hum: float = HUM_PERIOD_ROWS) -> Any:

@@ -5,36 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulators.crystal import CrystalFrame, CrystalStream, preset
+from simulators.crystal import CrystalStream, preset
 from streamer.drift import to_raster_px
-from streamer.messages import Frame
-from streamer.observers.lattice import Lattice
 from streamer.observers.reference import absorbed
 from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
+from tests.known_crystal import lattice_of, message
 
 SIZE_PX = 512
 JITTER_PX, NONE = (0.10, 0.25), (0.0, 0.0)
-
-
-def lattice_of(stream: CrystalStream) -> Lattice:
-    return Lattice(
-        vectors_px=stream.basis_px,
-        origin_px=stream.origin_px,
-        basis=np.array([[0.0, 0.0], [0.5, 0.5]]),
-        amplitude=np.array([1.0, stream.config.second_brightness]),
-    )
-
-
-def as_frame(seen: CrystalFrame) -> Frame:
-    return Frame(
-        session="s",
-        number=seen.number,
-        acquired_at_s=float(seen.number),
-        image=seen.image[None],
-        channels=("HAADF",),
-        geometry=seen.geometry,
-        dwell_time_us=1.0,
-    )
 
 
 @pytest.mark.parametrize(
@@ -61,7 +39,7 @@ def test_95_in_100_true_displacements_lie_in_their_interval(
     inside = []
     for _ in range(4):
         seen = stream.scan()
-        said = stage.process(as_frame(seen)).registration
+        said = stage.process(message(seen, seen.number)).registration
         assert said is not None
         assert said.distortion is not None
         found = said.distortion.at(places) - to_raster_px(said.drift_nm, seen.geometry)

@@ -9,32 +9,16 @@ import numpy as np
 from models.calibration import load, save
 from simulators.crystal import CrystalStream, preset
 from streamer.messages import Frame
-from streamer.observers.lattice import Lattice, find_columns
+from streamer.observers.lattice import find_columns
 from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
+from tests.known_crystal import lattice_of, message
 
 
 def test_the_first_frame_under_a_calibration_is_corrected_in_full(tmp_path: Path) -> None:
     stream = CrystalStream(
         preset("stem", seed=2, size_px=256, hum_px=0.0, jitter_px=(0.0, 0.0), interstitials=0)
     )
-    lattice = Lattice(
-        vectors_px=stream.basis_px,
-        origin_px=stream.origin_px,
-        basis=np.array([[0.0, 0.0], [0.5, 0.5]]),
-        amplitude=np.array([1.0, 0.6]),
-    )
-
-    def scanned(number: int) -> Frame:
-        frame = stream.scan()
-        return Frame(
-            session="s",
-            number=number,
-            acquired_at_s=float(number),
-            image=frame.image[None],
-            channels=("HAADF",),
-            geometry=frame.geometry,
-            dwell_time_us=1.0,
-        )
+    lattice = lattice_of(stream)
 
     def beside_px(frame: Frame) -> float:
         places = find_columns(frame.image[0], stream.config.column_sigma_px)[0].positions_px
@@ -44,7 +28,7 @@ def test_the_first_frame_under_a_calibration_is_corrected_in_full(tmp_path: Path
 
     learning = CorrectDistortion(CorrectConfig(mode="calibrate"), lattice=lattice)
     for number in range(3):
-        learning.process(scanned(number))
+        learning.process(message(stream.scan(), number))
     calibration = learning.calibration()
     assert calibration is not None
     save(tmp_path, calibration)
@@ -52,7 +36,7 @@ def test_the_first_frame_under_a_calibration_is_corrected_in_full(tmp_path: Path
         CorrectConfig(mode="frozen", calibrations=str(tmp_path)), calibrations=lambda key: load(tmp_path, key)
     )
 
-    raw = scanned(3)
+    raw = message(stream.scan(), 3)
     first = stage.process(raw)
 
     assert first.registration is not None
