@@ -188,14 +188,7 @@ class ScanningInstrument(Generic[Simulated]):
         RuntimeError
             While the beam is parked.
         """
-        if self._is_parked:
-            raise RuntimeError("the beam is parked; let it go first")
-        for step_nm in slips_at(self.config.faults, self._full_frames):
-            self._distortion.jump(step_nm)
-        factor = magnified_at(self.config.faults, self._full_frames)
-        width_nm, height_nm = self.config.geometry.field_of_view_nm
-        geometry = replace(self.config.geometry, field_of_view_nm=(width_nm * factor, height_nm * factor))
-        frame = self._scan(geometry, self.config.dwell_time_us, None)
+        frame = self._scan(self._next_field(), self.config.dwell_time_us, None)
         self._full_frames += 1
         return frame
 
@@ -283,22 +276,45 @@ class ScanningInstrument(Generic[Simulated]):
             "seed": np.array(config.seed),
         }
 
+    def _next_field(self) -> ScanGeometry:
+        """Let happen what comes before the next full frame, and say its raster.
+
+        Raises
+        ------
+        RuntimeError
+            While the beam is parked.
+        """
+        if self._is_parked:
+            raise RuntimeError("the beam is parked; let it go first")
+        for step_nm in slips_at(self.config.faults, self._full_frames):
+            self._distortion.jump(step_nm)
+        factor = magnified_at(self.config.faults, self._full_frames)
+        width_nm, height_nm = self.config.geometry.field_of_view_nm
+        return replace(self.config.geometry, field_of_view_nm=(width_nm * factor, height_nm * factor))
+
     def _scan(self, geometry: ScanGeometry, dwell_time_us: float, request_id: str | None) -> Frame:
-        config = self.config
+        scan = self._begin(geometry, dwell_time_us)
+        return self._frame(scan, self.simulator.acquire_image(scan), request_id)
+
+    def _begin(self, geometry: ScanGeometry, dwell_time_us: float) -> Scan:
+        """Move the probe over a raster."""
         path = self._distortion.scan(geometry, dwell_time_us, self._stage_nm, self._stage_error_nm)
-        self._diary.note(path)
         self.last_path = path
-        faults = under_way(config.faults, self._full_frames)
-        image = self.simulator.acquire_image(Scan(path=path, dwell_time_us=dwell_time_us, faults=faults))
-        electrons = config.electrons(dwell_time_us * math.prod(geometry.shape))
+        faults = under_way(self.config.faults, self._full_frames)
+        return Scan(path=path, dwell_time_us=dwell_time_us, faults=faults)
+
+    def _frame(self, scan: Scan, image: Image, request_id: str | None) -> Frame:
+        path, geometry = scan.path, scan.path.geometry
+        self._diary.note(path)
+        electrons = self.config.electrons(scan.dwell_time_us * math.prod(geometry.shape))
         return Frame(
             session="",
             number=0,
             acquired_at_s=self._started_at_s + path.ended_s,
-            image=self._torn(image) if "torn" in faults else self._whole(image),
+            image=self._torn(image) if "torn" in scan.faults else self._whole(image),
             channels=image.channels,
             geometry=geometry,
-            dwell_time_us=dwell_time_us,
+            dwell_time_us=scan.dwell_time_us,
             dose_e_per_nm2=electrons / math.prod(geometry.field_of_view_nm),
             scan_path=path.scan_path,
             request_id=request_id,
