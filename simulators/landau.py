@@ -125,9 +125,16 @@ class Landau(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 FERRIELECTRIC = Landau()
 FERROELECTRIC = Landau(antipolar_2=0.5)
-# Close to polar order, so that the antipolar walls have a polar core in a matrix that does not respond.
+# Close to polar order, so that the antipolar walls have a polar core in a matrix that does not respond; and
+# three times as stiff as that takes, so that a built-in field hardly polarises the matrix.
 ANTIFERROELECTRIC = Landau(
-    polar_2=-0.4, antipolar_2=-0.5, coupling=1.0, polar_gradient=4.0, antipolar_gradient=4.0
+    polar_2=-1.2,
+    polar_4=3.0,
+    antipolar_2=-1.5,
+    antipolar_4=3.0,
+    coupling=3.0,
+    polar_gradient=12.0,
+    antipolar_gradient=12.0,
 )
 
 
@@ -210,12 +217,18 @@ def _above_zero(polynomial: Polynomial) -> list[float]:
     return [float(root) for root in real if root > 0]
 
 
-def _is_minimum(energy: Landau, x: float, y: float) -> bool:
-    """Whether the curvature at ``P^2 = x``, ``A^2 = y`` is upwards every way."""
+def _curvatures(energy: Landau, x: float, y: float) -> tuple[float, float]:
+    """Curvature of the energy along ``P`` and along ``A`` at ``P^2 = x``, ``A^2 = y``."""
     e = energy
-    along = e.polar_2 + x * (3 * e.polar_4 + x * (5 * e.polar_6 + x * 7 * e.polar_8)) + e.coupling * y
-    other = e.antipolar_2 + y * (3 * e.antipolar_4 + y * 5 * e.antipolar_6) + e.coupling * x
-    return along > 0 and other > 0 and along * other > 4 * e.coupling**2 * x * y
+    polar = e.polar_2 + x * (3 * e.polar_4 + x * (5 * e.polar_6 + x * 7 * e.polar_8)) + e.coupling * y
+    antipolar = e.antipolar_2 + y * (3 * e.antipolar_4 + y * 5 * e.antipolar_6) + e.coupling * x
+    return polar, antipolar
+
+
+def _is_minimum(energy: Landau, x: float, y: float) -> bool:
+    """Whether the energy bends upwards every way."""
+    polar, antipolar = _curvatures(energy, x, y)
+    return polar > 0 and antipolar > 0 and polar * antipolar > 4 * energy.coupling**2 * x * y
 
 
 def _phase(energy: Landau, x: float, y: float) -> Phase:
@@ -248,7 +261,7 @@ class LandauField:
         Of one ``step``.
     stabiliser
         A linear term that is taken implicitly and given back explicitly: 2 to 4 keep the working sets stable
-        up to steps of 0.5.
+        up to steps of 0.5. None takes ``stabilising``.
     depolarisation, thickness
         ``D0`` and ``h`` of the depolarisation: the unscreened part of it.
     temperature
@@ -277,7 +290,7 @@ class LandauField:
         *,
         cell: float = 1.0,
         time_step: float = 0.25,
-        stabiliser: float = 2.5,
+        stabiliser: float | None = None,
         depolarisation: float = 0.0,
         thickness: float = 30.0,
         temperature: float = 0.0,
@@ -291,7 +304,7 @@ class LandauField:
             "depolarisation": depolarisation,
             "thickness": thickness,
             "temperature": temperature,
-            "stabiliser": stabiliser,
+            "stabiliser": stabilising(energy) if stabiliser is None else stabiliser,
         }
         self._rng = rng
         self.imprint: Real = np.zeros(shape, dtype)
@@ -392,9 +405,7 @@ class LandauField:
         bent = (twice * self._stiffness * waves).sum() / (2 * math.prod(self.shape))
         return float(local.sum() + bent) * self.cell**2
 
-    def window(
-        self, corner: tuple[int, int], size: int, keep: Float64, time_step: float, time_scale: float = 1.0
-    ) -> LandauField:
+    def window(self, corner: tuple[int, int], size: int, keep: Float64, time_step: float) -> LandauField:
         """Cut out a square in which something is about to happen, with all that acts on it from outside.
 
         What is moved in it is what is added to the present state, so that its edges, where nothing happens,
@@ -410,10 +421,7 @@ class LandauField:
             How free it is to move by the forces it already had, 1 or less, shape ``(size, size)``.
         time_step
             As of a new field.
-        time_scale
-            Multiplies the temperature: a clock that runs faster than the noise's does.
         """
-        own = self._made_with | {"temperature": self._made_with["temperature"] * time_scale}
         cut = LandauField(
             self._energy,
             (size, size),
@@ -421,7 +429,7 @@ class LandauField:
             time_step=time_step,
             rng=self._rng,
             dtype=self.dtype,
-            **own,
+            **self._made_with,
         )
         at = np.ix_(*_cells(corner, (size, size), self.shape))
         bent = self._bending()
@@ -464,6 +472,15 @@ def _cells(corner: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]
 
 
 _SBDF2 = np.array([4 / 3, -1 / 3, 4 / 3, -2 / 3])
+
+
+def stabilising(energy: Landau) -> float:
+    """Give half of the steepest curvature met when a field stretches an order by a quarter, or 2.5."""
+    steepest = 5.0
+    for phase in phases(energy):
+        x, y = (1.25 * phase.polar) ** 2, (1.25 * phase.antipolar) ** 2
+        steepest = max(steepest, *_curvatures(energy, x, y))
+    return steepest / 2
 
 
 def depolarising(k: Float64, thickness: float) -> Float64:
