@@ -206,21 +206,21 @@ class ScanningInstrument(Generic[Simulated]):
         curve = Curve(values=np.zeros(0, dtype=np.float32))
         frame: Frame | None = None
         exposure_us = request.dwell_time_us
-        if request.field_of_view_nm is not None and request.shape is not None:
-            turned = request.rotation_rad
-            geometry = ScanGeometry(
-                shape=request.shape,
-                field_of_view_nm=request.field_of_view_nm,
-                center_nm=request.scan_position_nm,
-                rotation_rad=self.config.geometry.rotation_rad if turned is None else turned,
-            )
-            frame = self._scan(geometry, request.dwell_time_us, request.id)
-            exposure_us *= math.prod(request.shape)
-        else:
-            try:
+        try:
+            if request.field_of_view_nm is not None and request.shape is not None:
+                turned = request.rotation_rad
+                geometry = ScanGeometry(
+                    shape=request.shape,
+                    field_of_view_nm=request.field_of_view_nm,
+                    center_nm=request.scan_position_nm,
+                    rotation_rad=self.config.geometry.rotation_rad if turned is None else turned,
+                )
+                frame = self._scan(geometry, request.dwell_time_us, request.id)
+                exposure_us *= math.prod(request.shape)
+            else:
                 curve = self._expose(request.scan_position_nm, request.dwell_time_us)
-            except Refused as refusal:
-                return _undone(request, "refused", str(refusal)), None
+        except Refused as refusal:
+            return _undone(request, "refused", str(refusal)), None
         outcome = Outcome(
             session=request.session,
             id=request.id,
