@@ -239,7 +239,7 @@ class Beam:
 
     @property
     def phase_per_v_nm(self) -> float:
-        """Turn σ of the wave's phase by a potential, rad / (V nm).
+        """Interaction σ: how far a potential turns the wave's phase, in rad / (V nm).
 
         ``2π m e λ / h²`` with the relativistic mass (Kirkland, Advanced Computing in Electron
         Microscopy (2010), eq. 5.6).
@@ -418,13 +418,14 @@ class Diffraction:
         aperture = beam.aperture(k, k)
         self._rows, self._cols = np.nonzero(aperture)
         # The probe stands in the middle of its window, not in its corner.
-        sign = 1 - 2 * ((self._rows + self._cols + window_px) % 2)
+        sign = 1 - 2 * ((self._rows + self._cols) % 2)
         self._aperture = (sign * aperture[self._rows, self._cols]).astype(np.complex64)
         self._propagator = self._spreading(k)
 
     def probe(self) -> Complex64:
         """Wave of the probe in the middle of its window, ``|.|²`` summing up to 1, ``(window, window)``."""
-        return self._probes(np.zeros((1, 2)))[0]
+        probe: Complex64 = self._probes(np.zeros((1, 2)))[0]
+        return probe
 
     def patterns(self, places_nm: Float64) -> Float32:
         """Diffract at each place.
@@ -477,7 +478,8 @@ class Diffraction:
         square = k[:, None] ** 2 + k[None] ** 2
         turn = np.exp(-1j * math.pi * self.beam.wavelength_nm * self.slab.layer_nm * square)
         turn[square > (BAND * 0.5 / self.slab.pixel_nm) ** 2] = 0
-        return turn.astype(np.complex64)
+        spreading: Complex64 = turn.astype(np.complex64)
+        return spreading
 
 
 @njit(cache=True)
