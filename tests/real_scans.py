@@ -310,7 +310,8 @@ def measure(folder: Path, pictures: Path | None = None) -> Figures:
     ``…_naive`` is judged by the very columns that were learnt from. ``…_beyond_rigid`` leaves out how far
     each frame lies from the one before as a whole. ``…_shared`` is that of what judged columns on the same
     rows have in common, ``…_part_shared`` how much of the square that is before: the rest belongs to
-    single columns: noise of their pixels, and what rows out of order do to the shape of each. ``…_rises`` counts frames that got worse.
+    single columns: noise of their pixels, and what rows out of order do to the shape of each. ``…_rises``
+    counts frames that got worse.
     """
     figures: Figures = {}
     stack = abf_frames(folder)
