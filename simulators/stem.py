@@ -17,10 +17,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from simulators.counting import poisson
-from simulators.eels import EelsConfig, clean_spectra, spectrum
 from simulators.faults import reach
 from simulators.scan_distortion import BeamPath
 from simulators.scanning import ScanningConfig, ScanningInstrument
+from simulators.sheet_spectra import SheetSpectraConfig, clean_spectra, spectrum
 from simulators.simulator import Curve, Exposure, Image, Scan, Truth
 from simulators.specimen import CARBON, SITE_NAMES, Specimen, SpecimenConfig, grow
 from streamer.messages import PairNm
@@ -72,7 +72,7 @@ class StemConfig(ScanningConfig, frozen=True, kw_only=True, forbid_unknown_field
     detector_offset_counts: float = 10.0
     probe_sigma_nm: float = 0.05
     specimen: SpecimenConfig = SpecimenConfig()
-    eels: EelsConfig = EelsConfig()
+    eels: SheetSpectraConfig = SheetSpectraConfig()
 
     def __post_init__(self) -> None:
         ScanningConfig.__post_init__(self)

@@ -32,9 +32,9 @@ from agents.config import AgentConfig
 from agents.objective import Objective
 from agents.policies import make_agent
 from deploy.train import two_groups
-from simulators.eels import clean_spectra
 from simulators.scan_distortion import ScanDistortionConfig
 from simulators.scoring import adjusted_rand_index, drift_error_px, match_atoms
+from simulators.sheet_spectra import clean_spectra
 from simulators.specimen import FOUR_FOLD_SI, THREE_FOLD_SI
 from simulators.stem import StemConfig, StemInstrument
 from streamer.journal import read_messages

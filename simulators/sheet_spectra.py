@@ -48,7 +48,7 @@ PLASMON_SHIFT_EV = {
 ATOMS_PER_NM2 = 4 / math.sqrt(3) / LATTICE_CONSTANT_NM**2
 
 
-class EelsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SheetSpectraConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The spectrometer and the strength of the scattering.
 
     Attributes
@@ -101,7 +101,7 @@ class EelsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 def clean_spectra(
-    specimen: Specimen, positions_nm: ArrayLike, electrons: float, config: EelsConfig
+    specimen: Specimen, positions_nm: ArrayLike, electrons: float, config: SheetSpectraConfig
 ) -> Float64:
     """Say what spectra would count on average.
 
@@ -142,7 +142,7 @@ def spectrum(
     specimen: Specimen,
     position_nm: tuple[float, float],
     electrons: float,
-    config: EelsConfig,
+    config: SheetSpectraConfig,
     rng: np.random.Generator,
 ) -> Float32:
     """Take one spectrum with its shot noise, in counts, shape ``(channels,)``, float32."""

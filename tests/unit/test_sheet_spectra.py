@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulators.eels import EelsConfig, clean_spectra, spectrum
+from simulators.sheet_spectra import SheetSpectraConfig, clean_spectra, spectrum
 from simulators.specimen import FOUR_FOLD_SI, SITE_NAMES, THREE_FOLD_SI, Specimen, SpecimenConfig, grow
 
-CONFIG = EelsConfig()
+CONFIG = SheetSpectraConfig()
 LOSS_EV = CONFIG.energy_loss_ev
 ELECTRONS = 4e7
 
@@ -98,7 +98,7 @@ def test_off_the_sheet_only_the_zero_loss_tail_is_left(specimen):
 
 def test_counts_grow_with_the_exposure_and_the_channel_width(specimen):
     here = sites(specimen, THREE_FOLD_SI)[:1]
-    wide = EelsConfig(energy_step_ev=2.0, channels=128)
+    wide = SheetSpectraConfig(energy_step_ev=2.0, channels=128)
 
     np.testing.assert_allclose(
         clean_spectra(specimen, here, 2 * ELECTRONS, CONFIG), 2 * clean(specimen, here)
@@ -133,4 +133,4 @@ def test_a_measured_spectrum_has_the_mean_and_the_variance_of_counts(specimen):
 )
 def test_an_impossible_spectrometer_is_refused_by_name(field, value, takes):
     with pytest.raises(ValueError, match=f"eels.{field} is {value}; it takes {takes}"):
-        EelsConfig(**{field: value})
+        SheetSpectraConfig(**{field: value})
