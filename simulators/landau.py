@@ -261,7 +261,7 @@ class LandauField:
         Of one ``step``.
     stabiliser
         A linear term that is taken implicitly and given back explicitly: 2 to 4 keep the working sets stable
-        up to steps of 0.5. None takes ``stabilising``.
+        up to steps of 0.5. None takes what weak fields need.
     depolarisation, thickness
         ``D0`` and ``h`` of the depolarisation: the unscreened part of it.
     temperature
@@ -304,7 +304,7 @@ class LandauField:
             "depolarisation": depolarisation,
             "thickness": thickness,
             "temperature": temperature,
-            "stabiliser": stabilising(energy) if stabiliser is None else stabiliser,
+            "stabiliser": _stabiliser(stiffest(energy, 0.0), time_step) if stabiliser is None else stabiliser,
         }
         self._rng = rng
         self.imprint: Real = np.zeros(shape, dtype)
@@ -405,7 +405,14 @@ class LandauField:
         bent = (twice * self._stiffness * waves).sum() / (2 * math.prod(self.shape))
         return float(local.sum() + bent) * self.cell**2
 
-    def window(self, corner: tuple[int, int], size: int, keep: Float64, time_step: float) -> LandauField:
+    def window(
+        self,
+        corner: tuple[int, int],
+        size: int,
+        keep: Float64,
+        time_step: float,
+        strongest: float = 0.0,
+    ) -> LandauField:
         """Cut out a square in which something is about to happen, with all that acts on it from outside.
 
         What is moved in it is what is added to the present state, so that its edges, where nothing happens,
@@ -421,7 +428,10 @@ class LandauField:
             How free it is to move by the forces it already had, 1 or less, shape ``(size, size)``.
         time_step
             As of a new field.
+        strongest
+            Field that it will be driven with at most.
         """
+        stabiliser = _stabiliser(stiffest(self._energy, strongest), time_step)
         cut = LandauField(
             self._energy,
             (size, size),
@@ -429,7 +439,7 @@ class LandauField:
             time_step=time_step,
             rng=self._rng,
             dtype=self.dtype,
-            **self._made_with,
+            **(self._made_with | {"stabiliser": stabiliser}),
         )
         at = np.ix_(*_cells(corner, (size, size), self.shape))
         bent = self._bending()
@@ -474,13 +484,18 @@ def _cells(corner: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]
 _SBDF2 = np.array([4 / 3, -1 / 3, 4 / 3, -2 / 3])
 
 
-def stabilising(energy: Landau) -> float:
-    """Give half of the steepest curvature met when a field stretches an order by a quarter, or 2.5."""
-    steepest = 5.0
-    for phase in phases(energy):
-        x, y = (1.25 * phase.polar) ** 2, (1.25 * phase.antipolar) ** 2
-        steepest = max(steepest, *_curvatures(energy, x, y))
-    return steepest / 2
+def stiffest(energy: Landau, field: float) -> float:
+    """Give the steepest curvature that a film meets in an applied field, with room for what overshoots."""
+    reach = 1.5 * abs(field) + 0.5
+    force = Polynomial([-reach, energy.polar_2, 0, energy.polar_4, 0, energy.polar_6, 0, energy.polar_8])
+    polar = max(_above_zero(force))
+    antipolar = max(phase.antipolar for phase in phases(energy))
+    return max(_curvatures(energy, polar**2, antipolar**2))
+
+
+def _stabiliser(stiffness: float, time_step: float) -> float:
+    """Give what keeps SBDF2 stable at a curvature: derived, it is up to ``4 (1 + S dt) / (3 dt)``; or 2.5."""
+    return max(2.5, 0.75 * stiffness - 1 / time_step)
 
 
 def depolarising(k: Float64, thickness: float) -> Float64:

@@ -31,6 +31,7 @@ from simulators.landau import (
     cuinp2s6,
     electrostriction_q33,
     phases,
+    stiffest,
     wave_numbers,
 )
 from simulators.scan_distortion import BeamPath
@@ -44,7 +45,10 @@ Float64 = NDArray[np.float64]
 VACUUM_PERMITTIVITY = 8.8541878128e-12  # F/m
 CHANNELS = ("amplitude", "phase", "height")
 COARSEST_CELL = 1.5  # in units of length: walls of the working sets are then still three cells wide
-REACH_RADII = 6.0  # of the tip: half the edge of the window in which it switches the film
+REACH_RADII = 6.0  # of the tip: how far its field reaches; half of the smallest window
+STRONGEST_FIELD = 100.0
+FINENESS = 2.5  # steps of a driven film times its steepest curvature: 0.25 for a few volts
+LET_GO = 3.0  # in scaled time: how long the film springs back at once when a bias ends
 QUIET = 0.25  # what moved by more than this at the edge of the window was held up by it
 BLUNT = 2.0  # a changed tip is as many times wider, and double:
 GHOST_SHARE = 0.35
@@ -262,6 +266,12 @@ class PfmConfig(ScanningConfig, frozen=True, kw_only=True, forbid_unknown_fields
         ScanningConfig.__post_init__(self)
         if not all(abs(part) <= 1000 for part in self.offset_pm):
             raise ValueError(f"pfm.offset_pm is {self.offset_pm}; it takes -1000 to 1000")
+        strongest = self.field_per_v * (abs(self.bias_v) + abs(self.bias_offset_v))
+        if strongest > STRONGEST_FIELD:
+            raise ValueError(
+                f"pfm.field_per_v is {self.field_per_v}: with the bias it makes {strongest:g}; it takes up to"
+                f" {STRONGEST_FIELD:g} of the scaled field, where a film switches at about 0.4"
+            )
         if self.cell_nm > COARSEST_CELL * self.film.length_nm:
             cells = math.ceil(self.film.cells * self.cell_nm / (COARSEST_CELL * self.film.length_nm))
             raise ValueError(
@@ -445,16 +455,21 @@ class Film:
         row, col = place[0] - corner[0], place[1] - corner[1]
         distance = np.hypot(np.arange(size)[:, None] - row, np.arange(size)[None] - col)
         span = seconds / self._config.switching_s / len(strengths)
-        steps = max(1, math.ceil(span / self.field.time_step))
-        keep = _fade(distance / size, 0.3, 0.45)
-        window = self.field.window(corner, size, keep, span / steps)
-        window.tip = (keep * (1 + (distance / radius) ** 2) ** -1.5).astype(np.float32)
+        strongest = float(np.abs(strengths).max())
+        finest = min(self.field.time_step, FINENESS / stiffest(self._config.energy(), strongest))
+        steps = max(1, math.ceil(span / finest))
+        far = distance / radius
+        free = _fade(far, REACH_RADII / 3, REACH_RADII - 1)
+        window = self.field.window(corner, size, free, span / steps, strongest)
+        window.tip = (_fade(far, REACH_RADII - 2, REACH_RADII) * (1 + far**2) ** -1.5).astype(np.float32)
         weights = weigh(size, row, col)
         change = np.empty(len(strengths))
         for n, strength in enumerate(strengths.tolist()):
             for _ in range(steps):
                 window.step(strength)
             change[n] = np.vdot(weights, window.moved[0])
+        for _ in range(math.ceil(LET_GO / window.time_step) if strengths[-1] else 0):
+            window.step()
         return change, window, corner, distance / size
 
 
@@ -507,30 +522,32 @@ def _sample(
     ``maps`` is ``(rows, cols, 4)``: response before and after, height before and after. ``values`` is
     ``(2, rows, cols)``.
     """
-    high, wide = maps.shape[0], maps.shape[1]
+    high, wide = maps.shape[0] - 1, maps.shape[1] - 1
     rows, cols = values.shape[1], values.shape[2]
-    total = np.empty(4, dtype=np.float32)
+    zero = np.float32(0)
     for i in range(rows):
         late = np.float32((i + 0.5) / rows)
         for j in range(cols):
             r, c = i + displacement_px[0, i, j], j + displacement_px[1, i, j]
             y = start[0] + r * down[0] + c * right[0]
             x = start[1] + r * down[1] + c * right[1]
-            if not (0 <= y <= high - 1 and 0 <= x <= wide - 1):
+            if not (0 <= y <= high and 0 <= x <= wide):
                 values[0, i, j], values[1, i, j] = outside[0], outside[1]
                 continue
             top, left = int(y), int(x)
             wy, wx = _cubic_weights(np.float32(y - top)), _cubic_weights(np.float32(x - left))
-            total[:] = 0
+            early, later, low, lower = zero, zero, zero, zero
             for m in range(4):
-                row = (top + m - 1) % high
+                row = min(max(top + m - 1, 0), high)
                 for n in range(4):
+                    col = min(max(left + n - 1, 0), wide)
                     weight = wy[m] * wx[n]
-                    col = (left + n - 1) % wide
-                    for k in range(4):
-                        total[k] += weight * maps[row, col, k]
-            values[0, i, j] = total[0] + late * (total[1] - total[0])
-            values[1, i, j] = total[2] + late * (total[3] - total[2])
+                    early += weight * maps[row, col, 0]
+                    later += weight * maps[row, col, 1]
+                    low += weight * maps[row, col, 2]
+                    lower += weight * maps[row, col, 3]
+            values[0, i, j] = early + late * (later - early)
+            values[1, i, j] = low + late * (lower - low)
 
 
 @njit(cache=True)
