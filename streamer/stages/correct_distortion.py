@@ -705,15 +705,19 @@ def _sum(first: PairNm, second: PairNm) -> PairNm:
 
 
 def _drawn_frames() -> list[Frame]:
-    """Draw a small crystal three times, with a little drift and noise."""
+    """Draw a small crystal three times, with a little drift, noise and rows that jitter."""
     size, spacing, sigma = 128, 12.0, 1.9
     rng = np.random.default_rng(0)
     place = np.arange(size)
     frames = []
     for number in range(3):
         sites = np.arange(-spacing, size + spacing, spacing) + 0.3 * number
-        line = np.exp(-((place[:, None] - sites) ** 2) / (2 * sigma**2)).sum(axis=1)
-        image = rng.poisson(5 + 100 * np.outer(line, line)).astype(np.float32)
+        row_px = place + rng.normal(0, 0.5, (size, 1))
+        down, along = (
+            np.exp(-((at[..., None] - sites) ** 2) / (2 * sigma**2)).sum(axis=-1) for at in (place, row_px)
+        )
+        image = rng.poisson(5 + 100 * down[:, None] * along).astype(np.float32)
+        image.setflags(write=False)  # as off the wire: other code is compiled for what may be written to
         frames.append(
             Frame(
                 session="",
