@@ -27,6 +27,9 @@ _LEAST_SIGNIFICANCE = 4.0  # amplitude in its standard deviations
 _WORST_CHI2 = 2.5  # in the median of the frame
 _LINEAR_SIGMA = 0.2  # row offsets spread by less are found at once
 _LEAST_OF_USUAL = 0.3  # information of a row that is to say how noisy rows are
+_LOOSE_SIGMA = 0.5  # a column among others is held at its guess with this sd: more than any is off by
+_BEYOND_PX, _BEYOND_HEIGHT = 0.3, 0.3  # sd of place and relative height of a column beyond the edge
+_STRETCH_SIGMA = 3.0  # halves of a row are made of every other stretch so long
 _LEVELS = 24  # brightness levels at which the noise is measured
 _FOURTH_DIFFERENCE = 70.0  # sum of the squares of 1, -4, 6, -4, 1
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -166,11 +169,16 @@ def fit_columns(
     iterations: int = 2,
     noise: NoiseModel | None = None,
     max_shift_px: float = 3.5,
+    likely_heights: Float64 | None = None,
 ) -> ColumnFits:
     """Fit position, amplitude and background of each column by weighted least squares.
 
     Gauss-Newton; the weights are those of the model, not of the data, so dim columns are not drawn
     down. A column whose middle is inside the frame is fitted with the part of it that is.
+
+    Where columns overlap, give their ``likely_heights``: every column is then fitted beside what its
+    neighbours are fitted to already. Guesses beyond the edges should be among them, as far as ``drawn_px``
+    goes: the frame may show the flank of such a column, and it is kept near its guess and likely height.
 
     Parameters
     ----------
@@ -186,6 +194,9 @@ def fit_columns(
         Of the image; counts if left out.
     max_shift_px
         A column further from its guess is not good.
+    likely_heights
+        About how high each column is, in any unit, shape ``(n,)``. Left out, columns are fitted side by side,
+        which is quicker, and as good where they are four sigma apart.
     """
     if not sigma_px > 0:
         raise ValueError(f"sigma_px is {sigma_px}; it takes numbers above 0")
@@ -194,8 +205,16 @@ def fit_columns(
     picture = np.ascontiguousarray(image, dtype=np.float32)
     guesses = np.ascontiguousarray(guesses_px, dtype=np.float64).reshape(-1, 2)
     noise = noise or COUNTS
-    fits = _fitted(picture, guesses, sigma_px, iterations, noise)
+    if likely_heights is None or not len(guesses):
+        fits = _fitted(picture, guesses, sigma_px, iterations, noise)
+    else:
+        fits = _fitted_beside_each_other(picture, guesses, likely_heights, sigma_px, iterations, noise)
     return _judged(picture.shape, guesses, fits, sigma_px, max_shift_px)
+
+
+def drawn_px(sigma_px: float) -> float:
+    """Say how far from its middle a column still counts as seen, in pixels."""
+    return _DRAWN_SIGMA * sigma_px
 
 
 def _fitted(
@@ -210,10 +229,46 @@ def _fitted(
     chi2 = np.full(len(guesses), np.inf)
     _start(image, parameters, sigma, half)
     flat = np.zeros((2, image.shape[0]))
+    free = np.zeros((len(guesses), 4))
     for _ in range(iterations):
         drawn = _drawn(image.shape, parameters, sigma, flat)
-        _step(image, drawn, parameters, variance, chi2, sigma, half, law)
+        _step(image, drawn, parameters, variance, chi2, sigma, half, law, free, free, 0)
     return parameters, variance, chi2
+
+
+def _fitted_beside_each_other(
+    image: Float32, guesses: Float64, heights: Float64, sigma: float, iterations: int, noise: NoiseModel
+) -> tuple[Float64, Float64, Float64]:
+    """Fit as ``_fitted`` does, each column against what the others leave of the image at that moment."""
+    half = max(2, math.ceil(_HALF_WIDTH_SIGMA * sigma - 0.25))
+    reach = math.ceil(_DRAWN_SIGMA * sigma)
+    law = (noise.constant, noise.gain, noise.floor)
+    flat = np.zeros((2, image.shape[0]))
+    parameters = np.column_stack([guesses, _usual_heights(image, guesses, heights, sigma)])
+    variance = np.full((len(guesses), 4), np.inf)
+    chi2 = np.full(len(guesses), np.inf)
+    anchor, firmness = parameters.copy(), np.zeros((len(guesses), 4))
+    firmness[:, :2] = 1 / (_LOOSE_SIGMA * sigma) ** 2
+    beyond = ~np.all((guesses >= 0) & (guesses <= np.array(image.shape) - 1), axis=1)
+    height = np.maximum(anchor[beyond, 2], 1e-12)
+    firmness[beyond, :2] = 1 / _BEYOND_PX**2
+    firmness[beyond, 2:] = (1 / (_BEYOND_HEIGHT * height) ** 2)[:, None]
+    drawn = _drawn(image.shape, parameters, sigma, flat)
+    for _ in range(iterations + 1):
+        _step(image, drawn, parameters, variance, chi2, sigma, half, law, anchor, firmness, reach)
+    chi2[beyond] = np.inf
+    return parameters, variance, chi2
+
+
+def _usual_heights(image: Float32, guesses: Float64, heights: Float64, sigma: float) -> Float64:
+    """Amplitude of each column and the background of all, ``(n, 2)``, one scale for all heights."""
+    likely = np.column_stack([guesses, heights, np.zeros(len(guesses))])
+    shape = _drawn(image.shape, likely, sigma, np.zeros((2, image.shape[0]))).astype(np.float64)
+    off = shape - shape.mean()
+    scale = float((off * image).sum() / max(float((off**2).sum()), 1e-30))
+    scale = max(scale, 1e-3 * float(np.ptp(image)) / max(float(heights.max()), 1e-30))
+    background = float(image.mean(dtype=np.float64) - scale * shape.mean())
+    return np.column_stack([scale * heights, np.full(len(guesses), background)])
 
 
 def _judged(
@@ -299,6 +354,7 @@ def row_offsets(
     rows_px: Float64 | None = None,
     before: RowOffsets | None = None,
     passes: int = 2,
+    overlap: bool = False,
 ) -> RowOffsets:
     """Measure the offsets of all rows by the columns that cross them, whose heights are fitted along.
 
@@ -323,16 +379,22 @@ def row_offsets(
         column (hum, settling).
     before
         Of the frame before: spread and noise are averaged over frames.
+    overlap
+        Whether columns overlap, so that a row shows their sum; then those that are not good are drawn too,
+        without telling anything.
     passes
         1 is linear; 2 measures the rest again around the first answer where the spread is above σ/5.
     """
     picture = np.ascontiguousarray(image, dtype=np.float32)
     noise = noise or COUNTS
     known = np.zeros((2, picture.shape[0])) if rows_px is None else np.asarray(rows_px, dtype=np.float64)
-    parameters = np.column_stack([expected_px, fits.amplitude, fits.background])[fits.good]
+    parameters = np.column_stack([expected_px, fits.amplitude, fits.background])
     offsets = np.zeros_like(known)
     for _ in range(passes):
-        told = _row_information(picture, parameters, sigma_px, known, offsets, noise)
+        if overlap:
+            told = _row_information_of_all(picture, parameters, fits.good, sigma_px, known, offsets, noise)
+        else:
+            told = _row_information(picture, parameters[fits.good], sigma_px, known, offsets, noise)
         result = _weighed(told, offsets, before)
         if result.spread.max() < _LINEAR_SIGMA * sigma_px:
             break
@@ -363,9 +425,7 @@ def _row_information(
     noise: NoiseModel,
 ) -> _RowInformation:
     """Say what the columns tell of each row's offset, around ``offsets``."""
-    at_column = np.stack([np.interp(parameters[:, 0], np.arange(known.shape[1]), row) for row in known])
-    placed = parameters.copy()
-    placed[:, :2] += at_column.T
+    placed = _placed(parameters, known)
     shift = known + offsets
     drawn = _drawn(image.shape, placed, sigma, shift)
     half = math.ceil(2.6 * sigma)
@@ -376,6 +436,35 @@ def _row_information(
     law = (noise.constant, noise.gain, noise.floor)
     _add_columns(image, drawn, placed, shift, sigma, half, law, told.band, told.score, told.alone)
     return told
+
+
+def _placed(parameters: Float64, known: Float64) -> Float64:
+    """Put columns where they are seen but for what their rows do."""
+    at_column = np.stack([np.interp(parameters[:, 0], np.arange(known.shape[1]), row) for row in known])
+    placed = parameters.copy()
+    placed[:, :2] += at_column.T
+    return placed
+
+
+def _row_information_of_all(
+    image: Float32,
+    parameters: Float64,
+    tells: Bool,
+    sigma: float,
+    known: Float64,
+    offsets: Float64,
+    noise: NoiseModel,
+) -> _RowInformation:
+    """Say the same where columns overlap: a pixel tells of its row once, whatever columns reach it."""
+    placed = _placed(parameters, known)
+    shift, rows = known + offsets, image.shape[0]
+    drawn = np.zeros((5, *image.shape), dtype=np.float32)
+    _draw_slopes(drawn, placed, tells, sigma, math.ceil(_DRAWN_SIGMA * sigma), shift)
+    law = (noise.constant, noise.gain, noise.floor)
+    told = np.zeros((2, 2, 2, rows))
+    _add_pixels(image, drawn, max(1, round(_STRETCH_SIGMA * sigma)), law, told)
+    both = told.sum(axis=1)
+    return _RowInformation(np.ascontiguousarray(told[0][:, :, None]), told[1], both)
 
 
 def _weighed(told: _RowInformation, around: Float64, before: RowOffsets | None) -> RowOffsets:
@@ -467,6 +556,75 @@ def _draw(picture: Float32, parameters: Float64, sigma: float, half: int, shift:
 
 
 @njit(cache=True, fastmath=_FAST)
+def _draw_slopes(
+    drawn: Float32, parameters: Float64, tells: Bool, sigma: float, half: int, shift: Float64
+) -> None:
+    """Draw columns, by how much they change with their rows' offsets, and weights and sum of backgrounds."""
+    rows, cols = drawn.shape[1:]
+    narrow, inverse2 = 0.5 / (sigma * sigma), 1 / (sigma * sigma)
+    q = math.exp(-2 * narrow)
+    for i in range(len(parameters)):
+        amplitude, background = parameters[i, 2], parameters[i, 3]
+        middle = round(parameters[i, 0])
+        for r in range(max(0, middle - half), min(rows, middle + half + 1)):
+            down = r + shift[0, r] - parameters[i, 0]
+            place = parameters[i, 1] - shift[1, r]
+            first = max(0, round(place) - half)
+            last = min(cols, round(place) + half + 1)
+            x = first - place
+            value = math.exp(-narrow * (down * down + x * x))
+            ratio = math.exp(-narrow * (2 * x + 1))
+            slope = -amplitude * inverse2 if tells[i] else 0.0
+            for c in range(first, last):
+                drawn[0, r, c] += amplitude * value
+                drawn[1, r, c] += slope * down * value
+                drawn[2, r, c] += slope * (c - place) * value
+                drawn[3, r, c] += value
+                drawn[4, r, c] += background * value
+                value *= ratio
+                ratio *= q
+
+
+@njit(cache=True, fastmath=_FAST)
+def _add_pixels(
+    image: Float32, drawn: Float32, stretch: int, law: tuple[float, float, float], told: Float64
+) -> None:
+    """Add what pixels say: ``told`` is ``(information or score, half, axis, row)``, halves in turn."""
+    rows, cols = image.shape
+    for r in range(rows):
+        for c in range(cols):
+            if not drawn[3, r, c] > 1e-3:
+                continue
+            model = drawn[0, r, c] + drawn[4, r, c] / drawn[3, r, c]
+            w = 1 / max(law[0] + law[1] * model, law[2])
+            v = w * (image[r, c] - model)
+            half = (c // stretch) & 1
+            for axis in range(2):
+                slope = drawn[1 + axis, r, c]
+                told[0, half, axis, r] += w * slope * slope
+                told[1, half, axis, r] += slope * v
+
+
+@njit(cache=True, fastmath=_FAST)
+def _draw_one(picture: Float32, row: float, col: float, amplitude: float, narrow: float, reach: int) -> None:
+    """Add one column where ``_draw`` would, no row being displaced."""
+    rows, cols = picture.shape
+    top, left = round(row), round(col)
+    first, last = max(0, left - reach), min(cols, left + reach + 1)
+    if first >= last:
+        return
+    q = math.exp(-2 * narrow)
+    x = first - col
+    begin, begin_ratio = math.exp(-narrow * x * x), math.exp(-narrow * (2 * x + 1))
+    for r in range(max(0, top - reach), min(rows, top + reach + 1)):
+        value, ratio = amplitude * math.exp(-narrow * (r - row) ** 2) * begin, begin_ratio
+        for c in range(first, last):
+            picture[r, c] += value
+            value *= ratio
+            ratio *= q
+
+
+@njit(cache=True, fastmath=_FAST)
 def _start(image: Float32, parameters: Float64, sigma: float, half: int) -> None:
     """Amplitude and background by linear least squares at the guessed places."""
     rows, cols = image.shape
@@ -507,8 +665,15 @@ def _step(
     sigma: float,
     half: int,
     law: tuple[float, float, float],
+    anchor: Float64,
+    firmness: Float64,
+    reach: int,
 ) -> None:
-    """One Gauss-Newton step of every column, the other columns as they are drawn."""
+    """One Gauss-Newton step of every column, the other columns as they are drawn.
+
+    Parameters are held at ``anchor`` with the precision ``firmness``, ``(n, 4)`` both. With a ``reach``
+    above 0 a column is drawn anew, so far, as soon as it has moved.
+    """
     rows, cols = image.shape
     narrow, inverse2 = 0.5 / (sigma * sigma), 1 / (sigma * sigma)
     across = np.empty(2 * half + 1)
@@ -518,7 +683,7 @@ def _step(
         row, col, amplitude, background = parameters[i]
         variance[i, :] = np.inf
         chi2[i] = np.inf
-        if not (0 <= row <= rows - 1 and 0 <= col <= cols - 1):
+        if firmness[i, 2] == 0 and not (0 <= row <= rows - 1 and 0 <= col <= cols - 1):
             continue
         top, left = round(row), round(col)
         first, last = max(0, left - half), min(cols, left + half + 1)
@@ -553,9 +718,17 @@ def _step(
                 b2 += we * residual
                 b3 += w * residual
                 square += w * residual * residual
-            count += last - first
-        if count < 12 or not amplitude > 0:
+            count += max(0, last - first)
+        if (count < 12 and firmness[i, 2] == 0) or not amplitude > 0:
             continue
+        n00 += firmness[i, 0]
+        n11 += firmness[i, 1]
+        n22 += firmness[i, 2]
+        n33 += firmness[i, 3]
+        b0 += firmness[i, 0] * (anchor[i, 0] - row)
+        b1 += firmness[i, 1] * (anchor[i, 1] - col)
+        b2 += firmness[i, 2] * (anchor[i, 2] - amplitude)
+        b3 += firmness[i, 3] * (anchor[i, 3] - background)
         normal[0] = (n00, n01, n02, n03)
         normal[1] = (n01, n11, n12, n13)
         normal[2] = (n02, n12, n22, n23)
@@ -572,7 +745,10 @@ def _step(
             parameters[i, k] += step
             variance[i, k] = inverse[k, k]
         parameters[i, 2] = max(parameters[i, 2], 0.0)
-        chi2[i] = square / count
+        chi2[i] = square / max(count, 1)
+        if reach > 0:
+            _draw_one(drawn, row, col, -amplitude, narrow, reach)
+            _draw_one(drawn, parameters[i, 0], parameters[i, 1], parameters[i, 2], narrow, reach)
 
 
 @njit(cache=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
@@ -27,6 +27,7 @@ from streamer.observers.columns import (
     ColumnFits,
     NoiseModel,
     RowOffsets,
+    drawn_px,
     fit_columns,
     fitted_sigma,
     noise_model,
@@ -78,6 +79,8 @@ _POOR = 0.7  # part below which a frame is looked at again
 _MOST_STRETCH = 0.06  # of the lattice between frames: more is another magnification
 _FRAMES_TO_JUDGE = 4  # before a site is said to move by itself
 _BY_CHANCE = 1e-4  # how often a site at rest is taken for one that moves
+_APART_SIGMA = 4.0  # columns that are further apart are fitted one by one
+_NEAR = 4  # columns that say together where one near them should be
 _CELLS = 1 << 20
 
 
@@ -93,11 +96,14 @@ class ColumnsSeen:
         Where the lattice has them, shape ``(n, 2)``.
     fits
         Where and how they were seen; all are good.
+    rest
+        The sites whose column is not good or lies beyond the edge; None where columns do not overlap.
     """
 
     index: Int64
     sites_px: Float64
     fits: ColumnFits
+    rest: ColumnsSeen | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -266,6 +272,19 @@ def _not_beside_clearer(fits: ColumnFits, distance_px: float) -> Bool:
     return keep
 
 
+def _joined(first: ColumnFits, second: ColumnFits) -> ColumnFits:
+    """Put two sets of columns one after the other."""
+    return ColumnFits(
+        positions_px=np.concatenate([first.positions_px, second.positions_px]),
+        variance_px2=np.concatenate([first.variance_px2, second.variance_px2]),
+        amplitude=np.concatenate([first.amplitude, second.amplitude]),
+        background=np.concatenate([first.background, second.background]),
+        significance=np.concatenate([first.significance, second.significance]),
+        chi2=np.concatenate([first.chi2, second.chi2]),
+        good=np.concatenate([first.good, second.good]),
+    )
+
+
 def _chosen(fits: ColumnFits, which: Bool | Int64) -> ColumnFits:
     return ColumnFits(
         positions_px=fits.positions_px[which],
@@ -405,9 +424,25 @@ class LatticeObserver:
             raise RuntimeError("no frame was observed: call observe() before rows()")
         expected = to_raw(seen.sites_px)
         off = seen.fits.positions_px - expected
-        usable = _chosen(seen.fits, np.arange(len(off)))
-        usable.good[:] = _near_the_rest(off)
-        offsets = row_offsets(self._bright(image), usable, expected, sigma, self._noise, rows_px, self._rows)
+        near = _near_the_rest(off)
+        usable, places = replace(seen.fits, good=near), expected
+        if seen.rest is not None:
+            # A column that lies aside is drawn where it is; one of which little is seen, where it should be.
+            places = np.where(near[:, None], expected, seen.fits.positions_px)
+            usable, places = (
+                _joined(usable, seen.rest.fits),
+                np.concatenate([places, to_raw(seen.rest.sites_px)]),
+            )
+        offsets = row_offsets(
+            self._bright(image),
+            usable,
+            places,
+            sigma,
+            self._noise,
+            rows_px,
+            self._rows,
+            overlap=self._overlap,
+        )
         self._rows = offsets
         at = seen.fits.positions_px[:, 0]
         blurred = ndimage.gaussian_filter1d(offsets.offsets, sigma, axis=1)
@@ -465,20 +500,20 @@ class LatticeObserver:
     def _looked_up(self, image: Float32, to_raw: ToRaw) -> ColumnsSeen | None:
         """Fit the columns where they are expected; look everywhere if that is not where they are."""
         lattice, sigma = self._ready()
-        index = lattice.sites(*self._view)
+        beyond = drawn_px(sigma) if self._overlap else -1.0
+        margin = max(beyond, 0.0) * np.array([[-1.0], [1.0]])
+        index = lattice.sites(*(self._view + margin))
         raw = to_raw(lattice.place_of(index))
-        inside = np.all((raw >= 1) & (raw <= np.array(image.shape) - 2.0), axis=1)
+        inside = np.all((raw >= -beyond) & (raw <= np.array(image.shape) - 1.0 + beyond), axis=1)
         index, raw = index[inside], raw[inside]
-        sites = lattice.place_of(index)
-        reach = _CAPTURE * lattice.spacing_px
-        fits = fit_columns(image, raw, sigma, 2, self._noise, reach)
+        fits = self._fitted(image, index, raw, 2)
         off = fits.positions_px - raw
         if fits.good.sum() >= FEWEST_COLUMNS:
             # The whole frame may be off: half a pixel takes two more steps.
             shift = np.median(off[fits.good], axis=0)
             if np.hypot(*shift) > 0.5:
-                fits = fit_columns(image, raw + shift, sigma, 3, self._noise, reach)
-        seen = ColumnsSeen(index=index[fits.good], sites_px=sites[fits.good], fits=_chosen(fits, fits.good))
+                fits = self._fitted(image, index, raw + shift, 3)
+        seen = self._sorted(index, fits)
         if len(seen.index) >= _POOR * self._usual_count and self._is_usual(seen):
             return seen
         other = self._captured(image, to_raw)
@@ -502,7 +537,42 @@ class LatticeObserver:
         ):
             return None
         at = index[known]
-        return ColumnsSeen(index=at, sites_px=lattice.place_of(at), fits=_chosen(fits, known))
+        seen = ColumnsSeen(index=at, sites_px=lattice.place_of(at), fits=_chosen(fits, known))
+        return self._looked_around(image, seen) if self._overlap else seen
+
+    def _looked_around(self, image: Float32, seen: ColumnsSeen) -> ColumnsSeen:
+        """Fit again columns that were found one by one, with all of the lattice that the frame may show."""
+        lattice, sigma = self._ready()
+        beyond = drawn_px(sigma)
+        index = lattice.sites(*_view(seen, image.shape, beyond + lattice.spacing_px))
+        sites = lattice.place_of(index)
+        near = cKDTree(seen.sites_px).query(sites, k=_NEAR)[1]
+        raw = sites - (seen.sites_px - seen.fits.positions_px)[near].mean(axis=1)
+        inside = np.all((raw >= -beyond) & (raw <= np.array(image.shape) - 1.0 + beyond), axis=1)
+        return self._sorted(index[inside], self._fitted(image, index[inside], raw[inside], 3))
+
+    @property
+    def _overlap(self) -> bool:
+        """Whether columns reach so far into each other that they have to be fitted together."""
+        lattice, sigma = self._ready()
+        return lattice.spacing_px < _APART_SIGMA * sigma
+
+    def _fitted(self, image: Float32, index: Int64, raw: Float64, iterations: int) -> ColumnFits:
+        lattice, sigma = self._ready()
+        heights = lattice.amplitude[index[:, 2]] if self._overlap else None
+        reach = _CAPTURE * lattice.spacing_px
+        return fit_columns(image, raw, sigma, iterations, self._noise, reach, heights)
+
+    def _sorted(self, index: Int64, fits: ColumnFits) -> ColumnsSeen:
+        """Tell columns that are good from the others, which are needed where columns overlap."""
+        lattice, _ = self._ready()
+        good, bad = (
+            ColumnsSeen(
+                index=index[which], sites_px=lattice.place_of(index[which]), fits=_chosen(fits, which)
+            )
+            for which in (fits.good, ~fits.good)
+        )
+        return replace(good, rest=bad) if self._overlap else good
 
     def _is_usual(self, seen: ColumnsSeen) -> bool:
         """Whether enough columns are seen, and the brighter sublattice is the brighter one."""
