@@ -15,6 +15,7 @@ import structlog
 import typer
 
 from streamer.calibrations import adopt, keep
+from streamer.compiled import start_anew_if_compiled
 from streamer.config import StreamerConfig
 from streamer.config_file import ConfigError, convert, read_tables
 from streamer.envelope import Envelope
@@ -52,6 +53,7 @@ def main(
             settings.pipeline if calibrating else adopt(settings.pipeline, session_folder)
         )
         pipeline.warm_up()
+        start_anew_if_compiled()
     except (ConfigError, ValueError, OSError) as error:
         sys.exit(_complain(f"configuration: {error}"))
     try:
