@@ -468,8 +468,9 @@ class Diffraction:
         for layer, kind in enumerate(self.slab.order):
             _transmit(wave, self.slab.transmission[kind], corners)
             wave = fft.fft2(wave, norm="ortho", overwrite_x=True, workers=1)
-            if layer < last:
+            if last:  # also behind the last layer: what lies beyond the band is folded back
                 _multiply(wave, self._propagator)
+            if layer < last:
                 wave = fft.ifft2(wave, norm="ortho", overwrite_x=True, workers=1)
         return wave
 
