@@ -230,9 +230,9 @@ class DiffractionConfig(ScanningConfig, frozen=True, kw_only=True, forbid_unknow
 def zincblende_layers(config: ZincblendeConfig, lower_nm: PairNm, upper_nm: PairNm) -> tuple[Layer, Layer]:
     """Atoms of the two layers that a crystal along [110] is made of, in turn, in a rectangle.
 
-    The cell is ``a / √2`` along [-110] and ``a`` along [001]; in each layer a cation has its anion a quarter
-    of ``a`` further along [001], and the second layer is half a cell off along both. There is a cation at
-    ``(0, 0)``.
+    The cell is ``a / √2`` along [-110] and ``a`` along [001]. A cation at ``(0, 0)`` has two anions in its
+    own layer, half a cell away along [-110] and a quarter back along [001], and two a quarter ahead in the
+    layers before and behind it, which are half a cell off along both.
     """
     a = config.lattice_constant_nm
     turn = math.radians(config.orientation_deg)
@@ -245,7 +245,7 @@ def zincblende_layers(config: ZincblendeConfig, lower_nm: PairNm, upper_nm: Pair
     both = []
     for half in (0.0, 0.5):
         first = cells.reshape(-1, 2) + half
-        sites = np.concatenate([first, first + [0.0, 0.25]])
+        sites = np.concatenate([first, first + [0.5, 0.75]])
         places = sites * cell @ vectors
         numbers = np.repeat([config.cation, config.anion], len(first))
         inside = np.all((places >= lower_nm) & (places <= upper_nm), axis=1)
@@ -326,7 +326,7 @@ def count(patterns: Float32, electrons: float, rng: np.random.Generator) -> Floa
     """
     if electrons > MOST_ARRIVALS:
         return poisson(patterns * np.float32(electrons), rng)
-    counts = np.empty_like(patterns)
+    counts = np.empty(patterns.shape, dtype=np.float32)
     _count_arrivals(patterns.reshape(-1), electrons, rng, counts.reshape(-1))
     return counts
 
@@ -410,7 +410,8 @@ def turned_distance(
     first, second
         Shape ``(rows, cols)``, the undeflected beam in the middle.
     radius_px
-        How far out they are compared; None is to the edge.
+        How far out they are compared; None is to the edge. The edge of the bright disc is made of pixels and
+        does not turn: where the specimen scatters little, stay inside of it.
 
     Returns
     -------
@@ -470,7 +471,7 @@ class DiffractionSimulator:
         self._lower_nm, self._upper_nm = _extent(config)
         self.layers, self._sheet = self._grown()
         turn = math.radians(config.camera_rotation_deg)
-        self._to_camera = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+        self._to_camera = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
         self._diffraction = Diffraction(self._slab(self.layers), config.beam, config.camera_px)
 
     def step(self, seconds: float) -> None:
