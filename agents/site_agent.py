@@ -138,7 +138,8 @@ class SiteAgent(ABC):
                 return self._tell_outcome(message)
             case StrainMap():
                 self._take_strain(message)
-            case Latents(request_id=None):  # a sub-scan shows a part of the field from close by
+            # a sub-scan shows a part of the field from close by, a batch of patterns a few rows of it
+            case Latents(request_id=None, is_delivered=False):
                 self._candidates = Candidates.of(message, self.config.min_confidence)
                 self._ledger.new_frame()
             case _:

@@ -203,7 +203,9 @@ def read_turns(folder: Path, pool: Pool) -> Iterator[Latents | StrainMap | None]
     """Read the latents of each frame and the maps, and None where a measurement of the pool was made."""
     known = {measured.outcome.id for measured in pool.all}
     for message in _messages(folder, "latents", "outcome", "strain_map"):
-        if isinstance(message, StrainMap) or (isinstance(message, Latents) and message.request_id is None):
+        if isinstance(message, StrainMap) or (
+            isinstance(message, Latents) and message.request_id is None and not message.is_delivered
+        ):
             yield message
         elif isinstance(message, Outcome) and message.id in known:
             known.remove(message.id)

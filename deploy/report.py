@@ -170,7 +170,10 @@ def _frames_sentence(session: Session) -> str:
     if session.subscans:
         sentence += f" and {_count(session.subscans, 'sub-scan')}"
     were = "was" if session.frames + session.subscans == 1 else "were"
-    sentence += f" {were} kept, and {len(session.drift):,} came through the analysis"
+    sentence += f" {were} kept"
+    if session.patterns:
+        sentence += f" with {_count(session.patterns, 'diffraction pattern')}"
+    sentence += f", and {len(session.drift):,} came through the analysis"
     if session.atoms is not None:
         sentence += f", the last with {_count(len(session.atoms.positions_px), 'atom')}"
     return sentence + "."

@@ -26,6 +26,7 @@ from streamer.messages import (
     Latents,
     Outcome,
     PairNm,
+    Patches,
     Registration,
     ScanGeometry,
     Score,
@@ -161,6 +162,8 @@ class Session:
         How many frames of the experiment were journalled (sub-scans apart).
     subscans
         How many frames answered a request.
+    patterns
+        How many windows a detector delivered as such.
     last_raw
         The raw frame that belongs to ``atoms``, or the last one.
     atoms
@@ -194,6 +197,7 @@ class Session:
     last_received_s: float = math.nan
     frames: int = 0
     subscans: int = 0
+    patterns: int = 0
     last_raw: Frame | None = None
     atoms: Atoms | None = None
     latents: Latents | None = None
@@ -285,7 +289,9 @@ def _take(session: Session, seen: _Gathering, received_s: float, message: AnyMes
             session.subscans += 1
         case Atoms():
             session.atoms = message
-        case Latents(request_id=None):
+        case Patches():
+            session.patterns += len(message.windows)
+        case Latents(request_id=None, is_delivered=False):
             _keep(seen.latents, message.number, message)
             _take_registration(session, message, seen.rasters.pop(message.number, message.geometry))
             if message.number in seen.received_s:

@@ -39,6 +39,7 @@ from streamer.messages import (
     Latents,
     ModelRevision,
     Outcome,
+    Patches,
     Request,
     Score,
     Suggestion,
@@ -217,7 +218,7 @@ class FrameCheck:
     def take(self, record: int, message: AnyMessage) -> None:
         """Take the next record."""
         match message:
-            case Frame() if message.number > self._after:
+            case Frame() | Patches() if message.number > self._after:
                 self._open[message.number] = self._analyse(message)
             case Latents() if message.number > self._after:
                 self._compare(record, message.number, "latents", message)
@@ -234,7 +235,7 @@ class FrameCheck:
                 f"{len(self._open)} frames at the end have no latents in the journal: it ended before"
             )
 
-    def _analyse(self, frame: Frame) -> Latents | str:
+    def _analyse(self, frame: Frame | Patches) -> Latents | str:
         meter = _NoMeter()
         processed = self._pipeline.process(frame, meter)
         return meter.rejection if processed is None else processed.latents

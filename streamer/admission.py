@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from streamer.envelope import RefusedError
-from streamer.messages import Frame, Suggestion
+from streamer.messages import Frame, Patches, Suggestion
 
 # Refusals that follow from the state of the session, not from a limit of the envelope.
 OUT_OF_SEASON = ("session ends", "held", "no instrument", "budget", "wrong session")
 
 
 def why_not_frame(
-    frame: Frame,
+    frame: Frame | Patches,
     *,
     session: str,
     expected: int,
@@ -23,13 +23,14 @@ def why_not_frame(
     ahead: int,
     window: int,
     pending: Collection[str],
+    known: Collection[str] = (),
 ) -> tuple[str, str] | None:
     """Say why a frame is not taken and what would do; None if it is.
 
     Parameters
     ----------
     frame
-        As it came.
+        As it came; or a batch of patches, which takes a number as a frame does.
     session, expected
         Name of the session, and the number of the frame to come.
     is_from_instrument
@@ -38,6 +39,8 @@ def why_not_frame(
         How many frames its sender has sent ahead of their acks, and how many it may.
     pending
         Ids of the requests under way.
+    known
+        Ids of all requests: the patches of a sub-scan may come after its outcome.
     """
     if not is_from_instrument:
         return "hello first", "an instrument says Hello before its first frame"
@@ -47,7 +50,8 @@ def why_not_frame(
         return "out of order", f"the next number is {expected}; numbers rise and are never reused"
     if ahead >= window:
         return "window full", f"at most {window} frames go ahead of their acks; wait for one"
-    if frame.request_id is not None and frame.request_id not in pending:
+    asked = known if isinstance(frame, Patches) else pending
+    if frame.request_id is not None and frame.request_id not in asked:
         return "unknown id", f"no request {frame.request_id} is under way"
     return None
 

@@ -13,7 +13,16 @@ from typing import Any
 
 import msgspec
 
-from streamer.messages import Frame, Outcome, PairNm, Registration, Request, ScanGeometry, Suggestion
+from streamer.messages import (
+    Frame,
+    Outcome,
+    PairNm,
+    Patches,
+    Registration,
+    Request,
+    ScanGeometry,
+    Suggestion,
+)
 
 ELECTRONS_PER_S_PA = 1e-12 / 1.602176634e-19
 Cell = tuple[int, int]
@@ -132,6 +141,7 @@ class EnvelopeState(msgspec.Struct, frozen=True):
     geometry: ScanGeometry | None
     registration: Registration
     clock_s: float
+    batches_e_per_nm2: float = 0.0
 
 
 class Dose(msgspec.Struct, frozen=True):
@@ -201,6 +211,7 @@ class Envelope:
         self._geometry: ScanGeometry | None = None
         self._registration = Registration()
         self._clock_s = 0.0  # of the instrument, when it last said something
+        self._batches_e_per_nm2 = 0.0  # counted of patches whose frame is still to come
         self._seen: dict[str, None] = {}
         self._granted_at_s: deque[float] = deque()
 
@@ -216,6 +227,7 @@ class Envelope:
             geometry=self._geometry,
             registration=self._registration,
             clock_s=self._clock_s,
+            batches_e_per_nm2=self._batches_e_per_nm2,
         )
 
     def restore(self, state: EnvelopeState) -> None:
@@ -229,6 +241,7 @@ class Envelope:
         self._geometry = state.geometry
         self._registration = state.registration
         self._clock_s = state.clock_s
+        self._batches_e_per_nm2 = state.batches_e_per_nm2
 
     @property
     def registration(self) -> Registration:
@@ -250,6 +263,8 @@ class Envelope:
         missed
             Numbers left empty before it: frames that were begun and broken off, or never arrived. They
             are taken to have given as much.
+
+        The frame of a scan whose patches came before it has the same dose: it is counted once.
         """
         self._clock_s = frame.acquired_at_s
         if frame.request_id is not None:  # its dose was reserved with the request
@@ -258,8 +273,30 @@ class Envelope:
         beam_e = self._electrons(frame.dwell_time_us) * math.prod(frame.geometry.shape)
         # Whoever does not tell the dose of a frame is not taken to have given none.
         dose_e_per_nm2 = max(frame.dose_e_per_nm2, beam_e / (width * height))
-        self.ledger.add_frame((1 + missed) * dose_e_per_nm2, width * height)
+        counted_e_per_nm2 = min(self._batches_e_per_nm2, dose_e_per_nm2)
+        self._batches_e_per_nm2 = 0.0
+        self.ledger.add_frame((1 + missed) * dose_e_per_nm2 - counted_e_per_nm2, width * height)
         self._geometry = frame.geometry
+
+    def observe_patches(self, patches: Patches, missed: int = 0) -> None:
+        """Count the dose of a batch that a detector delivered, and take its scan's field as the bounds.
+
+        Parameters
+        ----------
+        patches
+            As they came.
+        missed
+            As of a frame: batches that never came are taken to have given as much.
+        """
+        self._clock_s = patches.acquired_at_s
+        if patches.request_id is not None:
+            return
+        width, height = patches.geometry.field_of_view_nm
+        each_e = max(patches.dose_e, self._electrons(patches.dwell_time_us))
+        dose_e_per_nm2 = (1 + missed) * len(patches.windows) * each_e / (width * height)
+        self.ledger.add_frame(dose_e_per_nm2, width * height)
+        self._batches_e_per_nm2 += dose_e_per_nm2
+        self._geometry = patches.geometry
 
     def observe_registration(self, registration: Registration) -> None:
         """Take the drift of the latest corrected frame."""

@@ -11,6 +11,7 @@ the cause is gone (see ``docs/guides/when-something-fails.md``).
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -42,6 +43,7 @@ from streamer.messages import (
     Latents,
     ModelRevision,
     Outcome,
+    Patches,
     Resend,
     Score,
     Status,
@@ -413,7 +415,7 @@ class Hub:
         elif known is None:
             self._refuse_stranger(peer, message)
         elif not known.is_numbered or not numbered.sequence:
-            if not isinstance(message, Frame):  # whose it is would else be forgotten in a restart
+            if not isinstance(message, Frame | Patches):  # whose it is would else be forgotten in a restart
                 parts = encode(message, sender=known.name[:64])  # type: ignore[assignment]
             self._route(known, Numbered(message), parts)
         else:
@@ -459,7 +461,7 @@ class Hub:
         """Ask a peer that we do not know, or not any more, to say who it is."""
         self.telemetry.message_refused("hello first")
         self._log.info("hello first", kind=type(message).__name__)
-        number = message.number if isinstance(message, Frame) else -1
+        number = message.number if isinstance(message, Frame | Patches) else -1
         reason = "hello first; a peer says Hello before anything else"
         self._router.send(peer, Ack(session=self.session, number=number, status="refused", reason=reason))
 
@@ -495,7 +497,7 @@ class Hub:
         is_instrument = known.identity == self._peers.instrument
         refused = ""
         match message:
-            case Frame() if known.hello.role == "instrument":
+            case Frame() | Patches() if known.hello.role == "instrument":
                 self._on_frame(known, numbered, parts)
                 return
             case Bye():
@@ -588,7 +590,7 @@ class Hub:
 
     def _on_frame(self, known: Peer, numbered: Numbered, parts: Parts) -> None:
         frame = numbered.message
-        assert isinstance(frame, Frame)
+        assert isinstance(frame, Frame | Patches)
         self.telemetry.frame_received()
         refusal = why_not_frame(
             frame,
@@ -598,6 +600,7 @@ class Hub:
             ahead=known.frames_ahead,
             window=self._config.window,
             pending=self.envelope.pending,
+            known=self.progress.positions,
         )
         if refusal is not None:
             reason, cure = refusal
@@ -616,10 +619,11 @@ class Hub:
         if frame.number > self.progress.next_number:
             self.telemetry.frames_missed(frame.number - self.progress.next_number)
         record = self._record(numbered, parts, known.name)
-        rows, cols = frame.geometry.shape
         # Latents, and the state of the pipeline: a reference image and a few positions.
-        self._result_bytes = 2 * frame.image.nbytes + SLACK_BYTES
-        self._frame_s = frame.dwell_time_us * 1e-6 * rows * cols
+        data = frame.image if isinstance(frame, Frame) else frame.windows
+        self._result_bytes = 2 * data.nbytes + SLACK_BYTES
+        # The scan of patches may all be in the camera before the first of them is sent.
+        self._frame_s = frame.dwell_time_us * 1e-6 * math.prod(frame.geometry.shape)
         self._arrived_s[frame.number] = time.monotonic()
         self._waiting[frame.number] = record
         self._worker.put(frame)
@@ -839,7 +843,8 @@ class Hub:
         if not is_same_answer(known, again):
             self.telemetry.message_refused("recovered differently")
             self._event("recovered differently", "another result than before", result.frame.number)
-        if result.processed is not None and known is not None and known.request_id is None:
+        is_frame = isinstance(result.frame, Frame)
+        if is_frame and result.processed is not None and known is not None and known.request_id is None:
             self._last_atoms = result.processed.atoms
             self._atoms_count = len(known.mean)
 
@@ -849,7 +854,8 @@ class Hub:
         latents = processed.latents
         now_s = time.monotonic()
         arrived_s = self._arrived_s.pop(frame.number, now_s)
-        if frame.request_id is None:
+        is_full_frame = isinstance(frame, Frame) and frame.request_id is None
+        if is_full_frame:
             self._last_atoms = processed.atoms
             self._atoms_count = len(latents.mean)
             self._undecided_s[frame.number] = arrived_s
@@ -865,7 +871,7 @@ class Hub:
         self.telemetry.frame_published(now_s - arrived_s)
         if latents.registration.distortion is not None:
             self.telemetry.distortion_came(latents.registration.distortion)
-        if frame.request_id is None:
+        if isinstance(frame, Frame) and frame.request_id is None:
             self._separate(frame)
         for number in [n for n in self._undecided_s if n < frame.number - 256]:
             del self._undecided_s[number]

@@ -31,6 +31,7 @@ from streamer.messages import (
     Hello,
     ModelRevision,
     Outcome,
+    Patches,
     Resend,
     Role,
     Score,
@@ -58,7 +59,7 @@ class KeysError(ValueError):
 
 _TALK = (Hello, Bye, Heartbeat, Resend)
 _MAY_SEND: dict[Role, tuple[type, ...]] = {
-    "instrument": (*_TALK, Frame, Outcome, Control),
+    "instrument": (*_TALK, Frame, Patches, Outcome, Control),
     "agent": (*_TALK, Suggestion, Score, ModelRevision, Checkpoint, Control),
     "operator": (*_TALK, Suggestion, Control),
     "viewer": (),

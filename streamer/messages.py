@@ -142,12 +142,16 @@ class Atoms(Message, frozen=True, kw_only=True, eq=False, tag="atoms"):
 class Patches(Message, frozen=True, kw_only=True, eq=False, tag="patches"):
     """Windows with their positions: cut from a frame, or delivered as such by a detector.
 
+    What a detector delivers, such as the diffraction patterns of a 4D-STEM, is a batch of a scan: it has a
+    number of its own in the row of the frames, and fills the fields from ``channels`` on.
+
     Attributes
     ----------
     session, number, acquired_at_s
-        Those of the frame.
+        Those of the frame; of a batch, its own, and the time of its last window.
     windows
-        Shape ``(n, channel, h, w)``, float32; normalised as the encoder's card asks.
+        Shape ``(n, channel, h, w)``, float32; cut ones normalised as the encoder's card asks, delivered
+        ones in counts.
     window_nm
         Edge of a window on the specimen.
     positions_px
@@ -157,9 +161,20 @@ class Patches(Message, frozen=True, kw_only=True, eq=False, tag="patches"):
     confidence
         Shape ``(n,)``, float32, 0 to 1.
     geometry, registration
-        Those of the corrected frame.
+        Those of the corrected frame; of a batch, the raster of its scan and where the stage was told to be.
     position_covariance_nm2
         Of ``positions_nm``, ``(x, y)``, shape ``(n, 2, 2)``, float32; None where it is not known.
+    channels
+        Name of each channel of a delivered window, such as ``("diffraction",)``; empty for cut ones.
+    window_per_nm
+        Edge of a window in reciprocal space, in 1/nm, where it is a diffraction pattern; 0 where it is an
+        image.
+    dwell_time_us
+        Time that the beam spent on one delivered window; 0 for cut ones, whose frame says it.
+    dose_e
+        Electrons of the beam for one delivered window; 0 where it is not known, and for cut ones.
+    request_id
+        Id of the Request whose sub-scan a batch is of; None for the scans of the experiment.
     """
 
     session: str
@@ -173,6 +188,11 @@ class Patches(Message, frozen=True, kw_only=True, eq=False, tag="patches"):
     geometry: ScanGeometry
     registration: Registration
     position_covariance_nm2: Float32 | None = None
+    channels: tuple[str, ...] = ()
+    window_per_nm: float = 0.0
+    dwell_time_us: float = 0.0
+    dose_e: float = 0.0
+    request_id: str | None = None
 
     def __post_init__(self) -> None:
         require_array("patches", "windows", self.windows, (None, None, None, None), "float32")
@@ -184,6 +204,16 @@ class Patches(Message, frozen=True, kw_only=True, eq=False, tag="patches"):
             require_array(
                 "patches", "position_covariance_nm2", self.position_covariance_nm2, (n, 2, 2), "float32"
             )
+        if not 0 <= self.number < 2**53:
+            raise ValueError(f"patches.number is {self.number}; it takes 0 to 2**53 - 1")
+        require_time("patches", "acquired_at_s", self.acquired_at_s)
+        require_positive("patches", "window_nm", self.window_nm)
+        if self.channels and len(self.channels) != self.windows.shape[1]:
+            have, named = self.windows.shape[1], len(self.channels)
+            raise ValueError(f"patches.channels has {named} names for {have} channels; it takes one for each")
+        for name in ("window_per_nm", "dwell_time_us", "dose_e"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"patches.{name} is {getattr(self, name)}; it takes 0 and above")
 
 
 class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
@@ -220,6 +250,9 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
         field with the drift, which all atoms of a frame share, and of the rows' offsets that are left.
         What the mode of the correction leaves for the specimen is not in it. None where it is not known,
         as in journals from before it was said.
+    is_delivered
+        Whether the windows were delivered by a detector and not cut from a frame: then these are a part
+        of a scan, uncorrected and not linked.
     """
 
     session: str
@@ -242,6 +275,7 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
     registration: Registration
     request_id: str | None = None
     position_covariance_nm2: Float32 | None = None
+    is_delivered: bool = False
 
     def __post_init__(self) -> None:
         require_array("latents", "mean", self.mean, (None, None), "float32")

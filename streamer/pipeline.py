@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.codec import pack, unpack
-from streamer.messages import Atoms, Frame, Latents, ModelRevision, StrainMap
+from streamer.messages import Atoms, Frame, Latents, ModelRevision, Patches, StrainMap
 from streamer.stage import Meter, drive
 from streamer.stages.check_frame import CheckConfig, CheckFrame
 from streamer.stages.correct_distortion import (
@@ -21,7 +21,7 @@ from streamer.stages.correct_distortion import (
     CorrectState,
 )
 from streamer.stages.cut_windows import CutWindows
-from streamer.stages.encode import Encode, EncodeConfig
+from streamer.stages.encode import Encode, EncodeConfig, FitsEncoder
 from streamer.stages.find_atoms import FindAtoms, FindConfig
 from streamer.stages.link_atoms import LinkAtoms, LinkConfig, LinkState
 
@@ -43,22 +43,22 @@ class PipelineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Processed(msgspec.Struct, frozen=True, kw_only=True):
-    """What the pipeline made of one frame.
+    """What the pipeline made of one frame, or of a batch of patches that a detector delivered.
 
     Attributes
     ----------
     corrected
-        The frame on the specimen.
+        The frame on the specimen; None for delivered patches.
     atoms
-        All columns found in it.
+        All columns found in it; None likewise.
     latents
-        Those whose window lies in the frame, encoded and linked.
+        Those whose window lies in the frame, encoded and linked; of patches, each of them encoded.
     also
         What else was learnt from it, for the journal and whoever listens.
     """
 
-    corrected: Frame
-    atoms: Atoms
+    corrected: Frame | None
+    atoms: Atoms | None
     latents: Latents
     also: tuple[ModelRevision | StrainMap, ...] = ()
 
@@ -114,6 +114,7 @@ class Pipeline:
         self.correct = CorrectDistortion(config.correct, calibrations)
         self.find = FindAtoms(config.find)
         self.windows = CutWindows(card.window_nm, card.window_px, len(card.channels))
+        self.fits = FitsEncoder(card.channels, card.window_nm, card.window_px)
         self.encode = Encode(encoder)
         self.link = LinkAtoms(config.link)
         self._window_shape = (len(card.channels), card.window_px, card.window_px)
@@ -180,9 +181,11 @@ class Pipeline:
             raise ValueError(f"the pipeline's state lacks the array {error}; start without it") from None
         self.correct, self.link, self._number = correct, link, state.number
 
-    def process(self, frame: Frame, meter: Meter) -> Processed | None:
+    def process(self, frame: Frame | Patches, meter: Meter) -> Processed | None:
         """Take a frame to its latents; None when a stage rejected it, which the meter has counted."""
         self._number = frame.number
+        if isinstance(frame, Patches):
+            return self._process_delivered(frame, meter)
         good = drive(self.check, frame, meter)
         if good is None:
             return None
@@ -206,6 +209,17 @@ class Pipeline:
         if linked is None:
             return None
         return Processed(corrected=corrected, atoms=atoms, latents=linked, also=self.correct.news())
+
+    def _process_delivered(self, patches: Patches, meter: Meter) -> Processed | None:
+        """Take windows that a detector cut to their latents: nothing is left to be found in them."""
+        fitting = drive(self.fits, patches, meter)
+        if fitting is None:
+            return None
+        latents = drive(self.encode, fitting, meter)
+        if latents is None:
+            return None
+        latents = msgspec.structs.replace(latents, request_id=patches.request_id, is_delivered=True)
+        return Processed(corrected=None, atoms=None, latents=latents)
 
 
 def _of(stage: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -25,6 +25,7 @@ from streamer.messages import (
     ModelRevision,
     Outcome,
     PairNm,
+    Patches,
     Request,
     Score,
     StrainMap,
@@ -213,13 +214,11 @@ class Progress:
             self.separation = self.separation.apply(numbered.message)
         match numbered.message:
             case Frame() as frame:
-                missed = max(0, frame.number - self.next_number)
-                self.tally["missed"] += missed
-                self.next_number = max(self.next_number, frame.number + 1)
-                self.envelope.observe_frame(frame, missed)
-                self.tally["received"] += 1
+                self.envelope.observe_frame(frame, self._next(frame.number))
+            case Patches() as patches:
+                self.envelope.observe_patches(patches, self._next(patches.number))
             case Latents() as latents:
-                if latents.request_id is None:
+                if latents.request_id is None and not latents.is_delivered:
                     self.envelope.observe_registration(latents.registration)
                 self.tally["published"] += 1
             case Hello() as hello:
@@ -250,6 +249,14 @@ class Progress:
                 pass
         for name in self.recipients(numbered.message):
             self.rows[name].last = record
+
+    def _next(self, number: int) -> int:
+        """Count a frame, or a batch of patches; say how many numbers are empty before it."""
+        missed = max(0, number - self.next_number)
+        self.tally["missed"] += missed
+        self.next_number = max(self.next_number, number + 1)
+        self.tally["received"] += 1
+        return missed
 
     def _join(self, record: int, hello: Hello) -> None:
         """Begin the row of a process; an agent that comes back under its name is given its history."""

@@ -13,7 +13,7 @@ import msgspec
 
 from streamer.codec import encode, pack, unpack
 from streamer.journal import Journal
-from streamer.messages import Checkpoint, Event, Frame, Latents
+from streamer.messages import Checkpoint, Event, Frame, Latents, Patches
 from streamer.pipeline import PipelineState
 from streamer.progress import Progress, ProgressState
 
@@ -84,7 +84,7 @@ class Recovery:
     state
         What the pipeline must be restored to; None for one that is new.
     frames
-        Those that this state does not know, in order.
+        Those that this state does not know, in order; batches of patches among them.
     records
         Their records in the journal, by the number of the frame.
     answers
@@ -92,7 +92,7 @@ class Recovery:
     """
 
     state: PipelineState | None = None
-    frames: list[Frame] = field(default_factory=list)
+    frames: list[Frame | Patches] = field(default_factory=list)
     records: dict[int, int] = field(default_factory=dict)
     answers: dict[int, Latents | None] = field(default_factory=dict)
 
@@ -125,7 +125,7 @@ def recover(journal: Journal, progress: Progress) -> Recovery:
         if record.number > known:
             progress.apply(record.number, numbered)
         match numbered.message:
-            case Frame() as frame if frame.number > last_number:
+            case Frame() | Patches() as frame if frame.number > last_number:
                 found.frames.append(frame)
                 found.records[frame.number] = record.number
             case Latents() as latents if latents.number > last_number:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from streamer.messages import Frame, Latents, ScanGeometry
+from streamer.messages import Frame, Latents, Patches, ScanGeometry
 from streamer.pipeline import PipelineState, Processed
 from streamer.stage import Meter
 
@@ -22,8 +22,8 @@ FIRST_LOOK_S = 2.5
 class FrameProcessor(Protocol):
     """What the hub asks of the pipeline."""
 
-    def process(self, frame: Frame, meter: Meter) -> Processed | None:
-        """Turn a frame into latents; None when a stage rejected it."""
+    def process(self, frame: Frame | Patches, meter: Meter) -> Processed | None:
+        """Turn a frame, or patches that a detector delivered, into latents; None when a stage rejected it."""
         ...
 
     def state(self) -> PipelineState | None:
@@ -49,7 +49,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     Attributes
     ----------
     frame
-        As it went in.
+        As it went in, or the patches.
     processed
         None where a stage rejected it.
     rejected_by, reason
@@ -58,7 +58,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         The pipeline's after this frame, where it was asked for.
     """
 
-    frame: Frame
+    frame: Frame | Patches
     processed: Processed | None
     rejected_by: str = ""
     reason: str = ""
@@ -105,7 +105,7 @@ class Worker:
         self._processor = processor
         self._meter = meter
         self._keep_every = keep_every
-        self._inbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Frame | Patches | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[Result | BaseException] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._busy_since_s: float | None = None
@@ -117,8 +117,8 @@ class Worker:
         self._thread = threading.Thread(target=self._run, args=(waker,), name="pipeline", daemon=True)
         self._thread.start()
 
-    def put(self, frame: Frame) -> None:
-        """Hand in a frame."""
+    def put(self, frame: Frame | Patches) -> None:
+        """Hand in a frame, or patches."""
         self._inbox.put(frame)
 
     def get(self) -> Result | None:
@@ -151,7 +151,7 @@ class Worker:
                 result = self._process(frame)
                 self._outbox.put(result)
                 waker.wake()
-                if result.processed is not None:
+                if result.processed is not None and not result.processed.latents.is_delivered:
                     self._reflect(result.processed.latents)
         except BaseException as fault:  # raised again in the hub's thread, which ends the process
             self._outbox.put(fault)
@@ -159,10 +159,11 @@ class Worker:
         finally:
             waker.close()
 
-    def _process(self, frame: Frame) -> Result:
+    def _process(self, frame: Frame | Patches) -> Result:
         meter = _FrameMeter(self._meter)
-        is_first = frame.geometry != self._geometry
-        self._geometry = frame.geometry
+        is_first = isinstance(frame, Frame) and frame.geometry != self._geometry
+        if isinstance(frame, Frame):
+            self._geometry = frame.geometry
         self._busy_since_s = time.monotonic() + (FIRST_LOOK_S if is_first else 0.0)
         processed = self._processor.process(frame, meter)
         self._busy_since_s = None

@@ -16,6 +16,10 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is rea
     from models.encoder import Encoded
 
 
+# A window may be so much wider or narrower than those that the encoder was trained on.
+WIDTH_TOLERANCE = 0.02
+
+
 class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which encoder is used.
 
@@ -39,6 +43,39 @@ class WindowEncoder(Protocol):
     def encode(self, windows_NCHW: Float32, /) -> Encoded:
         """Encode normalised windows."""
         ...
+
+
+class FitsEncoder:
+    """Let patches pass that a detector delivered, where the encoder was trained on such windows.
+
+    Parameters
+    ----------
+    channels, window_nm, window_px
+        As on the encoder's card.
+    """
+
+    name = "fits"
+
+    def __init__(self, channels: tuple[str, ...], window_nm: float, window_px: int) -> None:
+        self._channels = channels
+        self._window_nm = window_nm
+        self._window_px = window_px
+
+    def process(self, patches: Patches, /) -> Patches:
+        """Return the patches themselves.
+
+        Raises
+        ------
+        Rejected
+            ``other channels`` or ``other window`` than the encoder knows: what it would say of them is
+            worth nothing.
+        """
+        if patches.channels != self._channels:
+            raise Rejected("other channels")
+        is_as_wide = math.isclose(patches.window_nm, self._window_nm, rel_tol=WIDTH_TOLERANCE)
+        if patches.windows.shape[2:] != (self._window_px, self._window_px) or not is_as_wide:
+            raise Rejected("other window")
+        return patches
 
 
 class Encode:
