@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from streamer.journal import read_messages
-from streamer.messages import Frame, Outcome, ScanGeometry
+from streamer.messages import Frame, Outcome, Patches, ScanGeometry
 
 _HSPY_VERSION = "3.3"
 # Of the images in the files: the corrected ones can be made from them, and not the other way round.
 AS_ACQUIRED = "none, as acquired"
-_KINDS = ("frame", "outcome", "other")  # of the records that may hold data
+_KINDS = ("frame", "patches", "outcome", "other")  # of the records that may hold data
+Item = Frame | Patches | Outcome
 
 
 def finalise(session_folder: Path | str, to: Path | None = None) -> list[Path]:
@@ -32,10 +34,13 @@ def finalise(session_folder: Path | str, to: Path | None = None) -> list[Path]:
 
     ``frames.hspy`` holds the frames of the most frequent raster, one signal ``(n, row, col)`` for each
     channel; frames of another raster are in ``frames-2.hspy`` and so on, sub-scans in
-    ``subscans-1.hspy`` and so on. ``spectra.hspy`` holds the spectra ``(n, energy)``. Beside ``data``
-    each signal has, a value for each frame or spectrum: ``done`` (1), ``t_ns`` (end of its
-    acquisition, nanoseconds since the epoch), ``position_nm`` (``(x, y)``: centre of the raster, or
-    where the beam was), and ``number`` or ``id``. Writing again replaces the files.
+    ``subscans-1.hspy`` and so on. ``spectra.hspy`` holds the spectra ``(n, energy)``, ``patterns.hspy`` the
+    diffraction patterns ``(n, row, col)`` of a camera in the order in which they came, and
+    ``subscan_patterns-1.hspy`` and so on those of sub-scans. Beside ``data`` each signal has, a value for
+    each frame, pattern or spectrum: ``done`` (1), ``t_ns`` (end of its acquisition, of a pattern that of its
+    batch, nanoseconds since the epoch), ``position_nm`` (``(x, y)``: centre of the raster, or where the beam
+    was), and ``number`` or ``id``; a pattern has ``position_px`` (``(row, col)`` in its scan), ``dwell_time_us``
+    and ``dose_e`` too. Writing again replaces the files.
 
     Parameters
     ----------
@@ -70,7 +75,7 @@ def finalise(session_folder: Path | str, to: Path | None = None) -> list[Path]:
             }
             for group, item in items(folder):
                 # what a running session adds between the two readings waits for the next time
-                if group in writers and writers[group].has_room:
+                if group in writers and writers[group].has_room_for(item):
                     writers[group].append(item)
         return [parts[group].replace(target / name) for group, name in names.items()]
     finally:
@@ -108,36 +113,56 @@ class Group:
         return 4 * max(1, len(self.channels)) * math.prod(self.shape)
 
 
-def items(folder: Path) -> Iterator[tuple[Group, Frame | Outcome]]:
-    """Read the frames and the spectra of a session, each with the group that it belongs to."""
+def items(folder: Path) -> Iterator[tuple[Group, Item]]:
+    """Read the frames, patterns and spectra of a session, each with the group that it belongs to."""
     for _, message in read_messages(folder, _KINDS):
         if isinstance(message, Frame):
             kind = "frames" if message.request_id is None else "subscans"
             geometry = message.geometry
             scale = (*geometry.field_of_view_nm, geometry.rotation_rad)
             yield Group(kind, message.channels, geometry.shape, scale), message
+        elif isinstance(message, Patches):
+            kind = "patterns" if message.request_id is None else "subscan_patterns"
+            geometry = message.geometry
+            edges = (
+                message.window_nm,
+                message.window_per_nm,
+                *geometry.field_of_view_nm,
+                geometry.rotation_rad,
+            )
+            yield Group(kind, _channels_of(message), message.windows.shape[2:], edges), message
         elif isinstance(message, Outcome) and message.status == "ok" and message.spectrum is not None:
             energies = (message.energy_offset_ev, message.energy_step_ev)
             yield Group("spectra", (), message.spectrum.shape, energies), message
 
 
-def survey(folder: Path) -> tuple[dict[Group, Frame | Outcome], dict[Group, int]]:
-    """Read a session once: the first item of each group, and how many there are."""
-    firsts: dict[Group, Frame | Outcome] = {}
+def _channels_of(patches: Patches) -> tuple[str, ...]:
+    """Names of the channels of windows, also where nobody gave them."""
+    return patches.channels or ("windows",) * patches.windows.shape[1]
+
+
+def size_of(item: Item) -> int:
+    """Say how many places of an array an item takes: one, and a batch one for each of its windows."""
+    return len(item.windows) if isinstance(item, Patches) else 1
+
+
+def survey(folder: Path) -> tuple[dict[Group, Item], dict[Group, int]]:
+    """Read a session once: the first item of each group, and how many places they take."""
+    firsts: dict[Group, Item] = {}
     counts: dict[Group, int] = {}
     for group, item in items(folder):
         firsts.setdefault(group, item)
-        counts[group] = counts.get(group, 0) + 1
+        counts[group] = counts.get(group, 0) + size_of(item)
     return firsts, counts
 
 
 def name_groups(counts: dict[Group, int]) -> dict[Group, str]:
     """Name each group, the main ones first; the most frequent of a kind has the plain name."""
     names: dict[Group, str] = {}
-    for kind in ("frames", "spectra", "subscans"):
+    for kind in ("frames", "patterns", "spectra", "subscans", "subscan_patterns"):
         groups = [group for group in counts if group.kind == kind]
         for place, group in enumerate(sorted(groups, key=lambda group: -counts[group]), start=1):
-            is_plain = place == 1 and kind != "subscans"
+            is_plain = place == 1 and not kind.startswith("subscan")
             names[group] = kind if is_plain else f"{kind}-{place}"
     return names
 
@@ -145,7 +170,7 @@ def name_groups(counts: dict[Group, int]) -> dict[Group, str]:
 class _Writer:
     """A file of one group, allocated for all its items and filled in one by one."""
 
-    def __init__(self, path: Path, first: Frame | Outcome, count: int) -> None:
+    def __init__(self, path: Path, first: Item, count: int) -> None:
         self._path = path
         self._first = first
         self._count = count
@@ -161,20 +186,18 @@ class _Writer:
         ]
         return self
 
-    @property
-    def has_room(self) -> bool:
-        return self._next < self._count
+    def has_room_for(self, item: Item) -> bool:
+        return self._next + size_of(item) <= self._count
 
-    def append(self, item: Frame | Outcome) -> None:
-        """Write the next frame or spectrum."""
-        place = self._next
-        self._next += 1
-        arrays = item.image if isinstance(item, Frame) else [item.spectrum]
-        for signal, array in zip(self._signals, arrays, strict=True):
-            signal["data"][place] = array
+    def append(self, item: Item) -> None:
+        """Write the next frame or spectrum, or the patterns of the next batch."""
+        places = slice(self._next, self._next + size_of(item))
+        self._next = places.stop
+        for signal, array in zip(self._signals, arrays_of(item), strict=True):
+            signal["data"][places] = array
             for name, value in facts(item).items():
-                signal[name][place] = value
-            signal["done"][place] = 1  # the last, so that a file that was cut tells how far it goes
+                signal[name][places] = value
+            signal["done"][places] = 1  # the last, so that a file that was cut tells how far it goes
 
     def __exit__(self, *_: object) -> None:
         self._h5.flush()
@@ -205,9 +228,18 @@ class _Description:
     original: dict[str, Any]
 
 
-def _describe(first: Frame | Outcome) -> list[_Description]:
+def arrays_of(item: Item) -> list[Any]:
+    """Give the data of each channel: an image, a spectrum, or a stack of windows."""
+    if isinstance(item, Frame):
+        return list(item.image)
+    return [item.spectrum] if isinstance(item, Outcome) else list(item.windows.swapaxes(0, 1))
+
+
+def _describe(first: Item) -> list[_Description]:
     if isinstance(first, Frame):
         return [_describe_channel(first, channel) for channel in distinct(first.channels)]
+    if isinstance(first, Patches):
+        return [_describe_patterns(first, channel) for channel in distinct(_channels_of(first))]
     assert first.spectrum is not None
     size, step_ev = first.spectrum.shape[0], first.energy_step_ev
     energy = Axis("Energy loss", size, step_ev, first.energy_offset_ev, "eV")
@@ -225,6 +257,31 @@ def _describe_channel(first: Frame, channel: str) -> _Description:
         "correction": AS_ACQUIRED,
     }
     return _Description(channel, "Intensity", "", "frame", raster_axes(geometry), original)
+
+
+def _describe_patterns(first: Patches, channel: str) -> _Description:
+    geometry = first.geometry
+    original = {
+        "session": first.session,
+        "dwell_time_us": first.dwell_time_us,
+        "dose_e": first.dose_e,
+        "scan_shape": geometry.shape,
+        "scan_field_of_view_nm": geometry.field_of_view_nm,
+        "rotation_rad": geometry.rotation_rad,
+    }
+    return _Description(channel, "Counts", "", "pattern", window_axes(first), original)
+
+
+def window_axes(patches: Patches) -> list[Axis]:
+    """Axes of a window: 0 is its middle, of a diffraction pattern the pixel of the direct beam."""
+    is_reciprocal = patches.window_per_nm > 0
+    names, units = (("ky", "kx"), "1/nm") if is_reciprocal else (("y", "x"), "nm")
+    edge = patches.window_per_nm if is_reciprocal else patches.window_nm
+    axes = []
+    for name, size in zip(names, patches.windows.shape[2:], strict=True):
+        middle = size // 2 if is_reciprocal else (size - 1) / 2
+        axes.append(Axis(name, size, edge / size, -middle * edge / size, units))
+    return axes
 
 
 def raster_axes(geometry: ScanGeometry) -> list[Axis]:
@@ -246,8 +303,17 @@ def distinct(channels: Sequence[str]) -> list[str]:
     return [name if plain.count(name) == 1 else f"{name} {i}" for i, name in enumerate(plain)]
 
 
-def facts(item: Frame | Outcome) -> dict[str, Any]:
-    """Say of a frame or spectrum what lies beside the data."""
+def facts(item: Item) -> dict[str, Any]:
+    """Say of a frame, a spectrum or the patterns of a batch what lies beside the data."""
+    if isinstance(item, Patches):
+        return {
+            "t_ns": round(item.acquired_at_s * 1e9),
+            "number": item.number,
+            "position_nm": item.positions_nm.astype(np.float64),
+            "position_px": item.positions_px.astype(np.float64),
+            "dwell_time_us": item.dwell_time_us,
+            "dose_e": item.dose_e,
+        }
     if isinstance(item, Frame):
         return {
             "t_ns": round(item.acquired_at_s * 1e9),
@@ -268,12 +334,15 @@ FACT_TYPES: dict[str, tuple[tuple[int, ...], Any]] = {
     "number": ((), "i8"),
     "id": ((), h5py.string_dtype()),
     "position_nm": ((2,), "f8"),
+    "position_px": ((2,), "f8"),
     "scan_position_nm": ((2,), "f8"),
     "dwell_time_us": ((), "f8"),
+    "dose_e": ((), "f8"),
     "done": ((), "u1"),
 }
 FACTS = {
     "frame": ("t_ns", "number", "position_nm", "done"),
+    "pattern": ("t_ns", "number", "position_nm", "position_px", "dwell_time_us", "dose_e", "done"),
     "spectrum": ("t_ns", "id", "position_nm", "scan_position_nm", "dwell_time_us", "done"),
 }
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,22 +28,28 @@ from streamer.finalise import (
     FACT_TYPES,
     Axis,
     Group,
+    Item,
+    arrays_of,
     distinct,
     facts,
     items,
     name_groups,
     raster_axes,
     require_room,
+    size_of,
     survey,
+    window_axes,
 )
 from streamer.journal import read_messages
-from streamer.messages import DistortionMode, Frame, Hello, Latents, Outcome, Registration
+from streamer.messages import DistortionMode, Frame, Hello, Latents, Outcome, Patches, Registration
 
 _FRAME_FACTS = ("t_ns", "number", "position_nm")
+_PATTERN_FACTS = ("t_ns", "number", "position_nm", "position_px", "dwell_time_us", "dose_e")
 _SPECTRUM_FACTS = ("t_ns", "id", "position_nm", "scan_position_nm", "dwell_time_us")
 _UNITS = {
     "t_ns": "ns",
     "position_nm": "nm",
+    "position_px": "px",
     "scan_position_nm": "nm",
     "dwell_time_us": "us",
     "drift_nm": "nm",
@@ -162,27 +168,28 @@ def _iso(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="microseconds")
 
 
-def _create_stacks(entry: h5py.Group, name: str, first: Frame | Outcome, count: int) -> list[h5py.Group]:
+def _create_stacks(entry: h5py.Group, name: str, first: Item, count: int) -> list[h5py.Group]:
     """Lay out a group of frames, an NXdata for each channel, or of spectra; allocated and empty."""
     kind, _, place = name.partition("-")
     suffix = f"_{place}" if place else ""
     if isinstance(first, Outcome):
         return [_create_stack(entry, f"spectra{suffix}", first, count)]
-    prefix = "subscan_" if kind == "subscans" else ""
+    prefix = "subscan_" if kind.startswith("subscan") else ""
+    channels = first.channels or (kind,) * len(arrays_of(first))
     return [
         _create_stack(entry, re.sub(r"\W", "_", f"{prefix}{channel}{suffix}", flags=re.ASCII), first, count)
-        for channel in distinct(first.channels)
+        for channel in distinct(channels)
     ]
 
 
-def _create_stack(entry: h5py.Group, name: str, first: Frame | Outcome, count: int) -> h5py.Group:
+def _create_stack(entry: h5py.Group, name: str, first: Item, count: int) -> h5py.Group:
     while name in entry:  # two channels, or a channel called "measurement"
         name += "_"
     group = _group(entry, name, "NXdata")
     axes = _stack_axes(first, count)
     group.attrs["signal"] = "intensity"
     group.attrs["axes"] = [axis.name for axis, _ in axes]
-    group.attrs["interpretation"] = "image" if isinstance(first, Frame) else "spectrum"
+    group.attrs["interpretation"] = "spectrum" if isinstance(first, Outcome) else "image"
     shape = tuple(axis.size for axis, _ in axes)
     intensity = group.create_dataset("intensity", shape, "f4", chunks=(1, *shape[1:]))
     intensity.attrs["interpretation"] = group.attrs["interpretation"]
@@ -202,15 +209,21 @@ def _create_stack(entry: h5py.Group, name: str, first: Frame | Outcome, count: i
     return group
 
 
-def _stack_axes(first: Frame | Outcome, count: int) -> list[tuple[Axis, str]]:
+def _stack_axes(first: Item, count: int) -> list[tuple[Axis, str]]:
     """Give the axes of a stack with their names for a person."""
-    stack = Axis("indices_image" if isinstance(first, Frame) else "indices_spectrum", count, 1.0, 0.0, "")
-    if isinstance(first, Frame):
-        down, along = raster_axes(first.geometry)
+    what = "spectrum" if isinstance(first, Outcome) else "image"
+    stack = Axis(f"indices_{what}", count, 1.0, 0.0, "")
+    if not isinstance(first, Outcome):
+        is_frame = isinstance(first, Frame)
+        axes = raster_axes(first.geometry) if isinstance(first, Frame) else window_axes(first)
+        down, along = axes
         return [
-            (stack, "frame"),
-            (Axis("axis_j", down.size, down.scale, down.offset, down.units), "y (nm)"),
-            (Axis("axis_i", along.size, along.scale, along.offset, along.units), "x (nm)"),
+            (stack, "frame" if is_frame else "pattern"),
+            (Axis("axis_j", down.size, down.scale, down.offset, down.units), f"{down.name} ({down.units})"),
+            (
+                Axis("axis_i", along.size, along.scale, along.offset, along.units),
+                f"{along.name} ({along.units})",
+            ),
         ]
     assert first.spectrum is not None
     energy = Axis("axis_energy", first.spectrum.size, first.energy_step_ev, first.energy_offset_ev, "eV")
@@ -225,8 +238,10 @@ def _describe_scan(group: h5py.Group, first: Frame) -> None:
     group["scan_path"] = first.scan_path
 
 
-def _fact_types(first: Frame | Outcome) -> dict[str, tuple[tuple[int, ...], Any]]:
-    names: Sequence[str] = _FRAME_FACTS if isinstance(first, Frame) else _SPECTRUM_FACTS
+def _fact_types(first: Item) -> dict[str, tuple[tuple[int, ...], Any]]:
+    names: Sequence[str] = _SPECTRUM_FACTS if isinstance(first, Outcome) else _FRAME_FACTS
+    if isinstance(first, Patches):
+        names = _PATTERN_FACTS
     types = {name: FACT_TYPES[name] for name in names}
     if isinstance(first, Frame):
         types |= {
@@ -245,21 +260,18 @@ def _fill(
     """Write the items one by one; what a running session adds meanwhile waits for the next time."""
     places = dict.fromkeys(stacks, 0)
     for group, item in items(folder):
-        place = places.get(group, 0)
-        if group not in stacks or place >= counts[group]:
+        first = places.get(group, 0)
+        place = slice(first, first + size_of(item))
+        if group not in stacks or place.stop > counts[group]:
             continue
-        places[group] = place + 1
-        for stack, array in zip(stacks[group], _arrays(item), strict=True):
+        places[group] = place.stop
+        for stack, array in zip(stacks[group], arrays_of(item), strict=True):
             stack["intensity"][place] = array
             for name, value in (facts(item) | _more_facts(item, about)).items():
                 stack[name][place] = value
 
 
-def _arrays(item: Frame | Outcome) -> Iterator[Any]:
-    yield from item.image if isinstance(item, Frame) else [item.spectrum]
-
-
-def _more_facts(item: Frame | Outcome, about: _About) -> dict[str, Any]:
+def _more_facts(item: Item, about: _About) -> dict[str, Any]:
     """Say the drift at a frame, NaN where it was not found, and the request that it answers.
 
     ``distortion_mode`` is what the session corrected; empty for a frame that did not come through.
