@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from streamer.messages import PairNm
 
-FaultKind = Literal["blank", "amorphous", "jump", "magnify", "torn", "tip"]
+FaultKind = Literal["blank", "amorphous", "jump", "magnify", "torn", "tip", "link"]
 
 
 class FaultConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,13 +25,16 @@ class FaultConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ``blank``: the beam is blanked, or the tip withdrawn; ``amorphous``: no lattice is left in what is
         seen; ``jump``: the specimen slips; ``magnify``: the field of view changes, and the frames say so;
         ``torn``: the lower part of the frame was not written and holds what the last frame had there;
-        ``tip``: the probe is another one from now on, wider and double.
+        ``tip``: the probe is another one from now on, wider and double; ``link``: the instrument loses its
+        connection to the streamer and comes back.
     frames
         How many full frames a ``blank``, ``amorphous``, ``torn`` or ``tip`` lasts.
     step_nm
         Where a ``jump`` goes, ``(x, y)``.
     factor
         By how much the field of view grows with ``magnify``.
+    seconds
+        How long the ``link`` is lost, by the wall's clock.
     """
 
     frame: int
@@ -39,6 +42,7 @@ class FaultConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     frames: int = 1
     step_nm: PairNm = (0.0, 0.0)
     factor: float = 1.0
+    seconds: float = 3.0
 
     def __post_init__(self) -> None:
         kinds = get_args(FaultKind)
@@ -51,6 +55,8 @@ class FaultConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(f"fault.step_nm is {self.step_nm}; it takes -1000 to 1000")
         if not 0.1 <= self.factor <= 10:
             raise ValueError(f"fault.factor is {self.factor}; it takes 0.1 to 10")
+        if not 0 < self.seconds <= 600:
+            raise ValueError(f"fault.seconds is {self.seconds}; it takes above 0 to 600")
 
 
 def under_way(faults: Sequence[FaultConfig], frame: int) -> frozenset[str]:
@@ -58,7 +64,7 @@ def under_way(faults: Sequence[FaultConfig], frame: int) -> frozenset[str]:
     return frozenset(
         fault.kind
         for fault in faults
-        if fault.kind not in ("jump", "magnify") and 0 <= frame - fault.frame < fault.frames
+        if fault.kind not in ("jump", "magnify", "link") and 0 <= frame - fault.frame < fault.frames
     )
 
 
@@ -70,6 +76,11 @@ def slips_at(faults: Sequence[FaultConfig], frame: int) -> list[PairNm]:
 def magnified_at(faults: Sequence[FaultConfig], frame: int) -> float:
     """Say by how much the field of view of a full frame is wider than the configured one."""
     return float(np.prod([f.factor for f in faults if f.kind == "magnify" and f.frame <= frame]))
+
+
+def cuts_of(faults: Sequence[FaultConfig]) -> dict[int, float]:
+    """Say before which full frames the link is lost, and for how many seconds."""
+    return {fault.frame: fault.seconds for fault in faults if fault.kind == "link"}
 
 
 def reach(faults: Sequence[FaultConfig]) -> tuple[float, NDArray[np.float64]]:

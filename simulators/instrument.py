@@ -1,7 +1,7 @@
 """What an instrument is, and how it speaks with the streamer: exactly as a real one does.
 
-Between two frames an instrument does all that it has been asked to; it sends no more frames than the
-ack window has places for. It parks its beam at once when it is told to, and by itself when the streamer
+Between two scans an instrument does all that it has been asked to, in order; what its queue has no place
+for it refuses. It sends no more frames, or batches of patches, than the ack window has places for. It parks its beam at once when it is told to, and by itself when the streamer
 falls silent: a beam that nobody watches over only harms the specimen. What was under way then is broken
 off and never delivered in part.
 """
@@ -11,16 +11,18 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from streamer.link import Link
-from streamer.messages import Bye, Command, Frame, Outcome, OutcomeStatus, Request
+from streamer.messages import Bye, Command, Frame, Outcome, OutcomeStatus, Patches, Request
+
+Acquired = TypeVar("Acquired", bound=Frame | Patches)
 
 LISTEN_S = 0.05  # how long one wait may last before ``stop`` is asked again
 FINE_S = 0.002  # a socket waits in whole milliseconds: the last two are slept
@@ -28,18 +30,23 @@ CATCH_UP_S = 0.5  # an instrument that fell further behind than this does not hu
 SILENT_S = 2.0  # a streamer that says nothing for so long watches over nothing
 GIVE_UP_S = 600.0
 REMEMBERED = 4096  # requests; one that comes again is younger than that many others
+QUEUE_LENGTH = 64  # requests that wait: more than the envelope grants at once
 
 
 class Instrument(Protocol):
-    """Something that gives frames and does what it is asked to."""
+    """Something that gives frames and does what it is asked to.
+
+    One whose detector gives a window at every place of a scan, as a 4D-STEM does, gives ``Patches`` in
+    batches, and after the last batch of a scan its frame.
+    """
 
     @property
     def name(self) -> str:
         """For the log, such as ``simulated STEM``."""
         ...
 
-    def acquire(self) -> Frame | None:
-        """Give the next full frame; None when there are no more.
+    def acquire(self) -> Frame | Patches | None:
+        """Give the next full frame, or the next batch of a scan; None when there are no more.
 
         ``session`` is empty and ``number`` 0: ``serve`` gives them.
 
@@ -84,15 +91,15 @@ class Served:
     ----------
     first_number
         Number of its first frame.
-    frames, sub_scans
-        Frames sent.
+    frames, sub_scans, batches
+        Full frames, sub-scans and batches of patches sent.
     broken_off
-        Frames that were begun and not sent: the beam was parked, they were cancelled, or the session
+        Frames and batches that were begun and not sent: the beam was parked, they were cancelled, or the session
         ended. Their numbers stay empty.
     outcomes
         Requests answered, done or not.
     refused
-        Frames that the streamer did not keep.
+        Frames and batches that the streamer did not keep.
     parked
         How often the beam was parked.
     ended
@@ -102,6 +109,7 @@ class Served:
     first_number: int
     frames: int = 0
     sub_scans: int = 0
+    batches: int = 0
     broken_off: int = 0
     outcomes: int = 0
     refused: int = 0
@@ -121,6 +129,8 @@ def serve(
     sleep: Callable[[float], None] = time.sleep,
     linger_s: float = 1.0,
     give_up_s: float = GIVE_UP_S,
+    queue_length: int = QUEUE_LENGTH,
+    cuts_s: Mapping[int, float] | None = None,
 ) -> Served:
     """Play an instrument on the wire until it, the streamer or the operator ends it; close the link.
 
@@ -146,6 +156,11 @@ def serve(
         After the last frame, how long requests are still answered.
     give_up_s
         How long a silent streamer is waited for, with the beam parked.
+    queue_length
+        How many requests may wait; the next one is refused.
+    cuts_s
+        Before which full frames the link is lost, counted from 0, and for how many seconds of the wall's
+        clock: to show what then happens.
 
     Raises
     ------
@@ -156,7 +171,19 @@ def serve(
     """
     if not speed > 0:
         raise ValueError(f"speed is {speed}; it takes a number above 0, or max")
-    service = _Service(instrument, link, _Pace(speed, clock), max_frames, stop, say, clock, sleep, give_up_s)
+    service = _Service(
+        instrument,
+        link,
+        _Pace(speed, clock),
+        max_frames,
+        stop,
+        say,
+        clock,
+        sleep,
+        give_up_s,
+        queue_length,
+        dict(cuts_s or {}),
+    )
     instrument.go(0.0)
     try:
         service.play()
@@ -178,12 +205,13 @@ class _Pace:
         self._at_s: float | None = None
         self._due_s: float | None = None
 
-    def due_after_frame(self, frame: Frame) -> float:
-        """Say when a frame is due; the first one is at once."""
+    def due_after_frame(self, frame: Frame | Patches) -> float:
+        """Say when a frame, or a batch, is due; the first one is at once."""
         if self._at_s is not None:
             step_s = max(0.0, frame.acquired_at_s - self._at_s)
         elif self._due_s is not None:  # the first one after the beam was parked
-            step_s = math.prod(frame.geometry.shape) * frame.dwell_time_us * 1e-6
+            places = math.prod(frame.geometry.shape) if isinstance(frame, Frame) else len(frame.windows)
+            step_s = places * frame.dwell_time_us * 1e-6
         else:
             step_s = 0.0
         self._at_s = frame.acquired_at_s
@@ -229,6 +257,8 @@ class _Service:
         clock: Callable[[], float],
         sleep: Callable[[float], None],
         give_up_s: float,
+        queue_length: int,
+        cuts_s: dict[int, float],
     ) -> None:
         self._instrument = instrument
         self._link = link
@@ -239,6 +269,9 @@ class _Service:
         self._clock = clock
         self._sleep = sleep
         self._give_up_s = give_up_s
+        self._queue_length = queue_length
+        self._cuts_s = cuts_s
+        self._places_left = 0  # of a scan whose patches are under way
         self._requests: deque[Request] = deque()
         self._known: dict[str, None] = {}
         self._under_way: str | None = None
@@ -255,22 +288,46 @@ class _Service:
     def play(self) -> None:
         """Send frames, and between them do what is asked, until something ends it."""
         while not self.is_over():
-            self._answer_all()
+            self._hear_all()
+            if not self._places_left:
+                self._answer_all()
             if self._is_parked:
                 self._listen(LISTEN_S)
                 continue
             if self._served.frames >= self._max_frames:
                 self._served.ended = "all frames sent"
                 return
-            frame = self._instrument.acquire()
-            if frame is None:
+            self._cut_link()
+            item = self._instrument.acquire()
+            if item is None:
                 self._served.ended = "end of recording"
                 return
-            frame = self._numbered(frame)
-            if self._wait_until(self._pace.due_after_frame(frame)) and self._send(frame):
-                self._served.frames += 1
-            else:
-                self._served.broken_off += 1
+            self._deliver(self._numbered(item))
+
+    def _deliver(self, item: Frame | Patches) -> None:
+        """Send what was acquired when it is due."""
+        self._places_left = self._left_after(item)
+        if not (self._wait_until(self._pace.due_after_frame(item)) and self._send(item)):
+            self._served.broken_off += 1
+        elif isinstance(item, Frame):
+            self._served.frames += 1
+        else:
+            self._served.batches += 1
+
+    def _left_after(self, item: Frame | Patches) -> int:
+        """Say how many places of a scan are still to come: requests wait until it is over."""
+        if isinstance(item, Frame):
+            return 0
+        if item.request_id is not None:  # the rest of a sub-scan, which was made at once
+            return self._places_left
+        return max(0, (self._places_left or math.prod(item.geometry.shape)) - len(item.windows))
+
+    def _cut_link(self) -> None:
+        """Lose the link where that was asked for."""
+        seconds = self._cuts_s.pop(self._served.frames, None)
+        if seconds is not None:
+            self._say(f"the link is lost for {seconds:g} s, as configured")
+            self._link.cut(seconds)
 
     def linger(self, linger_s: float) -> None:
         """Answer what the last frames still lead to; the time counts from the last ack, or the last park."""
@@ -318,6 +375,10 @@ class _Service:
         self._known[request.id] = None
         if len(self._known) > REMEMBERED:
             del self._known[next(iter(self._known))]
+        if len(self._requests) >= self._queue_length:
+            reason = f"{self._queue_length} requests wait already; ask again when some are answered"
+            self._tell(_undone(request, "refused", reason))
+            return
         self._requests.append(request)
 
     def _obey(self, command: Command) -> None:
@@ -366,9 +427,12 @@ class _Service:
 
     # -- what is done --------------------------------------------------------------------------
 
-    def _answer_all(self) -> None:
+    def _hear_all(self) -> None:
         while self._listen(0.0):
             pass
+
+    def _answer_all(self) -> None:
+        self._hear_all()
         while self._requests and not self._is_parked:
             self._answer(self._requests.popleft())
 
@@ -405,11 +469,11 @@ class _Service:
         self._link.send(outcome)
         self._served.outcomes += 1
 
-    def _numbered(self, frame: Frame) -> Frame:
-        """Give a frame its session and its number, in the order in which frames were acquired."""
+    def _numbered(self, item: Acquired) -> Acquired:
+        """Give a frame, or a batch, its session and its number, in the order in which they were acquired."""
         number = self._next_number
         self._next_number += 1
-        return replace(frame, session=self._link.welcome.session, number=number)
+        return replace(item, session=self._link.welcome.session, number=number)
 
     def _wait_until(self, due_s: float) -> bool:
         """Let the time pass, listening; False if what is under way was broken off.
@@ -425,8 +489,8 @@ class _Service:
                 return False
         return True
 
-    def _send(self, frame: Frame) -> bool:
-        """Send a frame when the window has a place; False if the session ended first."""
+    def _send(self, frame: Frame | Patches) -> bool:
+        """Send a frame, or a batch, when the window has a place; False if the session ended first."""
         while self._link.credit <= 0 and not self.is_over():
             self._listen(LISTEN_S)
         if self.is_over():

@@ -18,7 +18,7 @@ import numpy as np
 
 from simulators.formats import RecordingError, Source, SpectrumImage, damaged, open_file, opener_of
 from streamer.journal import read_messages, segments
-from streamer.messages import AnyMessage, Float32, Frame, Outcome, ScanGeometry
+from streamer.messages import AnyMessage, Float32, Frame, Outcome, Patches, ScanGeometry
 from streamer.segment import MAGIC as JOURNAL_MAGIC
 from streamer.segment import OldJournalError, SegmentFile
 
@@ -42,7 +42,7 @@ class Recording:
         Whether ``acquired_at_s`` was recorded; where not, the frames follow each other by dwell time
         times pixels if the dwell time is known, else by one second, from time 0.
     frames
-        Begins to read from the first frame. ``session`` and ``number`` are as recorded, or ``""`` and
+        Begins to read from the first frame, or batch of patches; a journal's come in its order. ``session`` and ``number`` are as recorded, or ``""`` and
         the place in the recording.
     outcomes
         Spectra and sub-scans that were recorded, status ``ok``.
@@ -56,7 +56,7 @@ class Recording:
     kind: str
     count: int
     has_times: bool
-    frames: Callable[[], Iterator[Frame]]
+    frames: Callable[[], Iterator[Frame | Patches]]
     outcomes: tuple[Outcome, ...] = ()
     subscans: dict[str, Frame] = field(default_factory=dict)
     spectra: SpectrumImage | None = None
@@ -64,7 +64,7 @@ class Recording:
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[Frame | Patches]:
         return self.frames()
 
 
@@ -218,7 +218,7 @@ def _read_journal(path: Path, pixel_size_nm: float | None) -> Recording:
     """Read a session: one pass for what it holds, one for each time that it is played."""
     if pixel_size_nm is not None:
         raise RecordingError(f"{path} is a session and knows its scale; leave out --pixel-size-nm")
-    count = 0
+    count, has_patches = 0, False
     outcomes: list[Outcome] = []
     subscans: dict[str, Frame] = {}
     for _, message in _messages(path):
@@ -228,14 +228,15 @@ def _read_journal(path: Path, pixel_size_nm: float | None) -> Recording:
             subscans[message.request_id] = message
         elif isinstance(message, Frame):
             count += 1
-    if count == 0:
+        has_patches |= isinstance(message, Patches)
+    if not (count or has_patches):
         raise RecordingError(
             f"{path} holds no frames that can be read; give a session in which at least one came"
         )
 
-    def frames() -> Iterator[Frame]:
+    def frames() -> Iterator[Frame | Patches]:
         for _, message in _messages(path):
-            if isinstance(message, Frame) and message.request_id is None:
+            if isinstance(message, Frame | Patches) and message.request_id is None:
                 yield message
 
     return Recording(

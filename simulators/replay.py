@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulators.recordings import Recording, read_recording
-from streamer.messages import Frame, Outcome, OutcomeStatus, PairNm, Request, ScanGeometry
+from streamer.messages import Frame, Outcome, OutcomeStatus, PairNm, Patches, Request, ScanGeometry
 
 # Half the spacing of neighbours in graphene is 0.071 nm: an atom's spectrum is never its neighbour's.
 DEFAULT_TOLERANCE_NM = 0.05
@@ -68,13 +68,13 @@ class Replay:
         self.recording = recording
         self._loop = loop
         self._tolerance_nm = tolerance_nm
-        self._frames: Iterator[Frame] = iter(recording)
+        self._frames: Iterator[Frame | Patches] = iter(recording)
         self._clock = _Clock()
         self._current: Frame | None = None
         self._is_parked = False
 
-    def acquire(self) -> Frame | None:
-        """Give the next frame at its recorded time; None after the last one.
+    def acquire(self) -> Frame | Patches | None:
+        """Give the next frame, or batch of patches, at its recorded time; None after the last one.
 
         Returns
         -------
@@ -95,10 +95,10 @@ class Replay:
             frame = next(self._frames, None)
         if frame is None:
             return None
-        self._current = msgspec.structs.replace(
-            frame, session="", number=0, acquired_at_s=self._clock.at(frame), registration=None
-        )
-        return self._current
+        played = msgspec.structs.replace(frame, session="", number=0, acquired_at_s=self._clock.at(frame))
+        if isinstance(played, Frame):
+            self._current = played = msgspec.structs.replace(played, registration=None)
+        return played
 
     def execute(self, request: Request) -> tuple[Outcome, Frame | None]:
         """Answer by what was recorded at that place, else refuse.
@@ -186,8 +186,8 @@ class _Clock:
         self._last_s = math.nan
         self._step_s = 0.0
 
-    def at(self, frame: Frame) -> float:
-        """Say when a frame was acquired, in the time of the replay."""
+    def at(self, frame: Frame | Patches) -> float:
+        """Say when a frame, or a batch, was acquired, in the time of the replay."""
         if math.isnan(self._first_s):
             self._first_s = frame.acquired_at_s
             self._step_s = math.prod(frame.geometry.shape) * frame.dwell_time_us * 1e-6

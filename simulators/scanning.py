@@ -26,7 +26,7 @@ Simulated = TypeVar("Simulated", bound=Simulator)
 
 ELEMENTARY_CHARGE_C = 1.602176634e-19
 MAX_SCAN_PX = 4096 * 4096
-MAX_DWELL_TIME_US = 60e6
+MIN_DWELL_TIME_US, MAX_DWELL_TIME_US = 0.01, 60e6
 COIL_NODES = 17  # of the truth's coil field along each axis
 TORN_AT = 0.6  # of a torn frame, as much was written
 
@@ -57,6 +57,8 @@ class ScanningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     reach_nm
         How far from the middle of the scan the probe can be sent along x and y; requests beyond are
         refused.
+    queue_length
+        How many requests may wait while one is done; the next one is refused.
     seed
         Of specimen, distortion and noise: the same seed gives the same frames, byte for byte.
     faults
@@ -79,6 +81,7 @@ class ScanningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     travel_um_per_s: float = 0.0
     settle_s: float = 0.0
     reach_nm: float = 1e6
+    queue_length: int = 64
     seed: int = 0
     faults: tuple[FaultConfig, ...] = ()
     distortion: ScanDistortionConfig = ScanDistortionConfig()
@@ -123,6 +126,7 @@ _LIMITS = {
     "travel_um_per_s": (0.0, 1e6),
     "settle_s": (0.0, 10.0),
     "reach_nm": (0.1, 1e6),
+    "queue_length": (1, 4096),
 }
 
 
@@ -454,8 +458,8 @@ def _why_not(request: Request, config: ScanningConfig) -> str | None:
         return "scan_position_nm is not finite"
     if not all(abs(place) <= config.reach_nm for place in request.scan_position_nm):
         return f"scan_position_nm takes -{config.reach_nm:g} to {config.reach_nm:g}: the scanner ends there"
-    if not 0 < request.dwell_time_us <= MAX_DWELL_TIME_US:
-        return f"dwell_time_us takes above 0 to {MAX_DWELL_TIME_US:g}"
+    if not MIN_DWELL_TIME_US <= request.dwell_time_us <= MAX_DWELL_TIME_US:
+        return f"dwell_time_us takes {MIN_DWELL_TIME_US:g} to {MAX_DWELL_TIME_US:g}"
     if request.action == "spectrum":
         return None
     if request.field_of_view_nm is None or request.shape is None:

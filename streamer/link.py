@@ -9,7 +9,7 @@ from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from streamer.codec import Numbered, WireError, decode_numbered, encode
+from streamer.codec import Numbered, Parts, WireError, decode_numbered, encode
 from streamer.delivery import Inbox, Outbox
 from streamer.messages import (
     Ack,
@@ -19,6 +19,7 @@ from streamer.messages import (
     Heartbeat,
     Hello,
     Message,
+    Patches,
     Resend,
     Role,
     Welcome,
@@ -89,6 +90,7 @@ class Link:
         self.reconnects = -1
         self.unreadable = 0
         self._address = address
+        self._keys = keys
         self._role: Role = role
         self._inbox: Inbox[Numbered] = Inbox()
         self._outbox = Outbox()
@@ -99,7 +101,8 @@ class Link:
         self._heard_s = self._used_s = time.monotonic()
         self._said_hello_s = self._asked_s = float("-inf")
         self._is_over = False
-        self._dealer = Dealer(address, self.instance.encode(), keys)
+        self._back_at_s: float | None = None
+        self._dealer: Dealer | _NoDealer = Dealer(address, self.instance.encode(), keys)
         self._welcome: Welcome | None = None
         self._pulse: _Pulse | None = None
         self._wait_for_welcome(timeout_s)
@@ -169,16 +172,16 @@ class Link:
     # -- both ways -----------------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
-        """Send; a Frame takes one place of the ack window.
+        """Send; a Frame, or a batch of Patches, takes one place of the ack window.
 
         The arrays of the message must not be changed until its ack has come: it may be sent again.
 
         Raises
         ------
         RuntimeError
-            For a Frame when the window is full: wait with ``receive`` until ``credit`` is above 0.
+            For one of these when the window is full: wait with ``receive`` until ``credit`` is above 0.
         """
-        is_frame = isinstance(message, Frame)
+        is_frame = isinstance(message, Frame | Patches)
         if is_frame and self.credit <= 0:
             raise RuntimeError(f"{self.unacked} frames wait for their acks; the window is full")
         sequence = self._outbox.next_sequence
@@ -212,6 +215,8 @@ class Link:
 
     def _keep_up(self, now_s: float) -> None:
         """Do what is due: greet a streamer that forgot us, send again and ask again what was lost."""
+        if self._back_at_s is not None and now_s >= self._back_at_s:
+            self._come_back()
         if now_s - self._heard_s > SILENT_S and not self._is_over:
             self._say_hello_at_times(HELLO_EVERY_S)
         parts = self._outbox.to_send_again(
@@ -309,6 +314,23 @@ class Link:
 
     # -- the end -------------------------------------------------------------------------------
 
+    def cut(self, seconds: float) -> None:
+        """Lose the connection for a while, as when a cable is pulled: to show what then happens.
+
+        Nothing comes and nothing goes; then the link is back by itself, and nothing is lost.
+        """
+        if self._pulse is not None:
+            self._pulse.stop()
+        self._dealer.close(0)
+        self._dealer, self._pulse = _NoDealer(), None
+        self._back_at_s = time.monotonic() + seconds
+
+    def _come_back(self) -> None:
+        self._back_at_s = None
+        self._dealer = Dealer(self._address, self.instance.encode(), self._keys)
+        self._pulse = _Pulse(self, self._address, self._keys)
+        self._say_hello_at_times(0.0)
+
     def close(self, *, reason: str = "", drain_s: float = 5.0) -> list[AnyMessage]:
         """Wait for the outstanding acks, say Bye and close; return what came meanwhile.
 
@@ -354,6 +376,20 @@ class Link:
             self.close()
         else:  # a program that fails does not end the session: it is started again
             self.abandon()
+
+
+class _NoDealer:
+    """Stands in for a connection that is cut."""
+
+    def send(self, parts: Parts) -> None:
+        """Lose it; the outbox has it."""
+
+    def receive(self, timeout_s: float) -> None:
+        """Nothing comes."""
+        time.sleep(timeout_s)
+
+    def close(self, linger_s: float) -> None:
+        """There is nothing to close."""
 
 
 class _Pulse:
