@@ -1,9 +1,10 @@
 """What an instrument is, and how it speaks with the streamer: exactly as a real one does.
 
 Between two scans an instrument does all that it has been asked to, in order; what its queue has no place
-for it refuses. It sends no more frames, or batches of patches, than the ack window has places for. It parks its beam at once when it is told to, and by itself when the streamer
-falls silent: a beam that nobody watches over only harms the specimen. What was under way then is broken
-off and never delivered in part.
+for it refuses. It sends no more frames, or batches of patches, than the ack window has places for. It
+parks its beam at once when it is told to, and by itself when the streamer falls silent: a beam that
+nobody watches over only harms the specimen. What was under way then is broken off and never delivered
+in part.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ class Served:
     frames, sub_scans, batches
         Full frames, sub-scans and batches of patches sent.
     broken_off
-        Frames and batches that were begun and not sent: the beam was parked, they were cancelled, or the session
-        ended. Their numbers stay empty.
+        Frames and batches that were begun and not sent: the beam was parked, they were cancelled, or the
+        session ended. Their numbers stay empty.
     outcomes
         Requests answered, done or not.
     refused

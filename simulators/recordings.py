@@ -42,8 +42,8 @@ class Recording:
         Whether ``acquired_at_s`` was recorded; where not, the frames follow each other by dwell time
         times pixels if the dwell time is known, else by one second, from time 0.
     frames
-        Begins to read from the first frame, or batch of patches; a journal's come in its order. ``session`` and ``number`` are as recorded, or ``""`` and
-        the place in the recording.
+        Begins to read from the first frame; of a journal, batches of patches come among them as they did.
+        ``session`` and ``number`` are as recorded, or ``""`` and the place in the recording.
     outcomes
         Spectra and sub-scans that were recorded, status ``ok``.
     subscans
