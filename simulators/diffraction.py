@@ -670,10 +670,10 @@ class DiffractionInstrument(ScanningInstrument[DiffractionSimulator]):
         for places in batches(scan):
             counts = self.simulator.counts(scan, places)
             parts.append(self.simulator.detected(counts))
-            yield self._patches(scan, places, counts)
+            yield self._patches(scan, places, counts, request_id)
         yield self._frame(scan, _image(parts, scan), request_id)
 
-    def _patches(self, scan: Scan, places: Int64, counts: Float32) -> Patches:
+    def _patches(self, scan: Scan, places: Int64, counts: Float32, request_id: str | None) -> Patches:
         """Say of a batch what a microscope knows: where the probe was sent to, and when."""
         path, geometry = scan.path, scan.path.geometry
         row, col = np.divmod(places, geometry.shape[1])
@@ -695,4 +695,9 @@ class DiffractionInstrument(ScanningInstrument[DiffractionSimulator]):
             confidence=np.ones(len(places), dtype=np.float32),
             geometry=geometry,
             registration=Registration(drift_nm=path.stage_nm, at_s=at_s),
+            channels=("diffraction",),
+            window_per_nm=1 / self.config.grid_nm,
+            dwell_time_us=scan.dwell_time_us,
+            dose_e=self.config.electrons(scan.dwell_time_us),
+            request_id=request_id,
         )

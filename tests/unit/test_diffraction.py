@@ -256,7 +256,11 @@ def test_a_batch_says_where_the_probe_was_sent_and_travels_on_the_wire():
         assert part.geometry == frame.geometry
         assert part.positions_nm == pytest.approx(part.geometry.to_nm(part.positions_px), abs=1e-5)
         # a pixel of a pattern is 1 / window_nm
-        assert part.window_nm == pytest.approx(1 / np.diff(microscope.config.k_per_nm)[0])
+        step_per_nm = np.diff(microscope.config.k_per_nm)[0]
+        assert part.window_nm == pytest.approx(1 / step_per_nm)
+        assert part.window_per_nm == pytest.approx(64 * step_per_nm)
+        assert (part.channels, part.request_id) == (("diffraction",), None)
+        assert part.dose_e == pytest.approx(microscope.config.electrons(part.dwell_time_us))
 
 
 def test_each_pattern_is_of_where_the_beam_really_was():
@@ -302,7 +306,7 @@ def test_a_sub_scans_patterns_come_before_those_of_the_scan_under_way():
     assert isinstance(first, Patches)
     assert isinstance(asked, Patches)
     assert isinstance(then, Patches)
-    assert asked.geometry == frame.geometry
+    assert (asked.geometry, asked.request_id) == (frame.geometry, "r-1")
     assert len(asked.windows) == 16
     assert then.geometry == first.geometry
     assert then.positions_px[0].tolist() == [6, 4]
