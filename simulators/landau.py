@@ -312,6 +312,7 @@ class LandauField:
         self.tip: Real = np.ones(shape, dtype)
         self._base: Real = np.zeros((2, *shape), dtype)  # what is moved is what is added to it
         self._push: Real = np.zeros((2, *shape), dtype)  # a constant force beside the imprint
+        self._mobility: Real | None = None  # where it is not 1
         self._moved: Real = np.zeros((2, *shape), dtype)
         self._before, self._slope_before = np.zeros_like(self._moved), np.zeros_like(self._moved)
         self._right = np.empty_like(self._moved)
@@ -374,7 +375,10 @@ class LandauField:
             self._add_noise()
         waves = fft.rfftn(self._right, axes=(1, 2), workers=1)
         waves *= self._damping[self._is_first]
-        self._moved = fft.irfftn(waves, s=self.shape, axes=(1, 2), workers=1, overwrite_x=True)
+        moved = fft.irfftn(waves, s=self.shape, axes=(1, 2), workers=1, overwrite_x=True)
+        if self._mobility is not None:
+            moved = self._moved + self._mobility * (moved - self._moved)
+        self._moved = moved
         self._is_first = False
         self.time += step
 
@@ -409,14 +413,14 @@ class LandauField:
         self,
         corner: tuple[int, int],
         size: int,
-        keep: Float64,
+        mobility: Float64,
         time_step: float,
         strongest: float = 0.0,
     ) -> LandauField:
         """Cut out a square in which something is about to happen, with all that acts on it from outside.
 
-        What is moved in it is what is added to the present state, so that its edges, where nothing happens,
-        join. Far from the middle the square is held by the force that keeps it where it is.
+        What is moved in it is what is added to the present state, so that its edges join where nothing
+        moves.
 
         Parameters
         ----------
@@ -424,8 +428,8 @@ class LandauField:
             Cell ``(row, col)`` of its first one; the grid is periodic.
         size
             Its edge in cells, no larger than the grid.
-        keep
-            How free it is to move by the forces it already had, 1 or less, shape ``(size, size)``.
+        mobility
+            How fast each cell moves, from 0 to 1, shape ``(size, size)``; it should be 0 at the edges.
         time_step
             As of a new field.
         strongest
@@ -442,17 +446,16 @@ class LandauField:
             **(self._made_with | {"stabiliser": stabiliser}),
         )
         at = np.ix_(*_cells(corner, (size, size), self.shape))
-        bent = self._bending()
         cut._base = np.stack([self.polar[at], self.antipolar[at]])
         cut.imprint, cut.local_polar_2 = self.imprint[at], self.local_polar_2[at]
-        held = (1 - keep) * np.stack([force[at] for force in self._force(bent)])
-        cut._push = (np.stack([part[at] for part in bent]) - held).astype(self.dtype)
+        cut._push = np.stack([force[at] for force in self._bending()])
+        cut._mobility = mobility.astype(self.dtype)
         return cut
 
-    def join(self, cut: LandauField, corner: tuple[int, int], share: Float64) -> None:
-        """Take over what a window moved, by a share in each of its cells, shape ``(size, size)``."""
+    def join(self, cut: LandauField, corner: tuple[int, int]) -> None:
+        """Take over what a window moved."""
         rows, cols = _cells(corner, cut.shape, self.shape)
-        self._moved[:, rows[:, None], cols] += (share * cut.moved).astype(self.dtype)
+        self._moved[:, rows[:, None], cols] += cut.moved
         self._is_first = True
 
     @property
@@ -465,15 +468,6 @@ class LandauField:
         waves = fft.rfftn(np.stack([self.polar, self.antipolar]), axes=(1, 2), workers=1)
         force: Real = fft.irfftn(-self._stiffness * waves, s=self.shape, axes=(1, 2), workers=1)
         return force
-
-    def _force(self, bent: Real) -> Float64:
-        """All that acts on both orders without a tip, shape ``(2, rows, cols)``."""
-        e, p, a = self._energy, self.polar.astype(np.float64), self.antipolar.astype(np.float64)
-        x, y = p * p, a * a
-        polar = self.local_polar_2 + x * (e.polar_4 + x * (e.polar_6 + x * e.polar_8)) + e.coupling * y
-        other = e.antipolar_2 + y * (e.antipolar_4 + y * e.antipolar_6) + e.coupling * x
-        total: Float64 = bent + np.stack([self.imprint - p * polar, -a * other]) + self._push
-        return total
 
 
 def _cells(corner: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]) -> list[NDArray[np.intp]]:

@@ -4,11 +4,13 @@ The film moves by ``simulators.landau``; the tip reads its polarisation through 
 lock-in and a contact with an offset, and writes it with a bias. A scan gives amplitude, phase and height; a
 stay at a place sweeps the bias and gives the response, a hysteresis loop, which leaves its mark.
 
-Two clocks are an assumption, and said: under a biased tip the film switches by the fast one, at rest its
-walls creep by the slow one. Switching under a field is faster than creep by orders of magnitude (Merz 1954),
-and one relaxation time cannot be both. Walls are wider than the 0.3 nm of the material, since a cell of the
-grid is nanometres: what is seen is as wide as the tip's resolution. Left out: contact resonance, the
-dielectric response of walls, in-plane polarisation, the AC bias that switches, and the way back of a line.
+Two clocks are an assumption, and said: under a biased tip the film switches by the fast one, elsewhere and
+at rest its walls creep by the slow one. Switching under a field is faster than creep by orders of magnitude
+(Merz 1954), and one relaxation time cannot be both. The fast clock fades out between three and six radii of
+the tip, so that no domain is written wider than that. Walls are wider than the 0.3 nm of the material, since
+a cell of the grid is nanometres: what is seen is as wide as the tip's resolution. Left out: contact
+resonance, the dielectric response of walls, in-plane polarisation, an AC bias that switches, and the way back
+of a line.
 """
 
 from __future__ import annotations
@@ -45,11 +47,10 @@ Float64 = NDArray[np.float64]
 VACUUM_PERMITTIVITY = 8.8541878128e-12  # F/m
 CHANNELS = ("amplitude", "phase", "height")
 COARSEST_CELL = 1.5  # in units of length: walls of the working sets are then still three cells wide
-REACH_RADII = 6.0  # of the tip: how far its field reaches; half of the smallest window
+REACH_RADII = 6.0  # of the tip: beyond them its field, below 1/200, switches nothing
 STRONGEST_FIELD = 100.0
-FINENESS = 2.5  # steps of a driven film times its steepest curvature: 0.25 for a few volts
+FINENESS = 2.5  # steps of a driven film times its steepest curvature: CuInP2S6 is stiff in strong fields
 LET_GO = 3.0  # in scaled time: how long the film springs back at once when a bias ends
-QUIET = 0.25  # what moved by more than this at the edge of the window was held up by it
 BLUNT = 2.0  # a changed tip is as many times wider, and double:
 GHOST_SHARE = 0.35
 
@@ -68,7 +69,8 @@ class FilmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     cells
         Edge of the grid.
     extent
-        How many times as wide as the longer edge of the field the film is. Beyond it is bare substrate.
+        How many times as wide as the longer edge of the field the film is; 1.5 fills every turned scan.
+        Beyond it is bare substrate.
     length_nm
         The unit of length. Domain walls of the working sets are ``tanh(x / (2 length_nm))``: coarser than
         in the material.
@@ -201,12 +203,13 @@ class PfmConfig(ScanningConfig, frozen=True, kw_only=True, forbid_unknown_fields
     bias_v, bias_offset_v
         Amplitude and middle of the bias that a stay at a place sweeps.
     bias_shape
-        ``triangle``: up, down and back, a hysteresis loop; ``pulse``: ``bias_v`` for the first half of the
-        time and ``bias_offset_v`` for the second, which writes a domain and sees it relax.
+        ``triangle``: up, down and back, a hysteresis loop; ``ramp``: up and back, which writes one way;
+        ``pulse``: ``bias_v`` for the first half of the time and ``bias_offset_v`` for the second, which
+        writes a domain and sees it relax.
     bias_cycles
-        How many triangles fill the time.
+        How many of them fill the time: with the dwell time of the stay it is the frequency.
     bias_points
-        In each triangle or pulse, at which the response is read.
+        In each of them, at which the response is read.
     roughness_nm, roughness_length_nm
         Sd and correlation length of the film's height.
     terrace_nm
@@ -253,7 +256,7 @@ class PfmConfig(ScanningConfig, frozen=True, kw_only=True, forbid_unknown_fields
     field_per_v: float = 0.5
     bias_v: float = 6.0
     bias_offset_v: float = 0.0
-    bias_shape: Literal["triangle", "pulse"] = "triangle"
+    bias_shape: Literal["triangle", "ramp", "pulse"] = "triangle"
     bias_cycles: int = 1
     bias_points: int = 64
     roughness_nm: float = 0.15
@@ -298,6 +301,8 @@ class PfmConfig(ScanningConfig, frozen=True, kw_only=True, forbid_unknown_fields
         turn = (np.arange(self.bias_points) + 1) / self.bias_points
         if self.bias_shape == "pulse":
             once = np.where(turn <= 0.5, self.bias_v, 0.0)
+        elif self.bias_shape == "ramp":
+            once = self.bias_v * (1 - np.abs(1 - 2 * turn))
         else:
             once = self.bias_v * (2 / math.pi) * np.arcsin(np.sin(2 * math.pi * turn))
         swept: Float64 = self.bias_offset_v + np.tile(once, self.bias_cycles)
@@ -433,44 +438,31 @@ class Film:
             What the tip sees of the polarisation, less what it saw before, at each point, shape ``(n,)``.
         """
         edge = self._config.cells
-        size = min(edge, fft.next_fast_len(2 * math.ceil(REACH_RADII * radius), real=True))
-        change, window, corner, far = self._swept(place, radius, strengths, seconds, weigh, size)
-        while size < edge and _moved_at_edge(window) > QUIET:  # what is written is larger than the window
-            size = min(edge, 2 * size)
-            change, window, corner, far = self._swept(place, radius, strengths, seconds, weigh, size)
-        self.field.join(window, corner, _fade(far, 0.4, 0.5))
-        return change
-
-    def _swept(
-        self,
-        place: tuple[float, float],
-        radius: float,
-        strengths: Float64,
-        seconds: float,
-        weigh: Weighing,
-        size: int,
-    ) -> tuple[Float64, LandauField, tuple[int, int], Float64]:
-        """Sweep in a window of some size; say how far from the tip its cells are, in sizes."""
+        size = min(edge, fft.next_fast_len(2 * math.ceil(REACH_RADII * radius) + 1, real=True))
         corner = (round(place[0]) - size // 2, round(place[1]) - size // 2)
         row, col = place[0] - corner[0], place[1] - corner[1]
-        distance = np.hypot(np.arange(size)[:, None] - row, np.arange(size)[None] - col)
+        far = np.hypot(np.arange(size)[:, None] - row, np.arange(size)[None] - col) / radius
+        mobility = _fade(far, REACH_RADII / 2, REACH_RADII)
         span = seconds / self._config.switching_s / len(strengths)
-        strongest = float(np.abs(strengths).max())
-        finest = min(self.field.time_step, FINENESS / stiffest(self._config.energy(), strongest))
-        steps = max(1, math.ceil(span / finest))
-        far = distance / radius
-        free = _fade(far, REACH_RADII / 3, REACH_RADII - 1)
-        window = self.field.window(corner, size, free, span / steps, strongest)
-        window.tip = (_fade(far, REACH_RADII - 2, REACH_RADII) * (1 + far**2) ** -1.5).astype(np.float32)
+        steps, strongest = self._steps(span, strengths)
+        window = self.field.window(corner, size, mobility, span / steps, strongest)
+        window.tip = ((1 + far**2) ** -1.5).astype(np.float32)
         weights = weigh(size, row, col)
         change = np.empty(len(strengths))
         for n, strength in enumerate(strengths.tolist()):
             for _ in range(steps):
                 window.step(strength)
-            change[n] = np.vdot(weights, window.moved[0])
+            change[n] = _weighed(weights, window.moved[0])
         for _ in range(math.ceil(LET_GO / window.time_step) if strengths[-1] else 0):
             window.step()
-        return change, window, corner, distance / size
+        self.field.join(window, corner)
+        return change
+
+    def _steps(self, span: float, strengths: Float64) -> tuple[int, float]:
+        """Say in how many steps the film is driven at each point, and how strong the field is at most."""
+        strongest = float(np.abs(strengths).max())
+        finest = min(self.field.time_step, FINENESS / stiffest(self._config.energy(), strongest))
+        return max(1, math.ceil(span / finest)), strongest
 
 
 def _shift(shape: tuple[int, int], down: float, right: float) -> NDArray[np.complex128]:
@@ -490,18 +482,16 @@ def smooth_noise(edge: int, width: float, rng: np.random.Generator) -> Float64:
     return noise / spread if spread > 0 else noise
 
 
+def _weighed(weights: Float32, polar: Float32) -> float:
+    """What a tip sees. Not a product of BLAS, whose last digit depends on the number of its threads."""
+    return float((weights * polar).sum(dtype=np.float64))
+
+
 def _fade(far: Float64, start: float, end: float) -> Float64:
     """1 up to ``start``, 0 from ``end`` on, and a half cosine between."""
     inward = np.clip((end - far) / (end - start), 0.0, 1.0)
     faded: Float64 = 0.5 - 0.5 * np.cos(math.pi * inward)
     return faded
-
-
-def _moved_at_edge(window: LandauField) -> float:
-    """How far something moved where the window begins to hold it."""
-    polar = np.abs(window.moved[0])
-    rim = max(1, polar.shape[0] // 10)
-    return float(max(polar[:rim].max(), polar[-rim:].max(), polar[:, :rim].max(), polar[:, -rim:].max()))
 
 
 # -- the image ---------------------------------------------------------------------------------
@@ -753,7 +743,7 @@ class PfmSimulator:
         """Drive the film, and write down what was done to it."""
         config, field = self._config, self.film.field
         tip = self._tips["tip" in exposure.faults]
-        seen = np.vdot(tip(config.film.cells, *place), field.polar)
+        seen = _weighed(tip(config.film.cells, *place), field.polar)
         was_up = field.polar > 0
         seconds = exposure.dwell_time_us * 1e-6
         change = self.film.drive(
