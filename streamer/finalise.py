@@ -39,8 +39,8 @@ def finalise(session_folder: Path | str, to: Path | None = None) -> list[Path]:
     ``subscan_patterns-1.hspy`` and so on those of sub-scans. Beside ``data`` each signal has, a value for
     each frame, pattern or spectrum: ``done`` (1), ``t_ns`` (end of its acquisition, of a pattern that of its
     batch, nanoseconds since the epoch), ``position_nm`` (``(x, y)``: centre of the raster, or where the beam
-    was), and ``number`` or ``id``; a pattern has ``position_px`` (``(row, col)`` in its scan), ``dwell_time_us``
-    and ``dose_e`` too. Writing again replaces the files.
+    was), and ``number`` or ``id``; a pattern has ``position_px`` (``(row, col)`` in its scan),
+    ``dwell_time_us`` and ``dose_e`` too. Writing again replaces the files.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import structlog
 
-from streamer.messages import Atoms, Frame, Latents, Registration, ScanGeometry, Suggestion
+from streamer.messages import Atoms, Frame, Latents, Patches, Registration, ScanGeometry, Suggestion
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +37,36 @@ def make_frame() -> Callable[..., Frame]:
             "dwell_time_us": 1.0,
         }
         return Frame(image=image, **(defaults | fields))
+
+    return make
+
+
+@pytest.fixture
+def make_patches() -> Callable[..., Patches]:
+    """Make a batch of four patterns of a scan of 4 x 4; any field can be given."""
+
+    def make(windows: np.ndarray | None = None, **fields: Any) -> Patches:
+        if windows is None:
+            windows = np.random.default_rng(0).poisson(2.0, (4, 1, 16, 16)).astype(np.float32)
+        n = len(windows)
+        geometry = ScanGeometry(shape=(4, 4), field_of_view_nm=(0.4, 0.4))
+        places = np.stack(np.divmod(np.arange(n), 4), axis=1).astype(np.float32)
+        defaults: dict[str, Any] = {
+            "session": "s",
+            "number": 0,
+            "acquired_at_s": 1000.0,
+            "window_nm": 2.0,
+            "window_per_nm": 8.0,
+            "positions_px": places,
+            "positions_nm": geometry.to_nm(places).astype(np.float32),
+            "confidence": np.ones(n, np.float32),
+            "geometry": geometry,
+            "registration": Registration(at_s=1000.0),
+            "channels": ("diffraction",),
+            "dwell_time_us": 1000.0,
+            "dose_e": 500.0,
+        }
+        return Patches(windows=windows, **(defaults | fields))
 
     return make
 
