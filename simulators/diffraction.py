@@ -26,7 +26,7 @@ from scipy import ndimage
 
 from simulators.counting import poisson
 from simulators.faults import reach
-from simulators.multislice import SCATTERING, Beam, Diffraction, Layer, Slab, slab
+from simulators.multislice import BAND, SCATTERING, Beam, Diffraction, Layer, Slab, slab
 from simulators.scanning import TORN_AT, ScanningConfig, ScanningInstrument
 from simulators.simulator import Curve, Exposure, Image, Refused, Scan, Truth
 from simulators.specimen import SITE_NAMES, Specimen, SpecimenConfig, grow
@@ -169,6 +169,12 @@ class DiffractionConfig(ScanningConfig, frozen=True, kw_only=True, forbid_unknow
             raise ValueError(
                 f"diffraction.semi_angle_mrad is {self.semi_angle_mrad} and camera_mrad {self.camera_mrad}; "
                 "the camera must see more than the beam's cone"
+            )
+        is_thick = self.specimen == "zincblende" and self.zincblende.layers > 1
+        if is_thick and self.semi_angle_mrad >= BAND * self.camera_mrad:
+            raise ValueError(
+                f"diffraction.semi_angle_mrad is {self.semi_angle_mrad} and camera_mrad {self.camera_mrad}; "
+                "of a thick specimen two thirds of the camera have electrons, and the beam's cone must be within"
             )
         if self.camera_px < 8 * self.camera_mrad / self.semi_angle_mrad:
             raise ValueError(
@@ -358,9 +364,11 @@ def centre_of_mass(patterns: Float32, k_per_nm: Float64) -> Float64:
     A pattern without electrons has none: 0.
     """
     seen = patterns.astype(np.float64)
-    across, along = seen.sum(axis=1), seen.sum(axis=2)
-    total = np.maximum(along.sum(axis=1), 1e-12)
-    centre: Float64 = np.stack([across @ k_per_nm, along @ k_per_nm], axis=1) / total[:, None]
+    along_x, along_y = seen.sum(axis=1), seen.sum(axis=2)
+    total = np.maximum(along_x.sum(axis=1), 1e-12)
+    # no matrix product: its last digits would depend on the number of threads
+    moments = [(profile * k_per_nm).sum(axis=1) for profile in (along_x, along_y)]
+    centre: Float64 = np.stack(moments, axis=1) / total[:, None]
     return centre
 
 

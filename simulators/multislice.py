@@ -265,7 +265,7 @@ class Beam:
         path_nm = angle**2 / 2 * (self.astigmatism_nm * np.cos(2 * azimuth) - self.defocus_nm)
         path_nm = path_nm + angle**4 / 4 * 1e3 * self.spherical_um
         wave = share * np.exp(-2j * math.pi / self.wavelength_nm * path_nm)
-        aperture: NDArray[np.complex128] = wave / np.linalg.norm(wave)
+        aperture: NDArray[np.complex128] = wave / math.sqrt((share**2).sum())
         return aperture
 
 
