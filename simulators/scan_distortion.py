@@ -13,7 +13,7 @@ those that a Gaussian process would draw: a corrector must not be judged by its 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
@@ -70,9 +70,18 @@ class ScanDistortionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     variation, variation_period_s
         Relative change of fly-back and settling, and radians over two of the coils' phases, in the
         course of a period; each frame has those of its start.
+    hysteresis
+        Of a piezo scanner without sensors, on a full frame: the opening between the way there and the way
+        back, as a share of the way. 0.02 on small ways to 0.15 on the longest (Physik Instrumente, Piezo
+        Tutorial). A smaller scan has a smaller share, in proportion.
+    creep_per_decade
+        Of such a scanner: what it goes on after a step, as a share of it, in every tenfold of time. 0.01 to
+        0.02 (ibid.): ``x(t) = x0 (1 + creep log10(t / 0.1 s))``.
     scan_path
         ``raster``; ``serpentine``: odd rows are scanned from right to left; ``sinusoidal``: the beam
         swings along the fast axis, and pixels are equal times.
+    both_ways
+        Whether each row is recorded on the way back too. It then takes twice the time.
     """
 
     drift_rate_nm_per_s: PairNm = (0.016, 0.012)
@@ -97,21 +106,19 @@ class ScanDistortionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     hum_hz: float = 50.0
     variation: float = 0.0
     variation_period_s: float = 150.0
+    hysteresis: float = 0.0
+    creep_per_decade: float = 0.0
     scan_path: ScanPath = "raster"
+    both_ways: bool = False
 
     def __post_init__(self) -> None:
-        if not all(abs(rate) <= 10 for rate in self.drift_rate_nm_per_s):
+        if not all(abs(rate) <= 1e4 for rate in self.drift_rate_nm_per_s):
             raise ValueError(
-                f"distortion.drift_rate_nm_per_s is {self.drift_rate_nm_per_s}; it takes -10 to 10"
+                f"distortion.drift_rate_nm_per_s is {self.drift_rate_nm_per_s}; it takes -10000 to 10000"
             )
         if not 0 < self.drift_settling_s <= 1e5:
             raise ValueError(
                 f"distortion.drift_settling_s is {self.drift_settling_s}; it takes above 0 to 1e5"
-            )
-        if not max(abs(travel) for travel in self.drift_travel_nm) <= 20:
-            raise ValueError(
-                f"distortion.drift_rate_nm_per_s * drift_settling_s is {self.drift_travel_nm} nm in all; "
-                "it takes up to 20"
             )
         for name, (least, most) in _LIMITS.items():
             if not least <= getattr(self, name) <= most:
@@ -122,6 +129,33 @@ class ScanDistortionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
             raise ValueError(
                 f"distortion.scan_path is {self.scan_path!r}; it takes raster, serpentine or sinusoidal"
             )
+
+    def check(self, field_of_view_nm: float) -> None:
+        """Refuse a drift that is out of all proportion to the field.
+
+        Parameters
+        ----------
+        field_of_view_nm
+            Width of a frame. Up to 20 nm may be settled, or two fields; a random drift may be up to 1 nm in a
+            second, or a twentieth of the field.
+
+        Raises
+        ------
+        ValueError
+            With what is too much, and what would do.
+        """
+        travel_nm = max(20.0, 2 * field_of_view_nm)
+        if not max(abs(travel) for travel in self.drift_travel_nm) <= travel_nm:
+            raise ValueError(
+                f"distortion.drift_rate_nm_per_s * drift_settling_s is {self.drift_travel_nm} nm in all; "
+                f"it takes up to {travel_nm:g} on this field"
+            )
+        random_nm = max(1.0, field_of_view_nm / 20)
+        for name in ("drift_wander_nm_per_sqrt_s", "drift_swing_nm_per_s"):
+            if not getattr(self, name) <= random_nm:
+                raise ValueError(
+                    f"distortion.{name} is {getattr(self, name)}; it takes up to {random_nm:g} on this field"
+                )
 
     @property
     def drift_travel_nm(self) -> PairNm:
@@ -136,8 +170,8 @@ class ScanDistortionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
 
 _LIMITS = {
-    "drift_wander_nm_per_sqrt_s": (0.0, 1.0),
-    "drift_swing_nm_per_s": (0.0, 1.0),
+    "drift_wander_nm_per_sqrt_s": (0.0, 1e3),
+    "drift_swing_nm_per_s": (0.0, 1e3),
     "drift_swing_period_s": (1.0, 1e5),
     "drift_swing_memory_s": (0.1, 1e5),
     "row_jitter_px": (0.0, 10.0),
@@ -155,6 +189,8 @@ _LIMITS = {
     "hum_hz": (0.01, 1e6),
     "variation": (0.0, 0.5),
     "variation_period_s": (0.1, 1e7),
+    "hysteresis": (0.0, 0.3),
+    "creep_per_decade": (0.0, 0.1),
 }
 
 
@@ -169,13 +205,14 @@ class BeamPath:
     row_drift_nm
         Drift ``(x, y)`` while each row was scanned, shape ``(rows, 2)``, float64.
     row_offset_px
-        Beam offset ``(row, col)`` of each row: settling, hum and jitter, shape ``(2, rows)``, float64.
+        Beam offset ``(row, col)`` of each row: settling, creep, hum, jitter and the slow axis's hysteresis,
+        shape ``(2, rows)``, float64.
     jitter_px
         The jitter in it, shape ``(2, rows)``, float64.
     column_offset_px
-        Beam offset ``(row, col)`` of each pixel of a row in the order of scanning (fly-back, and the
-        swing of a sinusoidal path), shape ``(2, cols)``, float64; its second component counts in the
-        direction in which the row is scanned.
+        Beam offset ``(row, col)`` of each pixel of a row in the order of scanning (fly-back, hysteresis and
+        the swing of a sinusoidal path), shape ``(2, cols)``, float64; its second component counts in the
+        direction in which the row is scanned. Of a ``backward`` path both go by place, from left to right.
     coil_px
         Beam offset ``(row, col)`` by the coils, shape ``(2, rows, cols)``, float64; None where there
         is none.
@@ -188,6 +225,9 @@ class BeamPath:
         How much further than that it went.
     started_s, ended_s
         Simulated time since the instrument was switched on.
+    backward
+        Where the beam was on the ways back, its pixels by place as those of the ways there; None where only
+        one way is recorded.
     """
 
     geometry: ScanGeometry
@@ -201,6 +241,7 @@ class BeamPath:
     scan_path: ScanPath = "raster"
     stage_nm: PairNm = (0.0, 0.0)
     stage_error_nm: PairNm = (0.0, 0.0)
+    backward: BeamPath | None = None
 
     @property
     def drift_nm(self) -> PairNm:
@@ -226,8 +267,7 @@ class BeamPath:
         rows_px = self.row_offset_px if jitter else self.row_offset_px - self.jitter_px
         offset = rows_px[:, :, None] + self.column_offset_px[:, None, :]
         if self.scan_path == "serpentine":
-            turned = self.column_offset_px[:, ::-1] * np.array([[1.0], [-1.0]])
-            offset[:, 1::2] = rows_px[:, 1::2, None] + turned[:, None, :]
+            offset[:, 1::2] = rows_px[:, 1::2, None] + _turned(self.column_offset_px)[:, None, :]
         if self.coil_px is not None:
             offset += self.coil_px
         return offset
@@ -309,12 +349,13 @@ class ScanDistortion:
         self._rng = rng
         self._full = full
         # Of their own, so that what is switched off leaves the other draws as they were.
-        self._phase_rng, self._swing_rng, self._across_rng = rng.spawn(3)
+        self._phase_rng, self._swing_rng, self._across_rng, self._backward_rng = rng.spawn(4)
         self._hum_phase = float(self._phase_rng.uniform(0, 2 * math.pi))
         self._coil_phases = self._phase_rng.uniform(0, 2 * math.pi, 4)
         self._wander_nm = np.zeros(2)
         self._swing = np.zeros((2, 2))  # place and velocity of the swing, each (x, y)
         self._swing[1] = config.drift_swing_nm_per_s * self._swing_rng.standard_normal(2)
+        self._creep = _Creep(config.creep_per_decade)
         self.elapsed_s = 0.0
 
     @property
@@ -339,23 +380,28 @@ class ScanDistortion:
     ) -> BeamPath:
         """Scan one frame.
 
-        The drift moves from row to row and is taken as it is in the middle of each row.
+        The drift moves from row to row and is taken as it is in the middle of each row, or of its way there
+        and of its way back.
         """
         rows, cols = geometry.shape
+        ways = 2 if self._config.both_ways else 1
         started_s = self.elapsed_s
-        row_s = cols * dwell_time_us * 1e-6
-        # Half a row ahead of the first; what is left of the last row passes after it.
-        steps_s = np.full(rows, row_s)
-        steps_s[0] = row_s / 2
-        row_drift_nm = self._drift_after(steps_s)
-        self.wait(row_s / 2)
-        jitter_px = self._jitter_px(rows)
-        return BeamPath(
+        way_s = cols * dwell_time_us * 1e-6
+        # Half a way ahead of the first; what is left of the last passes after it.
+        steps_s = np.full(rows * ways, way_s)
+        steps_s[0] = way_s / 2
+        drift_nm = self._drift_after(steps_s)
+        self.wait(way_s / 2)
+        middle_s = started_s + way_s * (np.arange(rows * ways, dtype=np.float64) + 0.5)
+        row_offset_px = self._row_offset_px(geometry, started_s, middle_s)
+        jitter_px = self._jitter_px(rows, self._rng, self._across_rng)
+        column_offset_px = self._column_offset_px(geometry, started_s)
+        path = BeamPath(
             geometry=geometry,
-            row_drift_nm=row_drift_nm,
-            row_offset_px=self._settle_px(rows, started_s) + self._hum_px(started_s, rows, row_s) + jitter_px,
+            row_drift_nm=drift_nm[::ways],
+            row_offset_px=row_offset_px[:, ::ways] + jitter_px,
             jitter_px=jitter_px,
-            column_offset_px=self._column_offset_px(cols, started_s),
+            column_offset_px=column_offset_px,
             coil_px=self._coil_px(geometry, started_s) if self._config.coil_px else None,
             scan_path=self._config.scan_path,
             stage_nm=stage_nm,
@@ -363,24 +409,52 @@ class ScanDistortion:
             started_s=started_s,
             ended_s=self.elapsed_s,
         )
+        if ways == 1:
+            return path
+        jitter_px = self._jitter_px(rows, self._backward_rng, self._backward_rng)
+        backward = replace(
+            path,
+            row_drift_nm=drift_nm[1::2],
+            row_offset_px=row_offset_px[:, 1::2] + jitter_px,
+            jitter_px=jitter_px,
+            column_offset_px=_turned(column_offset_px),
+        )
+        return replace(path, backward=backward)
 
     def parked_offset_nm(self, scan_position_nm: PairNm) -> PairNm:
         """Say how far from ``scan_position_nm`` a beam is that was sent there and stays, ``(x, y)``.
 
         It has no fly-back, settling, jitter or hum: it has waited long enough for the first two, and
-        an exposure is longer than the others. The coils' non-linearity it has.
+        an exposure is longer than the others. The coils' non-linearity it has, and what is left of the creep
+        of earlier scans; the short way to the place itself has not crept yet.
         """
-        if not self._config.coil_px or self._full is None:
-            return (0.0, 0.0)
-        offset = self._coil_offset_nm(np.array([scan_position_nm]), self._full, self.elapsed_s)[0]
+        offset = self._creep.at(np.array([self.elapsed_s]))[0]
+        if self._config.coil_px and self._full is not None:
+            offset += self._coil_offset_nm(np.array([scan_position_nm]), self._full, self.elapsed_s)[0]
         return (float(offset[0]), float(offset[1]))
 
     # -- the rows and the columns --------------------------------------------------------------
 
-    def _jitter_px(self, rows: int) -> Float64:
-        along = self._config.row_jitter_px * self._rng.standard_normal(rows)
-        across = self._config.row_jitter_across_px * self._across_rng.standard_normal(rows)
+    def _jitter_px(
+        self, rows: int, along_rng: np.random.Generator, across_rng: np.random.Generator
+    ) -> Float64:
+        along = self._config.row_jitter_px * along_rng.standard_normal(rows)
+        across = self._config.row_jitter_across_px * across_rng.standard_normal(rows)
         return np.stack([across, along])
+
+    def _row_offset_px(self, geometry: ScanGeometry, started_s: float, middle_s: Float64) -> Float64:
+        """Offset of each way along a row but for its jitter, shape ``(2, ways)``."""
+        rows, c = geometry.shape[0], self._config
+        offset = np.repeat(self._settle_px(rows, started_s), len(middle_s) // rows, axis=1)
+        offset = offset + self._hum_px(middle_s)
+        if c.hysteresis:
+            down = np.linspace(-1, 1, len(middle_s))
+            offset[0] += self._lag_px(geometry, 0, down)
+        if c.creep_per_decade:
+            edges_nm = geometry.to_nm(np.array([[r, (geometry.shape[1] - 1) / 2] for r in (0, rows - 1)]))
+            creep_nm = self._creep.scan(edges_nm, started_s, self.elapsed_s, middle_s)
+            offset += _in_pixels(geometry, creep_nm)
+        return offset
 
     def _settle_px(self, rows: int, at_s: float) -> Float64:
         """Settling along the slow axis, shape ``(2, rows)``."""
@@ -389,25 +463,41 @@ class ScanDistortion:
         settling = varied * c.settle_px * np.exp(-np.arange(rows) / c.settle_decay_rows)
         return np.stack([settling, np.zeros(rows)])
 
-    def _hum_px(self, started_s: float, rows: int, row_s: float) -> Float64:
+    def _hum_px(self, middle_s: Float64) -> Float64:
         c = self._config
-        middle_s = started_s + row_s * (np.arange(rows) + 0.5)
         hum = c.hum_px * np.sin(2 * math.pi * c.hum_hz * middle_s + self._hum_phase)
         return np.stack([c.hum_across * hum, hum])
 
-    def _column_offset_px(self, cols: int, at_s: float) -> Float64:
-        """Fly-back in two exponentials, and the swing of a sinusoidal path, shape ``(2, cols)``."""
-        c = self._config
+    def _column_offset_px(self, geometry: ScanGeometry, at_s: float) -> Float64:
+        """Fly-back, hysteresis, and the swing of a sinusoidal path, shape ``(2, cols)``."""
+        c, cols = self._config, geometry.shape[1]
         col = np.arange(cols)
         varied = c.flyback_px * (1 + c.variation * math.sin(self._variation_phase(at_s) + 0.4))
         along = varied * np.exp(-col / c.flyback_decay_px)
         if c.flyback_slow_share:
             along += varied * c.flyback_slow_share * np.exp(-col / c.flyback_slow_decay_px)
         across = c.flyback_across * along
+        from_middle = col - (cols - 1) / 2
+        swung = cols / 2 * np.sin(np.pi * from_middle / cols)
+        if c.hysteresis:
+            place = swung if c.scan_path == "sinusoidal" else from_middle
+            along = along + self._lag_px(geometry, 1, 2 * place / max(cols - 1, 1))
         if c.scan_path == "sinusoidal":
-            from_middle = col - (cols - 1) / 2
-            along = along + cols / 2 * np.sin(np.pi * from_middle / cols) - from_middle
+            along = along + swung - from_middle
         return np.stack([across, along])
+
+    def _lag_px(self, geometry: ScanGeometry, axis: int, place: Float64) -> Float64:
+        """How far a piezo is behind on a way from place -1 to 1: half a loop of Rayleigh's law.
+
+        Under a drive between ``-E`` and ``E`` the two branches are parabolas that meet at the ends, and
+        their opening goes with ``E`` squared (Rayleigh 1887; of piezoelectrics, Damjanovic, Rep. Prog. Phys.
+        61, 1267 (1998)): its share of the way goes with the way.
+        """
+        full = geometry if self._full is None else self._full
+        way_nm, full_nm = geometry.field_of_view_nm[1 - axis], full.field_of_view_nm[1 - axis]
+        opening_px = self._config.hysteresis * way_nm / full_nm * geometry.shape[axis]
+        lag: Float64 = -opening_px / 2 * np.maximum(1 - place**2, 0)
+        return lag
 
     def _variation_phase(self, at_s: float) -> float:
         return 2 * math.pi * at_s / self._config.variation_period_s
@@ -493,6 +583,82 @@ class ScanDistortion:
         rest = np.diag([c.drift_swing_nm**2, c.drift_swing_nm_per_s**2])
         values, vectors = np.linalg.eigh(rest - transition @ rest @ transition.T)
         return np.stack([transition, vectors * np.sqrt(np.maximum(values, 0.0))])
+
+
+def _turned(column_offset_px: Float64) -> Float64:
+    """Offsets of a row that is scanned from right to left, by place."""
+    turned: Float64 = column_offset_px[:, ::-1] * np.array([[1.0], [-1.0]])
+    return turned
+
+
+def _in_pixels(geometry: ScanGeometry, moved_nm: Float64) -> Float64:
+    """Moves ``(x, y)``, ``(n, 2)``, in pixels of a raster along ``(row, col)``, ``(2, n)``."""
+    pixels: Float64 = (geometry.to_px(moved_nm) - geometry.to_px(np.zeros((1, 2)))).T
+    return pixels
+
+
+# -- creep -------------------------------------------------------------------------------------
+
+CREEP_FROM_S = 0.1  # a calibrated displacement is that of so long after a step
+CREEP_MOVES = 64  # that are remembered one by one
+
+
+class _Creep:
+    """A piezo that goes on after it was moved, by the logarithm of time, and forgets nothing at once.
+
+    Of a step ``x0`` it has gone ``x0 share log10(1 + t / 0.1 s)`` further after a time ``t``: for long times
+    what is measured after a step, and 0 at the step. Of a motion each part creeps by itself (linear
+    superposition, an assumption). Only the middle of the rows is followed: of a periodic motion creep has
+    next to no effect.
+
+    Parameters
+    ----------
+    share
+        Creep of a decade.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._moves: list[tuple[float, float, Float64]] = []  # from when to when, and how far
+        self._at_nm: Float64 | None = None
+
+    def scan(self, edges_nm: Float64, started_s: float, ended_s: float, times_s: Float64) -> Float64:
+        """Go to the first row at once and to the last one steadily; say how far off it is, ``(n, 2)``."""
+        first, last = edges_nm
+        if self._at_nm is not None:
+            self._remember(started_s, started_s, first - self._at_nm)
+        self._remember(started_s, ended_s, last - first)
+        self._at_nm = last
+        return self.at(times_s)
+
+    def at(self, times_s: Float64) -> Float64:
+        """How far off it is at some times, ``(x, y)``, shape ``(n, 2)``."""
+        off = np.zeros((len(times_s), 2))
+        for start, end, moved in self._moves:
+            off += self._crept(times_s - start, end - start)[:, None] * moved
+        return off
+
+    def _remember(self, start: float, end: float, moved: Float64) -> None:
+        self._moves.append((start, end, moved))
+        if len(self._moves) > CREEP_MOVES:  # what is long ago is one step
+            (_, _, one), (_, end, other) = self._moves[:2]
+            self._moves[:2] = [(end, end, one + other)]
+
+    def _crept(self, since_s: Float64, took_s: float) -> Float64:
+        """Creep of a move of 1 that began some time ago and was steady."""
+        since = np.maximum(since_s, 0.0)
+        if not took_s:
+            gone: Float64 = self._share * np.log10(1 + since / CREEP_FROM_S)
+            return gone
+        rest = np.maximum(since - took_s, 0.0)
+        return self._share * (_integral(since) - _integral(rest)) / took_s
+
+
+def _integral(times_s: Float64) -> Float64:
+    """Integral of ``log10(1 + t / 0.1 s)`` from 0."""
+    t = times_s / CREEP_FROM_S
+    area: Float64 = CREEP_FROM_S / math.log(10) * ((1 + t) * np.log1p(t) - t)
+    return area
 
 
 @njit(cache=True)

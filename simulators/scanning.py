@@ -69,6 +69,7 @@ class ScanningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     table: ClassVar[str] = "instrument"
     limits: ClassVar[dict[str, tuple[float, float]]] = {}
+    records_both_ways: ClassVar[bool] = False
 
     rows: int = 512
     cols: int = 512
@@ -96,6 +97,11 @@ class ScanningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 raise ValueError(f"{self.table}.{name} is {value}; it takes {least:g} to {most:g}")
         if self.seed < 0:
             raise ValueError(f"{self.table}.seed is {self.seed}; it takes 0 and above")
+        self.distortion.check(self.field_of_view_nm)
+        if self.distortion.both_ways and not self.records_both_ways:
+            raise ValueError(
+                f"{self.table}.distortion.both_ways is true; this instrument records one way: leave it out"
+            )
 
     @property
     def geometry(self) -> ScanGeometry:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from simulators.scan_distortion import BeamPath, ScanDistortion, ScanDistortionConfig
+from simulators.scanning import ScanningConfig
 from simulators.stem import add_columns
 from streamer.messages import ScanGeometry
 
@@ -401,12 +402,149 @@ def test_where_the_stage_was_sent_is_known_and_where_it_went_is_not():
         ({"coil_px": float("nan")}, "distortion.coil_px is nan; it takes 0 to 50"),
         ({"scan_path": "spiral"}, "distortion.scan_path is 'spiral'; it takes raster, serpentine"),
         ({"drift_settling_s": 0.0}, "distortion.drift_settling_s is 0.0; it takes above 0"),
-        (
-            {"drift_rate_nm_per_s": (1.0, 0.0)},
-            "drift_settling_s is .120.0, 0.0. nm in all; it takes up to 20",
-        ),
+        ({"hysteresis": 0.5}, "distortion.hysteresis is 0.5; it takes 0 to 0.3"),
+        ({"creep_per_decade": -0.01}, "distortion.creep_per_decade is -0.01; it takes 0 to 0.1"),
     ],
 )
 def test_a_strength_out_of_range_is_refused_by_name(fields, message):
     with pytest.raises(ValueError, match=message):
         ScanDistortionConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"drift_rate_nm_per_s": (1.0, 0.0)}, "_settling_s is .120.0, 0.0. nm in all; it takes up to 20 on"),
+        ({"drift_wander_nm_per_sqrt_s": 2.0}, "_per_sqrt_s is 2.0; it takes up to 1 on this field"),
+        ({"drift_swing_nm_per_s": 2.0}, "drift_swing_nm_per_s is 2.0; it takes up to 1 on this field"),
+    ],
+)
+def test_a_drift_out_of_proportion_to_the_field_is_refused_and_fits_one_of_microns(fields, message):
+    distorted = ScanDistortionConfig(**fields)
+
+    with pytest.raises(ValueError, match=message):
+        ScanningConfig(field_of_view_nm=6.3, distortion=distorted)
+    distorted.check(2000.0)
+
+
+# -- piezo scanners: both ways, hysteresis and creep -----------------------------------------------
+
+MICRON = ScanGeometry(shape=(64, 64), field_of_view_nm=(1000.0, 1000.0))
+
+
+def both_ways(seed: int = 0, **strengths) -> tuple[BeamPath, BeamPath]:
+    path = distortion(seed, both_ways=True, **strengths).scan(MICRON, 1000.0)
+    assert path.backward is not None
+    return path, path.backward
+
+
+def test_an_instrument_that_records_one_way_refuses_both():
+    with pytest.raises(
+        ValueError, match=r"instrument.distortion.both_ways is true; this instrument records one"
+    ):
+        ScanningConfig(distortion=ScanDistortionConfig(both_ways=True))
+
+
+def test_both_ways_take_twice_the_time_and_show_the_same_places():
+    there, back = both_ways()
+
+    assert there.ended_s == pytest.approx(2 * 64 * 64 * 1e-3)
+    np.testing.assert_allclose(there.specimen_positions_nm(), nominal_nm(MICRON), atol=1e-9)
+    np.testing.assert_allclose(back.specimen_positions_nm(), nominal_nm(MICRON), atol=1e-9)
+
+
+def test_the_way_back_is_later_by_half_a_row_and_jitters_by_itself():
+    there, back = both_ways(
+        drift_rate_nm_per_s=(1.0, 0.0), drift_settling_s=1000.0, row_jitter_px=0.3, hum_px=0.2
+    )
+
+    np.testing.assert_allclose(back.row_drift_nm[:, 0] - there.row_drift_nm[:, 0], 0.064, rtol=0.01)
+    assert abs(np.corrcoef(there.jitter_px[1], back.jitter_px[1])[0, 1]) < 0.4
+    assert back.jitter_px[1].std() == pytest.approx(0.3, rel=0.3)
+    assert not np.array_equal(back.row_offset_px - back.jitter_px, there.row_offset_px - there.jitter_px)
+
+
+def test_the_fly_back_of_the_way_back_is_at_its_own_beginning_on_the_right():
+    there, back = both_ways(flyback_px=2.0, flyback_decay_px=10.0)
+
+    assert there.beam_offset_px()[1, 5, 0] == pytest.approx(2.0)
+    assert back.beam_offset_px()[1, 5, -1] == pytest.approx(-2.0)
+    assert abs(back.beam_offset_px()[1, 5, 0]) < 0.01
+
+
+def test_hysteresis_opens_the_two_ways_in_the_middle_by_its_share_and_not_at_the_ends():
+    """Rayleigh's law, x(E) = (d + a E0) E -+ a (E0^2 - E^2) / 2: two parabolas that meet at the ends."""
+    there, back = both_ways(hysteresis=0.1)
+    opening_px = back.beam_offset_px()[1, 7] - there.beam_offset_px()[1, 7]
+    place = np.linspace(-1, 1, 64)
+
+    np.testing.assert_allclose(opening_px, 0.1 * 64 * (1 - place**2), atol=1e-12)
+    assert there.beam_offset_px()[1, 7, 32] < 0  # it is behind, and a feature is seen too far to the right
+
+
+def test_a_smaller_scan_has_a_smaller_share_of_hysteresis():
+    config = ScanDistortionConfig(**NONE, hysteresis=0.1)
+    scan = ScanDistortion(config, np.random.default_rng(0), MICRON)
+    half = msgspec.structs.replace(MICRON, field_of_view_nm=(500.0, 500.0))
+
+    assert scan.scan(MICRON, 1.0).beam_offset_px()[1].min() == pytest.approx(-3.2, rel=1e-3)
+    assert scan.scan(half, 1.0).beam_offset_px()[1].min() == pytest.approx(-1.6, rel=1e-3)
+
+
+def test_hysteresis_of_a_serpentine_shifts_its_rows_to_and_fro():
+    offset = distortion(scan_path="serpentine", hysteresis=0.1).scan(MICRON, 1.0).beam_offset_px()[1]
+
+    np.testing.assert_allclose(offset[1], -offset[0], atol=1e-12)
+    assert offset[0, 32] == pytest.approx(-3.2, rel=1e-2)
+
+
+def test_a_step_creeps_by_the_same_share_in_every_decade():
+    """Source: Physik Instrumente, Piezo Tutorial: dL(t) = dL (1 + g log10(t / 0.1 s)), g 0.01 to 0.02."""
+    scan = distortion(creep_per_decade=0.015)
+    short = msgspec.structs.replace(MICRON, field_of_view_nm=(1.0, 1.0))
+    away = msgspec.structs.replace(short, center_nm=(1000.0, 0.0))
+    scan.scan(short, 1e-6)
+    scan.scan(away, 1e-6)  # a step of 1000 nm, and hardly a time
+    off = []
+    for seconds in (10.0, 90.0, 900.0):
+        scan.wait(seconds)
+        off.append(scan.parked_offset_nm((1000.0, 0.0))[0])
+
+    np.testing.assert_allclose(np.diff(off), 15.0, rtol=0.01)
+    assert off[0] == pytest.approx(1000 * 0.015 * np.log10(10.0 / 0.1), rel=0.01)
+
+
+def test_creep_bends_the_top_of_a_frame_and_of_later_ones_less():
+    """Derived: the jump back to the first row creeps on upwards, the way down creeps after it."""
+    scan = distortion(creep_per_decade=0.02)
+    first, *_, late = (scan.scan(MICRON, 250.0).row_offset_px[0] for _ in range(30))
+    second = distortion(creep_per_decade=0.02)
+    second.scan(MICRON, 250.0)
+    after = second.scan(MICRON, 250.0).row_offset_px[0]
+
+    assert not np.allclose(first, after)
+    assert after[0] > after[8]  # at once after the jump it has not gone up yet
+    bend = after - np.polyval(np.polyfit(np.arange(64), after, 1), np.arange(64))
+    assert np.abs(bend[:6]).max() > 2 * np.abs(bend[20:44]).max()
+    assert np.ptp(late) < 0.05 * 64
+
+
+def test_the_creep_of_a_steady_way_is_that_of_its_many_small_steps():
+    scan = distortion(creep_per_decade=0.02)
+    path = scan.scan(MICRON, 250.0)
+    row_s, row_nm = 64 * 250e-6, 1000.0 / 64
+    middle_s = row_s * (np.arange(64) + 0.5)
+    fine_s = path.ended_s * (np.arange(6400) + 0.5) / 6400
+    since = np.maximum(middle_s[:, None] - fine_s[None], 0.0)
+    summed = (0.02 * np.log10(1 + since / 0.1)).sum(axis=1) * 63 / 6400
+
+    np.testing.assert_allclose(path.row_offset_px[0], summed, atol=2e-3)
+    assert row_nm * path.row_offset_px[0, -1] > 5.0
+
+
+def test_what_a_scanner_remembers_of_its_moves_does_not_grow_without_end():
+    scan = distortion(creep_per_decade=0.02)
+    offsets = [scan.scan(GEOMETRY, 100.0).row_offset_px[0] for _ in range(200)]
+
+    assert len(scan._creep._moves) <= 64
+    np.testing.assert_allclose(offsets[-1], offsets[-2], atol=1e-3)
