@@ -174,7 +174,7 @@ class DiffractionConfig(ScanningConfig, frozen=True, kw_only=True, forbid_unknow
         if is_thick and self.semi_angle_mrad >= BAND * self.camera_mrad:
             raise ValueError(
                 f"diffraction.semi_angle_mrad is {self.semi_angle_mrad} and camera_mrad {self.camera_mrad}; "
-                "of a thick specimen two thirds of the camera have electrons, and the beam's cone must be within"
+                "two thirds of it have electrons from a thick specimen, and the beam's cone must be within"
             )
         if self.camera_px < 8 * self.camera_mrad / self.semi_angle_mrad:
             raise ValueError(

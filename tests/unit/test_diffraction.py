@@ -430,7 +430,7 @@ def test_the_truth_knows_the_vacancies_and_the_layers():
     [
         ({"annular_mrad": (120.0, 80.0)}, "annular_mrad"),
         ({"semi_angle_mrad": 90.0, "camera_mrad": 80.0}, "camera must see more"),
-        ({"specimen": "zincblende", "semi_angle_mrad": 85.0}, "two thirds of the camera"),
+        ({"specimen": "zincblende", "semi_angle_mrad": 85.0}, "two thirds of it"),
         ({"camera_px": 65}, "even number"),
         ({"camera_px": 16}, "less than 8 pixels wide"),
         ({"voltage_kv": 1.0}, "diffraction.voltage_kv is 1.0; it takes 10 to 1000"),
