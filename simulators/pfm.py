@@ -446,7 +446,7 @@ class Film:
         span = seconds / self._config.switching_s / len(strengths)
         steps, strongest = self._steps(span, strengths)
         window = self.field.window(corner, size, mobility, span / steps, strongest)
-        window.tip = ((1 + far**2) ** -1.5).astype(np.float32)
+        window.tip = tip_shape(far).astype(np.float32)
         weights = weigh(size, row, col)
         change = np.empty(len(strengths))
         for n, strength in enumerate(strengths.tolist()):
@@ -480,6 +480,12 @@ def smooth_noise(edge: int, width: float, rng: np.random.Generator) -> Float64:
     noise: Float64 = fft.irfft2(waves, s=(edge, edge), workers=1)
     spread = float(noise.std())
     return noise / spread if spread > 0 else noise
+
+
+def tip_shape(far: Float64) -> Float64:
+    """Field of a biased tip at a distance in its radii, as a share of that under its apex."""
+    shape: Float64 = (1 + far**2) ** -1.5
+    return shape
 
 
 def _weighed(weights: Float32, polar: Float32) -> float:

@@ -456,6 +456,16 @@ def test_a_window_does_not_move_where_it_has_no_mobility():
     assert np.abs(part.moved[:, mobility == 1]).mean() > 0.1
 
 
+def test_a_window_that_knows_how_strongly_it_is_driven_stays_stable_at_full_steps():
+    """At rest in a field of 100 a film has P^3 - P + eta A^2 P = 100 with A = 0: P = 4.713."""
+    field = LandauField(FERRIELECTRIC, (16, 16))
+    field.put(np.full((16, 16), 0.86), np.full((16, 16), 0.75))
+    part = field.window((0, 0), 16, np.ones((16, 16)), 0.25, 100.0)
+    polar = field.polar + relax(part, 400, 100.0).moved[0]
+
+    assert polar == pytest.approx(4.7134, abs=1e-3)
+
+
 def test_a_temperature_without_a_generator_is_refused():
     with pytest.raises(ValueError, match="takes an rng"):
         LandauField(FERRIELECTRIC, (8, 8), temperature=1e-3)

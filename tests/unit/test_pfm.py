@@ -160,6 +160,37 @@ def test_up_and_down_differ_by_half_a_turn_and_up_is_inverted_by_the_sign_of_q33
     assert np.abs(down - of.phase_offset_rad).max() < 1e-3
 
 
+def test_a_polar_film_is_thinner_by_its_electrostriction():
+    """By hand: Q33 P^2 t = (-2.5455)(0.0316^2)(120 nm) = -0.305 nm for a unit of polarisation."""
+    of = config(film=ONE_DOMAIN, **QUIET)
+    simulator = PfmSimulator(of)
+    field = simulator.film.field
+    ones = np.ones(field.shape)
+    field.put(ones, 0 * ones)
+    polar = image(simulator, of)[2]
+    field.put(0 * ones, 0 * ones)
+    bare = image(simulator, of)[2]
+
+    assert (polar - bare).mean() == pytest.approx(-0.305, abs=0.001)
+
+
+def test_the_height_has_a_terrace_of_one_layer_and_the_film_its_roughness():
+    flat = config(film=ONE_DOMAIN, roughness_nm=0.0, terrace_nm=0.65, **QUIET)
+    heights = np.unique(np.round(image(PfmSimulator(flat), flat)[2], 2))
+    assert np.ptp(heights) == pytest.approx(0.65, abs=0.2)  # cubics overshoot at the edge
+    rough = config(film=ONE_DOMAIN, roughness_nm=0.5, roughness_length_nm=10.0, terrace_nm=0.0, **QUIET)
+    assert image(PfmSimulator(rough), rough)[2].std() == pytest.approx(0.5, rel=0.15)
+
+
+def test_the_built_in_field_is_as_configured():
+    film = replace(GROWN, imprint=0.02, imprint_sd=0.05, growth=1.0)
+    imprint = PfmSimulator(config(film=film)).truth()["imprint"]
+    assert imprint.mean() == pytest.approx(0.02, abs=1e-4)
+    assert imprint.std() == pytest.approx(0.05, rel=1e-3)
+    beside = np.corrcoef(imprint[:, 6:].ravel(), imprint[:, :-6].ravel())[0, 1]
+    assert beside == pytest.approx(math.exp(-0.25), abs=0.1)  # 24 nm = 6 cells: exp(-r^2 / 4 l^2)
+
+
 def stripes(of: PfmConfig, is_polar: bool) -> np.ndarray:
     """Amplitude along a row across two walls of a ferrielectric film, all else at its best."""
     simulator = PfmSimulator(of)
@@ -335,6 +366,13 @@ def test_a_loop_has_two_branches_two_signs_and_leaves_its_mark():
     assert truth["polar"][48, 48] < 0  # the last extreme was negative
 
 
+def test_the_field_of_a_tip_falls_to_a_third_at_its_radius_and_like_a_dipole_far_away():
+    """By hand: 2^-1.5, and 1 / r^3 at ten radii to 2 %."""
+    shape = pfm.tip_shape(np.array([0.0, 1.0, 10.0]))
+    np.testing.assert_allclose(shape[:2], [1.0, 0.35355], rtol=1e-4)
+    assert shape[2] == pytest.approx(1e-3, rel=0.02)
+
+
 def test_a_weak_loop_leaves_nothing_and_has_no_branches():
     of = config(film=ONE_DOMAIN, bias_v=0.4, **QUIET)
     simulator = PfmSimulator(of)
@@ -444,6 +482,13 @@ def test_time_in_small_pieces_is_the_same_time():
     np.testing.assert_array_equal(whole.field.polar, pieces.field.polar)
 
 
+def test_the_rest_of_the_film_ages_while_a_loop_is_taken():
+    simulator = PfmSimulator(config(film=replace(GROWN, thermal=0.0, growth=20.0)))
+    before = simulator.film.field.time
+    loop(simulator, (0.0, 0.0), 25.0)
+    assert simulator.film.field.time - before == pytest.approx(25.0 / GROWN.relaxation_s)
+
+
 def test_a_film_at_rest_loses_energy_while_time_passes():
     simulator = PfmSimulator(config(film=replace(GROWN, thermal=0.0, growth=20.0)))
     energies = [simulator.film.field.energy()]
@@ -476,7 +521,7 @@ def test_a_stiff_film_is_driven_in_steps_that_are_fine_enough(monkeypatch):
         responses.append(loop(PfmSimulator(of), (0.0, 0.0), 2.0)[1])
 
     assert np.ptp(responses[0]) > 90
-    assert np.abs(responses[0] - responses[1]).max() < 4
+    assert 0 < np.abs(responses[0] - responses[1]).max() < 4
 
 
 @pytest.mark.parametrize("order", ["FI", "FE", "AFE", "CuInP2S6"])
