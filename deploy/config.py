@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from agents.config import AgentConfig
+from simulators.diffraction import DiffractionConfig
+from simulators.pfm import PfmConfig
 from simulators.stem import StemConfig
 from streamer.config import StreamerConfig
 from streamer.config_file import ConfigError, convert, read_tables
@@ -19,15 +21,19 @@ Tables = dict[str, Any]
 
 
 class SimulateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The simulated instruments.
+    """The simulated instruments; ``probeloop simulate NAME --help`` explains each.
 
     Attributes
     ----------
     stem
         The scanning transmission electron microscope and its specimen.
+    pfm, diffraction
+        The other instruments; None where the file says nothing of one, which then has its defaults.
     """
 
     stem: StemConfig = StemConfig()
+    pfm: PfmConfig | None = None
+    diffraction: DiffractionConfig | None = None
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

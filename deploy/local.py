@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -16,6 +17,7 @@ from deploy.control_command import app as control_app
 from deploy.journal_command import app as journal_app
 from deploy.keys_command import app as keys_app
 from deploy.refusals import fail, refuse
+from simulators.catalogue import CATALOGUE, Entry, explained
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +34,8 @@ app = typer.Typer(
     ),
 )
 simulate_app = typer.Typer(
-    no_args_is_help=True, help="A simulated microscope alone, for a streamer that runs already."
+    no_args_is_help=True,
+    help="A simulated microscope alone, for a streamer that runs already. NAME --help explains its knobs.",
 )
 app.add_typer(simulate_app, name="simulate")
 app.add_typer(keys_app, name="keys")
@@ -119,21 +122,33 @@ def run(
     measurements: Measurements = None,
     speed: Speed = "1",
     live: Live = True,
+    instrument: Annotated[
+        str,
+        typer.Option(help=f"Which simulated microscope: {', '.join(CATALOGUE)}. See probeloop simulate."),
+    ] = "stem",
+    max_frames: Annotated[
+        int | None, typer.Option(min=1, help="End after so many frames.", show_default=False)
+    ] = None,
 ) -> None:
     """Run the whole loop on a [bold]simulated[/bold] STEM: graphene with silicon atoms to be found.
+
+    With another --instrument its frames, patterns and spectra are taken, kept and exported; atoms are
+    found in those of the STEM only.
 
     Shows the loop live, ends by itself after a budget of measurements, and writes a session folder with
     the data and a report. Ctrl-C ends it at any moment; everything up to then is kept.
     """
+    if instrument not in CATALOGUE:
+        refuse(f"--instrument is {instrument}; it takes {', '.join(CATALOGUE)}")
     folder = _folder(session_folder)
     changes = {
         "agent.policy": policy,
         "agent.seed": seed,
-        "simulate.stem.seed": seed,
+        f"simulate.{instrument}.seed": seed,
         "streamer.experiment.max_measurements": measurements,
     }
-    instrument = ["stem", "--config", str(folder / "config.toml"), "--truth", str(folder / "truth.npz")]
-    _run(folder, config, changes, [*instrument, "--speed", speed], live)
+    own = {"config": folder / "config.toml", "truth": folder / "truth.npz", "speed": speed}
+    _run(folder, config, changes, [instrument, *_options(**own, max_frames=max_frames)], live)
 
 
 @app.command()
@@ -244,28 +259,32 @@ def _tables(config: Path | None, changes: dict[str, Any]) -> dict[str, Any]:
 # -- its parts, alone --------------------------------------------------------------------------
 
 
-@simulate_app.command("stem")
-def simulate_stem(
-    connect: Connect,
-    config: Config = None,
-    seed: Seed = None,
-    truth: Annotated[
-        Path | None,
-        typer.Option(help="Write here at the end what was really there (.npz).", show_default=False),
-    ] = None,
-    max_frames: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many frames.", show_default=False)
-    ] = None,
-    speed: Speed = "1",
-    key: Key = None,
-) -> None:
-    """Scan a simulated sheet of graphene, and take the spectra that the streamer asks for."""
-    _become(
-        "simulators",
-        "stem",
-        *_options(connect=connect, config=config, seed=seed, truth=truth, max_frames=max_frames, speed=speed),
-        *_options(key=key),
-    )
+def _simulate(entry: Entry) -> Callable[..., None]:
+    """Make the command of a simulated instrument; they are all alike."""
+
+    def simulate(
+        connect: Connect,
+        config: Config = None,
+        seed: Seed = None,
+        truth: Annotated[
+            Path | None,
+            typer.Option(help="Write here at the end what was really there (.npz).", show_default=False),
+        ] = None,
+        max_frames: Annotated[
+            int | None, typer.Option(min=1, help="Stop after so many frames.", show_default=False)
+        ] = None,
+        speed: Speed = "1",
+        key: Key = None,
+    ) -> None:
+        said = {"connect": connect, "config": config, "seed": seed, "truth": truth}
+        _become("simulators", entry.name, *_options(**said, max_frames=max_frames, speed=speed, key=key))
+
+    simulate.__doc__ = f"{entry.what}\n\n{entry.more}"
+    return simulate
+
+
+for _entry in CATALOGUE.values():
+    simulate_app.command(_entry.name, cls=explained(_entry))(_simulate(_entry))
 
 
 @app.command()

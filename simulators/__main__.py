@@ -6,26 +6,31 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from simulators.catalogue import CATALOGUE, Entry, explained
+from simulators.faults import cuts_of
 from simulators.formats import RecordingError
-from simulators.instrument import GIVE_UP_S, Instrument, Served, serve
+from simulators.instrument import GIVE_UP_S, QUEUE_LENGTH, Instrument, Served, serve
 from streamer.config_file import read_config
 from streamer.keys import KeysError, PeerKeys
 from streamer.link import Link
 from streamer.log import Lines
 
+if TYPE_CHECKING:
+    from simulators.scanning import ScanningConfig
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Microscopes that need no microscope: a simulated STEM, or a recording played as if it were live.",
+    help="Microscopes that need no microscope: simulated ones, or a recording played as if it were live.",
 )
 # A streamer on a cold disk takes a while to import its libraries.
 CONNECT_S = 30.0
@@ -44,6 +49,16 @@ FRAME_BY_FRAME = (
 Address = Annotated[
     str, typer.Option("--connect", help="Address of the streamer, such as tcp://127.0.0.1:5555.")
 ]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="TOML file; its table, named at the end of this help, sets up the instrument."),
+]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Another specimen, drift and noise; over the file's seed.")
+]
+TruthFile = Annotated[
+    Path | None, typer.Option("--truth", help="Write here at the end what was really there (.npz).")
+]
 Key = Annotated[Path | None, typer.Option(help="This microscope's key file, for a streamer with keys.")]
 Speed = Annotated[
     str,
@@ -58,37 +73,34 @@ GiveUp = Annotated[
 ]
 
 
-@app.command()
-def stem(
-    connect: Address,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file; its table simulate.stem sets up the microscope.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Another specimen, drift and noise; over the file's seed.")
-    ] = None,
-    truth: Annotated[
-        Path | None, typer.Option(help="Write here at the end what was really there (.npz).")
-    ] = None,
-    max_frames: MaxFrames = None,
-    speed: Speed = "1",
-    key: Key = None,
-    give_up_s: GiveUp = GIVE_UP_S,
-) -> None:
-    """Scan a simulated sheet of graphene with silicon atoms, vacancies and a grain boundary.
+def _command(entry: Entry) -> Callable[..., None]:
+    """Make the command of an instrument; they are all alike."""
 
-    It takes spectra and sub-scans when the streamer asks for them, and it drifts.
-    """
-    # numba: 0.3 s that --help need not wait for
-    from simulators.stem import StemConfig, StemInstrument
-
-    rate = _speed(speed)
-    try:
+    def simulate(
+        connect: Address,
+        config: Config = None,
+        seed: Seed = None,
+        truth: TruthFile = None,
+        max_frames: MaxFrames = None,
+        speed: Speed = "1",
+        key: Key = None,
+        give_up_s: GiveUp = GIVE_UP_S,
+    ) -> None:
+        rate = _speed(speed)
         said = {} if seed is None else {"seed": seed}
-        instrument = StemInstrument(read_config(config, "simulate.stem", StemConfig, said))
-    except ValueError as error:
-        raise _refusal(str(error)) from None
-    _play(instrument, connect, key, rate, max_frames, truth, give_up_s)
+        try:
+            settings = read_config(config, entry.table, entry.config_class(), said)
+            instrument = entry.instrument_class()(settings)  # type: ignore[call-arg]
+        except ValueError as error:
+            raise _refusal(str(error)) from None
+        _play(instrument, connect, key, rate, max_frames, truth, give_up_s, settings)
+
+    simulate.__doc__ = f"{entry.what}\n\n{entry.more}"
+    return simulate
+
+
+for _entry in CATALOGUE.values():
+    app.command(_entry.name, cls=explained(_entry))(_command(_entry))
 
 
 @app.command()
@@ -122,6 +134,7 @@ def _play(
     max_frames: int | None,
     truth: Path | None,
     give_up_s: float,
+    settings: ScanningConfig | None = None,
 ) -> None:
     try:
         keys = None if key is None else PeerKeys.read(key, "instrument")
@@ -150,6 +163,8 @@ def _play(
             stop=stopped.is_set,
             say=say,
             give_up_s=give_up_s,
+            queue_length=QUEUE_LENGTH if settings is None else settings.queue_length,
+            cuts_s={} if settings is None else cuts_of(settings.faults),
         )
     except (ConnectionError, RecordingError) as error:
         raise _failure(str(error)) from None
@@ -160,8 +175,9 @@ def _play(
 
 
 def _account(served: Served) -> str:
+    batches = f", {served.batches} batches of patterns" if served.batches else ""
     return (
-        f"{served.ended}; {served.frames} frames and {served.sub_scans} sub-scans sent, "
+        f"{served.ended}; {served.frames} frames{batches} and {served.sub_scans} sub-scans sent, "
         f"{served.refused} refused, {served.broken_off} broken off, {served.outcomes} requests answered, "
         f"parked {served.parked} times"
     )

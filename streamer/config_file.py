@@ -11,7 +11,8 @@ import msgspec
 
 T = TypeVar("T")
 Tables = dict[str, Any]
-TABLES = ("streamer", "agent", "simulate.stem")
+INSTRUMENTS = ("stem", "pfm", "diffraction", "eels", "afm")  # that can be simulated
+TABLES = ("streamer", "agent", *(f"simulate.{name}" for name in INSTRUMENTS))
 
 
 class ConfigError(ValueError):
