@@ -25,7 +25,7 @@ from simulators.recordings import read_recording
 from streamer.messages import Distortion, Frame
 from streamer.observers.against_lattice import LatticeReference
 from streamer.observers.blocks import block_displacements, comparable
-from streamer.observers.lattice import ColumnsSeen, Lattice, LatticeObserver, find_columns
+from streamer.observers.lattice import ColumnsSeen, Lattice, LatticeObserver, find_columns, joined
 from streamer.observers.two_directions import linearised
 from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
 
@@ -71,17 +71,20 @@ class HalfBlind(LatticeObserver):
         if found is None or self.seen is None or self._hidden is None:
             return found
         shown = parity(self.seen.index) != self._hidden
-        fits = self.seen.fits
-        shown_fits = replace(fits, **{name: getattr(fits, name)[shown] for name in fits.__slots__})
-        self.seen = ColumnsSeen(
-            index=self.seen.index[shown], sites_px=self.seen.sites_px[shown], fits=shown_fits
-        )
+        # Where columns overlap, those hidden are drawn beside the others and tell nothing of their own.
+        rest = self.seen.rest and joined(self.seen.rest, unusable(self.seen.part(~shown)))
+        self.seen = replace(self.seen.part(shown), rest=rest)
         return Observations(
             positions_px=found.positions_px[shown],
             displacement_px=found.displacement_px[shown],
             variance_px2=found.variance_px2[shown],
             column_sigma_px=found.column_sigma_px,
         )
+
+
+def unusable(seen: ColumnsSeen) -> ColumnsSeen:
+    """Say of columns that none is good."""
+    return replace(seen, fits=replace(seen.fits, good=np.zeros_like(seen.fits.good)))
 
 
 def parity(index: Int64) -> Int64:

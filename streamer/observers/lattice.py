@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
@@ -55,6 +55,7 @@ __all__ = [
     "SiteResiduals",
     "find_columns",
     "find_lattice",
+    "joined",
 ]
 
 Float32 = NDArray[np.float32]
@@ -104,6 +105,15 @@ class ColumnsSeen:
     sites_px: Float64
     fits: ColumnFits
     rest: ColumnsSeen | None = None
+
+    def part(self, which: Bool) -> ColumnsSeen:
+        """Give some of the columns; the rest stays the rest."""
+        return ColumnsSeen(
+            index=self.index[which],
+            sites_px=self.sites_px[which],
+            fits=_chosen(self.fits, which),
+            rest=self.rest,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -272,16 +282,17 @@ def _not_beside_clearer(fits: ColumnFits, distance_px: float) -> Bool:
     return keep
 
 
-def _joined(first: ColumnFits, second: ColumnFits) -> ColumnFits:
-    """Put two sets of columns one after the other."""
-    return ColumnFits(
-        positions_px=np.concatenate([first.positions_px, second.positions_px]),
-        variance_px2=np.concatenate([first.variance_px2, second.variance_px2]),
-        amplitude=np.concatenate([first.amplitude, second.amplitude]),
-        background=np.concatenate([first.background, second.background]),
-        significance=np.concatenate([first.significance, second.significance]),
-        chi2=np.concatenate([first.chi2, second.chi2]),
-        good=np.concatenate([first.good, second.good]),
+def joined(first: ColumnsSeen, second: ColumnsSeen) -> ColumnsSeen:
+    """Put the columns of two after each other, without the rest of them."""
+    return ColumnsSeen(
+        index=np.concatenate([first.index, second.index]),
+        sites_px=np.concatenate([first.sites_px, second.sites_px]),
+        fits=ColumnFits(
+            **{
+                field.name: np.concatenate([getattr(one.fits, field.name) for one in (first, second)])
+                for field in fields(ColumnFits)
+            }
+        ),
     )
 
 
@@ -425,17 +436,15 @@ class LatticeObserver:
         expected = to_raw(seen.sites_px)
         off = seen.fits.positions_px - expected
         near = _near_the_rest(off)
-        usable, places = replace(seen.fits, good=near), expected
+        shown = replace(seen, fits=replace(seen.fits, good=near))
+        # A column that lies aside is drawn where it is; one of which little is seen, where it should be.
+        places = np.where(near[:, None], expected, seen.fits.positions_px)
         if seen.rest is not None:
-            # A column that lies aside is drawn where it is; one of which little is seen, where it should be.
-            places = np.where(near[:, None], expected, seen.fits.positions_px)
-            usable, places = (
-                _joined(usable, seen.rest.fits),
-                np.concatenate([places, to_raw(seen.rest.sites_px)]),
-            )
+            shown = joined(shown, seen.rest)
+            places = np.concatenate([places, to_raw(seen.rest.sites_px)])
         offsets = row_offsets(
             self._bright(image),
-            usable,
+            shown.fits,
             places,
             sigma,
             self._noise,
@@ -566,13 +575,9 @@ class LatticeObserver:
     def _sorted(self, index: Int64, fits: ColumnFits) -> ColumnsSeen:
         """Tell columns that are good from the others, which are needed where columns overlap."""
         lattice, _ = self._ready()
-        good, bad = (
-            ColumnsSeen(
-                index=index[which], sites_px=lattice.place_of(index[which]), fits=_chosen(fits, which)
-            )
-            for which in (fits.good, ~fits.good)
-        )
-        return replace(good, rest=bad) if self._overlap else good
+        every = ColumnsSeen(index=index, sites_px=lattice.place_of(index), fits=fits)
+        good = every.part(fits.good)
+        return replace(good, rest=every.part(~fits.good)) if self._overlap else good
 
     def _is_usual(self, seen: ColumnsSeen) -> bool:
         """Whether enough columns are seen, and the brighter sublattice is the brighter one."""
