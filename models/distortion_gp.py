@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import make_interp_spline
 from scipy.linalg.blas import dsyrk, dtrmm, dtrsm
 from scipy.linalg.lapack import dpotrf
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from models import triangles
@@ -59,6 +60,7 @@ _TRANSIENT = (0.06, 0.2, 0.5)
 _PAST = 5.0
 _MEMORY = 0.95  # of what held-out observations said of the noise
 _NOISE_RANGE = (0.7, 4.0)
+_TRUSTED_NOISE = 2.0  # the said noise of a measurement is right within this factor
 _LEAST_JITTER_PX2 = 1e-8
 _LOCK_SD = 3.0  # a hum that stands out less has no phase worth following
 _LOCK_GAIN = 0.25
@@ -124,7 +126,8 @@ class Update:
         Observations that taught, that were kept back, and that lay too far off to be believed; they add up.
     held_out_rms_px
         Root mean square along one axis of what the model leaves at those kept back, their own noise taken
-        off: row jitter and error of the field. NaN where none were kept.
+        off: row jitter and error of the field, and no less than the model itself expects. NaN where none
+        were kept.
     log_evidence
         Log density of the frame under what was known before it, in nats per observation. It falls when
         the hyperparameters fit no longer.
@@ -310,7 +313,7 @@ class DistortionGP:
         predicted_hum = self._hum_weights(before[0])
         self._mean[:, self._live], self._covariance = found.mean, found.covariance
         left = frame.residual(found.mean)
-        held_out_px = self._judge(frame, left)
+        held_out_px = self._judge(frame, left, use)
         self._learn_jitter(frame, left, use)
         self._lock_on_hum(frame, left, use, predicted_hum)
         self._frames += 1
@@ -716,8 +719,13 @@ class DistortionGP:
         log_density += 0.5 * float((gradient * step).sum())
         return _Posterior(mean=mean + step, covariance=found, log_evidence=log_density)
 
-    def _judge(self, frame: _Frame, left: Tensor) -> float:
-        """Compare held-out residuals with what was said of them; give what is more than noise, in px."""
+    def _judge(self, frame: _Frame, left: Tensor, use: Tensor) -> float:
+        """Compare held-out residuals with what was said of them; give what is more than noise, in px.
+
+        The noise factor would hide an error of the field that lasts: it would be called noise. So what is
+        given takes off what nearest neighbours disagree by, within a factor of two of what was said, and is
+        no less than what the model says of itself.
+        """
         held = frame.held_out
         if not bool(held.any()):
             return math.nan
@@ -732,8 +740,8 @@ class DistortionGP:
             trust = (noise / (noise + other)) ** 2
             self._noise[0][axis] = _MEMORY * self._noise[0][axis] + trust * (now - other) / noise
             self._noise[1][axis] = _MEMORY * self._noise[1][axis] + trust
-        excess = square - said * torch.tensor(self._noise_factor, dtype=torch.float64)
-        return float(excess.mean().clamp(min=0).sqrt())
+        excess = square - said * frame.disagreement(left, use).clamp(1 / _TRUSTED_NOISE, _TRUSTED_NOISE)
+        return float(torch.maximum(excess.mean(), field.mean()).clamp(min=0).sqrt())
 
     def _learn_jitter(self, frame: _Frame, left: Tensor, use: Tensor) -> None:
         share = _SHARE if self._frames else 1.0
@@ -834,6 +842,7 @@ class _Frame:
             seen_part = torch.tensor(hum_seen(row_angle, col_angle), dtype=torch.float64)
             self._attenuated = slice(block.start - first, block.stop - first)
             self.attenuation[:, self._attenuated] = seen_part[:, None]
+        self._places = seen.positions_px
         rows = places[:, 0].cpu().double()
         self._jitter: RowJitter | LoneRows = (
             LoneRows(len(seen))
@@ -906,6 +915,19 @@ class _Frame:
             )
             for axis in range(2)
         ]
+
+    def disagreement(self, residual: Tensor, use: Tensor) -> Tensor:
+        """Say by how much held-out residuals and their nearest neighbours' differ beyond the said noise, ``(2,)``.
+
+        What neighbours share is no noise: an error of the field is smooth.
+        """
+        held, used = (np.flatnonzero(which.numpy()) for which in (self.held_out, use))
+        if not len(used):
+            return torch.ones(2, dtype=torch.float64)
+        near = used[cKDTree(self._places[used]).query(self._places[held])[1]]
+        first, second = torch.from_numpy(held), torch.from_numpy(near)
+        apart = (residual[first] - residual[second]) ** 2
+        return apart.mean(0) / (self.variance[first] + self.variance[second]).mean(0)
 
     def _weight(self, axis: int, use: Tensor, jitter_px2: float) -> Tensor:
         """Precision of the observations in use, where their rows were known, ``(n,)``."""
