@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from agents.config import AgentConfig
+from simulators.afm import AfmConfig
 from simulators.diffraction import DiffractionConfig
 from simulators.pfm import PfmConfig
 from simulators.stem import StemConfig
@@ -27,13 +28,14 @@ class SimulateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ----------
     stem
         The scanning transmission electron microscope and its specimen.
-    pfm, diffraction
+    pfm, diffraction, afm
         The other instruments; None where the file says nothing of one, which then has its defaults.
     """
 
     stem: StemConfig = StemConfig()
     pfm: PfmConfig | None = None
     diffraction: DiffractionConfig | None = None
+    afm: AfmConfig | None = None
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -146,6 +146,8 @@ def run(
         "agent.seed": seed,
         f"simulate.{instrument}.seed": seed,
         "streamer.experiment.max_measurements": measurements,
+        # What is no beam gives no dose; the envelope else reckons with the current of a microscope.
+        "streamer.envelope.beam_current_pa": None if CATALOGUE[instrument].has_electrons else 0.0,
     }
     own = {"config": folder / "config.toml", "truth": folder / "truth.npz", "speed": speed}
     _run(folder, config, changes, [instrument, *_options(**own, max_frames=max_frames)], live)

@@ -422,7 +422,10 @@ def _way_of_specimen_nm(arrays: dict[str, NDArray[Any]]) -> Float64:
     return way
 
 
-def _truth(arrays: dict[str, NDArray[Any]]) -> Truth:
+def _truth(arrays: dict[str, NDArray[Any]]) -> Truth | None:
+    """Read where the atoms are; None where the truth is of something else, such as domains or particles."""
+    if "positions_nm" not in arrays and "drift_nm" in arrays:
+        return None
     positions = np.asarray(arrays["positions_nm"], dtype=np.float64).reshape(-1, 2)
     spectra = arrays.get("spectra")
     if spectra is not None and len(spectra) != len(positions):

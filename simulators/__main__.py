@@ -34,13 +34,11 @@ app = typer.Typer(
 )
 # A streamer on a cold disk takes a while to import its libraries.
 CONNECT_S = 30.0
-# Arrays of the truth with a row for each frame.
+# Arrays of the truth with a row for each frame, beside those that are called frame_….
 FRAME_BY_FRAME = (
     "drift_nm",
     "stage_nm",
     "stage_error_nm",
-    "frame_rotation_rad",
-    "frame_acquired_at_s",
     "row_drift_nm",
     "row_offset_px",
     "column_offset_px",
@@ -195,7 +193,8 @@ def write_truth(path: Path, arrays: Mapping[str, NDArray[Any]] | None, first_num
     first_number
         Number of the instrument's first frame: arrays with a row for each frame get that many rows in
         front, so that a row's index is the frame's number. They are those that an earlier process of
-        this instrument wrote there, NaN where there are none.
+        this instrument wrote there, NaN where there are none. Batches of patterns have numbers and no
+        rows: there ``frame_acquired_at_s`` tells which row is of which frame.
     """
     if arrays is None:
         return
@@ -203,7 +202,7 @@ def write_truth(path: Path, arrays: Mapping[str, NDArray[Any]] | None, first_num
     by_number: dict[str, Any] = {
         name: _after(earlier.get(name), array, first_number)
         for name, array in arrays.items()
-        if name in FRAME_BY_FRAME
+        if name in FRAME_BY_FRAME or name.startswith("frame_")
     }
     unfinished = path.with_name(path.name + ".part")
     with unfinished.open("wb") as file:

@@ -27,6 +27,8 @@ class Entry:
         Where its classes are, and how their names begin: ``<prefix>Config`` and ``<prefix>Instrument``.
     what, more
         What it is, in a line; and what it does, in two.
+    has_electrons
+        Whether its probe is a beam that gives a dose.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Entry:
     prefix: str
     what: str
     more: str
+    has_electrons: bool = True
 
     @property
     def table(self) -> str:
@@ -65,6 +68,7 @@ _ENTRIES = (
         "Pfm",
         "Scan a simulated ferrielectric film with the tip of a PFM: amplitude, phase and height.",
         "Asked for a spectrum it sweeps the tip's bias: a hysteresis loop, which leaves its mark.",
+        has_electrons=False,
     ),
     Entry(
         "diffraction",
@@ -72,6 +76,14 @@ _ENTRIES = (
         "Diffraction",
         "Scan graphene or zincblende with a simulated 4D-STEM: a diffraction pattern at every place.",
         "Patterns are sent in batches of 64, and after them the frame that virtual detectors make of them.",
+    ),
+    Entry(
+        "afm",
+        "simulators.afm",
+        "Afm",
+        "Watch simulated protein rods adsorb, diffuse, turn and order under a fast AFM: height.",
+        "The rods move while they are scanned; where each of them was is the truth. It takes no spectra.",
+        has_electrons=False,
     ),
 )
 CATALOGUE = {entry.name: entry for entry in _ENTRIES}
