@@ -473,6 +473,9 @@ def _why_not(request: Request, config: ScanningConfig) -> str | None:
     widest_nm = 2 * max(config.field_of_view_nm, 50.0)
     if not all(0 < edge <= widest_nm for edge in request.field_of_view_nm):
         return f"field_of_view_nm takes above 0 to {widest_nm:g}"
+    half_nm = math.hypot(*request.field_of_view_nm) / 2
+    if not all(abs(place) + half_nm <= config.reach_nm for place in request.scan_position_nm):
+        return f"the scan leaves what the scanner reaches, -{config.reach_nm:g} to {config.reach_nm:g} nm"
     if min(request.shape) < 1 or math.prod(request.shape) > MAX_SCAN_PX:
         return f"shape takes 1 row and column to {MAX_SCAN_PX} pixels"
     return None

@@ -329,7 +329,6 @@ class Link:
         self._back_at_s = None
         self._dealer = Dealer(self._address, self.instance.encode(), self._keys)
         self._pulse = _Pulse(self, self._address, self._keys)
-        self._say_hello_at_times(0.0)
 
     def close(self, *, reason: str = "", drain_s: float = 5.0) -> list[AnyMessage]:
         """Wait for the outstanding acks, say Bye and close; return what came meanwhile.

@@ -46,7 +46,7 @@ def test_every_process_finds_its_own_table(tmp_path: Path) -> None:
         ("[streamer.hub]\nwindwo = 3\n", "windwo"),
         ("[agent]\nsede = 3\n", "sede"),
         ("[agent.objective]\nwindow = [1.0, 2.0]\n", "window"),
-        ("[simulate.afm]\n", "afm"),
+        ("[simulate.sem]\n", "sem"),
         ("[simulate.stem]\nfield_of_view = 3\n", "field_of_view"),
         ("[streamer.hub]\nwindow = 0\n", "window is 0"),
         ("[agent]\nmax_pending = 0\n", "max_pending is 0"),
