@@ -917,9 +917,14 @@ class _Frame:
         ]
 
     def disagreement(self, residual: Tensor, use: Tensor) -> Tensor:
-        """Say by how much held-out residuals and their nearest neighbours' differ beyond the said noise, ``(2,)``.
+        """Compare how much held-out residuals differ from their nearest neighbours' with the said noise.
 
         What neighbours share is no noise: an error of the field is smooth.
+
+        Returns
+        -------
+        ratio
+            Shape ``(2,)``; 1 where they differ as was said.
         """
         held, used = (np.flatnonzero(which.numpy()) for which in (self.held_out, use))
         if not len(used):

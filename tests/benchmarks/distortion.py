@@ -22,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,8 +42,10 @@ from numpy.typing import NDArray
 from models.calibration import load, save
 from models.distortion_gp import DistortionGP, Hyperparameters, Observations, ScanModel
 from simulators.crystal import CrystalConfig, CrystalFrame, CrystalStream, preset
+from simulators.stem import StemConfig, StemInstrument
 from streamer.drift import to_raster_px
 from streamer.messages import Frame
+from streamer.observers.against_lattice import LatticeReference
 from streamer.observers.lattice import find_columns
 from streamer.stages.correct_distortion import CorrectConfig, CorrectDistortion
 from tests import real_scans
@@ -146,11 +149,19 @@ def judged(stream: CrystalStream, stage: CorrectDistortion, frames: int) -> list
         assert corrected.registration is not None
         distortion = corrected.registration.distortion
         assert distortion is not None
-        estimate = distortion.at(places) - to_raster_px(corrected.registration.drift_nm, frame.geometry)
-        error = estimate - frame.displacement_px().reshape(2, -1).T
+        error = _estimated_px(corrected) - frame.displacement_px().reshape(2, -1).T
         covered = float(np.mean(np.abs(error) < 1.96 * distortion.sd_at(places)))
         found.append(Judged(frame=frame, error_px=error, covered=covered, cpu_ms=cpu_ms))
     return found
+
+
+def _estimated_px(corrected: Frame) -> Float64:
+    """Displacement of each pixel as the stage has it, drift included, ``(pixels, 2)``."""
+    registration = corrected.registration
+    assert registration is not None
+    assert registration.distortion is not None
+    places = pixels(corrected.geometry.shape[0])
+    return registration.distortion.at(places) - to_raster_px(registration.drift_nm, corrected.geometry)
 
 
 def worst(name: str, runs: Sequence[Sequence[float]], digits: int = 4) -> Figures:
@@ -193,7 +204,7 @@ def measure_accuracy(plan: Plan) -> Figures:
         figures |= worst("added_error_px_12_counts", _residuals(runs))
         runs = [_run(seed, plan, hum=0.0) for seed in plan.seeds]
         figures |= worst("residual_px_unknown_hum", _residuals(runs))
-    return figures | _estimated(plan)
+    return figures | _estimated(plan) | _overlapping(plan)
 
 
 def _run(
@@ -222,6 +233,62 @@ def _estimated(plan: Plan) -> Figures:
         common = mean - _beside_affine(mean, stream.config.size_px)
         runs.append([rms(error - common) for error in errors])
     return worst("residual_px_estimated_lattice", runs)
+
+
+def _overlapping(plan: Plan) -> Figures:
+    """What is left where columns overlap, on the microscope of ``deploy/examples/calibrate.toml``.
+
+    Up to one affine that the last frames share, drift included; the hum is not given. Beside it what was
+    there before, what the stage says is left along an axis, and the jitter found as a part of the true one.
+    """
+    runs, said, found, before = [], [], [], []
+    for seed in plan.seeds:
+        microscope, stage = shipped(seed), CorrectDistortion(CorrectConfig(mode="calibrate"))
+        errors = []
+        for number in range(plan.calibrated):
+            corrected = stage.process(microscope.acquire())
+            if number < plan.calibrated - 3:
+                continue
+            true = _recorded(microscope)
+            errors.append(_estimated_px(corrected) - true)
+        edge = microscope.config.rows
+        mean = np.mean(errors, axis=0)
+        common = mean - _beside_affine(mean, edge)
+        runs.append([rms(error - common) for error in errors])
+        assert corrected.registration is not None
+        assert corrected.registration.distortion is not None
+        said.append(corrected.registration.distortion.residual_px)
+        before.append(rms(_beside_affine(true, edge)))
+        found.append(_rows_found(stage) / microscope.config.distortion.row_jitter_px)
+    return worst("residual_px_overlapping", runs) | {
+        "overlapping_before_px": round(max(before), 3),
+        "overlapping_said_px": round(statistics.median(said), 3),
+        "overlapping_jitter_found_min": round(min(found), 3),
+        "overlapping_jitter_found_max": round(max(found), 3),
+    }
+
+
+def shipped(seed: int) -> StemInstrument:
+    """Make the microscope of the example, on a perfect sheet, with a seed of its own."""
+    table = tomllib.loads((ROOT / "deploy/examples/calibrate.toml").read_text())["simulate"]["stem"]
+    return StemInstrument(msgspec.convert(table | {"seed": seed}, StemConfig), started_at_s=1000.0)
+
+
+def _recorded(microscope: StemInstrument) -> Float64:
+    """Displacement of each pixel of the last frame, drift and jitter of its rows included, ``(n, 2)``."""
+    path = microscope.last_path
+    assert path is not None
+    return np.asarray(path.displacement_px(jitter=True), dtype=np.float64).reshape(2, -1).T
+
+
+def _rows_found(stage: CorrectDistortion) -> float:
+    """Sd of the jitter along the rows, as found."""
+    scene = stage._scene
+    assert scene is not None
+    assert isinstance(scene.observer, LatticeReference)
+    rows = scene.observer.observer._rows
+    assert rows is not None
+    return float(rows.spread[1])
 
 
 def _beside_affine(field_px: Float64, edge: int) -> Float64:

@@ -11,6 +11,7 @@ from streamer.observers.columns import (
     COUNTS,
     ColumnFits,
     NoiseModel,
+    drawn_px,
     fit_columns,
     fitted_sigma,
     noise_model,
@@ -163,6 +164,89 @@ def test_an_image_without_noise_has_a_noise_model_that_can_be_used() -> None:
     assert noise.floor > 0
     fits = fit_columns(drawn(grid()).astype(np.float32), grid(), SIGMA, noise=NoiseModel(1.0, 0.0, 1.0))
     assert fits.good.all()
+
+
+# -- columns whose images overlap: 2.8 sigma from their neighbours ---------------------------------
+
+WIDE = 4.0
+
+
+def honeycomb(margin_px: float, bond_px: float = 11.3) -> Array:
+    """Places of a turned honeycomb on the frame and up to a margin around it."""
+    turn = np.deg2rad(7.0)
+    first, second = (
+        bond_px * np.sqrt(3) * np.array([np.sin(turn + at), np.cos(turn + at)]) for at in (0.0, np.pi / 3)
+    )
+    cell = np.arange(-30, 31)
+    corners = (cell[:, None, None] * first + cell[None, :, None] * second).reshape(-1, 2) + 95.2
+    places = np.concatenate([corners, corners + (first + second) / 3])
+    return places[np.all((places > -margin_px) & (places < np.array(SHAPE) - 1 + margin_px), axis=1)]
+
+
+def overlapping(
+    places: Array, seed: int | None, jitter: Array | None = None, heights: Array | None = None
+) -> NDArray[np.float32]:
+    """Counts of wide columns, those beyond the edges included; expected ones without a seed."""
+    jitter = np.zeros((2, SHAPE[0])) if jitter is None else jitter
+    heights = np.full(len(places), 60.0) if heights is None else heights
+    image = np.full(SHAPE, 13.0)
+    for place, height in zip(places, heights, strict=True):
+        down = np.exp(-((np.arange(SHAPE[0]) + jitter[0] - place[0]) ** 2) / (2 * WIDE**2))
+        along = np.arange(SHAPE[1])[None, :] + jitter[1][:, None] - place[1]
+        image += height * down[:, None] * np.exp(-(along**2) / (2 * WIDE**2))
+    return image.astype(np.float32) if seed is None else counted(image, seed)
+
+
+def test_columns_that_overlap_are_found_at_the_edge_as_well_as_inside() -> None:
+    places = honeycomb(40.0)
+    image = overlapping(places, 40)
+    reach = drawn_px(WIDE)
+    known = places[np.all((places > -reach) & (places < np.array(SHAPE) - 1 + reach), axis=1)]
+    fits = fit_columns(image, near(known, 41), WIDE, likely_heights=np.ones(len(known)))
+    off = (fits.positions_px - known)[fits.good]
+    at_edge = np.any((known < 12) | (known > SHAPE[0] - 13), axis=1)[fits.good]
+    assert fits.good.sum() > 0.97 * np.all((known > 1) & (known < SHAPE[0] - 2), axis=1).sum()
+    assert at_edge.sum() > 40
+    assert off[~at_edge].std() < 0.14
+    assert off[at_edge].std() < 0.19
+    np.testing.assert_allclose(off.mean(axis=0), 0.0, atol=0.02)
+
+
+def test_a_bright_and_a_missing_column_do_not_displace_those_that_they_overlap() -> None:
+    places = honeycomb(40.0)
+    heights = np.full(len(places), 60.0)
+    middle = np.argsort(np.hypot(*(places - 95.0).T))
+    odd = middle[[0, 40]]
+    heights[odd] = (0.0, 300.0)
+    image = overlapping(places, None, heights=heights)
+    fits = fit_columns(image, near(places, 43), WIDE, iterations=8, likely_heights=np.ones(len(places)))
+    beside = np.min(np.hypot(*(places[:, None] - places[odd]).transpose(2, 0, 1)), axis=1)
+    touched = (beside > 0) & (beside < 14)
+    assert touched.sum() == 6
+    assert np.abs((fits.positions_px - places)[touched]).max() < 0.02
+    assert not fits.good[odd[0]]
+    np.testing.assert_allclose(fits.amplitude[odd[1]], 300.0, rtol=0.01)
+
+
+def test_rows_are_measured_where_columns_overlap() -> None:
+    places, jitter = honeycomb(40.0), jittered(44, (0.0, 0.3))
+    image = overlapping(places, 45, jitter)
+    fits = fit_columns(image, places, WIDE, likely_heights=np.ones(len(places)))
+    rows = row_offsets(image, fits, places, WIDE, overlap=True)
+    error = rows.offsets - jitter
+    assert error[1].std() < 0.5 * jitter[1].std()
+    assert not rows.offsets[0].any()
+    np.testing.assert_allclose(rows.spread[1], 0.3, rtol=0.2)
+    z = error[1, 8:-8] / np.sqrt(rows.variance[1, 8:-8])
+    assert 0.75 < z.std() < 1.35
+
+
+def test_no_row_is_moved_where_columns_overlap_and_rows_are_at_rest() -> None:
+    places = honeycomb(40.0)
+    for seed in range(3):
+        image = overlapping(places, 50 + seed)
+        fits = fit_columns(image, places, WIDE, likely_heights=np.ones(len(places)))
+        assert not row_offsets(image, fits, places, WIDE, overlap=True).offsets.any()
 
 
 def jittered(seed: int, spread: tuple[float, float] = (0.1, 0.25)) -> Array:

@@ -564,6 +564,21 @@ def test_a_noise_that_is_said_too_small_is_found_out():
     assert update.held_out_rms_px < 0.05
 
 
+def test_a_field_that_the_model_cannot_hold_shows_in_what_is_left():
+    gp, rng = DistortionGP(SCAN, LEARNT), np.random.default_rng(54)
+
+    def rippled(seen, frame):
+        return smooth_truth(seen, frame=frame) + 0.3 * np.sin(2 * np.pi * seen[:, 1:] / 40)
+
+    for frame in range(20):
+        gp.predict()
+        update = gp.observe(observations(rng, lambda seen, frame=frame: rippled(seen, frame), noise_px=0.1))
+
+    off = gp.displacement_px(raster()) - rippled(raster(), 19)
+    assert rms(off) > 0.25
+    assert update.held_out_rms_px == pytest.approx(rms(off) / math.sqrt(2), rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

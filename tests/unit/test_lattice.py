@@ -320,6 +320,30 @@ def test_a_lattice_that_was_given_gives_the_distortion_itself() -> None:
     assert error.std() < 0.12
 
 
+def test_columns_that_overlap_show_the_distortion_as_well_and_no_rows_that_are_at_rest() -> None:
+    close = Lattice(
+        vectors_px=0.66 * HONEYCOMB.vectors_px,  # 2.8 sigma between neighbours
+        origin_px=HONEYCOMB.origin_px,
+        basis=HONEYCOMB.basis,
+        amplitude=HONEYCOMB.amplitude,
+    )
+    observer = LatticeObserver(close, SIGMA)
+    image = frame(close, smooth, seed=18)
+    observer.start(image)
+    known = lambda places: seen_at(places, smooth)  # noqa: E731
+    assert observer.observe(image, identity) is not None
+    observations = observer.observe(image, known)
+    assert observations is not None
+    error = observations.displacement_px - smooth(observations.positions_px)
+    assert len(error) > 1500
+    assert error.std() < 0.12
+    at = observations.positions_px
+    at_edge = np.any((at < 6) | (at > SHAPE[0] - 7), axis=1)
+    assert at_edge.sum() > 80
+    assert error[at_edge].std() < 0.16
+    assert not observer.rows(image, known).offsets.any()
+
+
 def observed(observer: LatticeObserver, field: Field, seed: int, known: Field | None = None) -> Array | None:
     """Error of the displacements of one frame seen with a field that is known already."""
     known = known or field
