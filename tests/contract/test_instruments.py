@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from simulators.afm import AfmConfig, AfmInstrument
 from simulators.diffraction import DiffractionConfig, DiffractionInstrument
 from simulators.instrument import Instrument
 from simulators.pfm import FilmConfig, PfmConfig, PfmInstrument
@@ -20,6 +24,8 @@ from simulators.scanning import ScanningInstrument
 from simulators.stem import StemConfig, StemInstrument
 from streamer.codec import decode, encode
 from streamer.messages import Frame, Outcome, Request
+
+ROOT = Path(__file__).parents[2]
 
 
 def simulated_stem(folder: Path) -> Instrument:
@@ -39,6 +45,11 @@ def simulated_diffraction(folder: Path) -> Instrument:
     return DiffractionInstrument(DiffractionConfig(seed=1, beam_current_pa=2.0, **scan), started_at_s=1e9)
 
 
+def simulated_afm(folder: Path) -> Instrument:
+    config = AfmConfig(rows=32, cols=48, field_of_view_nm=100.0, stage_reach_nm=0.3, seed=1)
+    return AfmInstrument(config, started_at_s=1e9)
+
+
 def replayed_file(folder: Path) -> Instrument:
     path = folder / "stack.tif"
     images = np.random.default_rng(0).poisson(30.0, (3, 32, 48)).astype(np.float32)
@@ -46,7 +57,7 @@ def replayed_file(folder: Path) -> Instrument:
     return open_recording(path, pixel_size_nm=0.03)
 
 
-INSTRUMENTS = [simulated_stem, simulated_pfm, simulated_diffraction, replayed_file]
+INSTRUMENTS = [simulated_stem, simulated_pfm, simulated_diffraction, simulated_afm, replayed_file]
 
 
 @pytest.fixture(params=INSTRUMENTS, ids=lambda make: make.__name__)
@@ -275,3 +286,48 @@ def test_its_truth_is_plain_arrays_or_nothing(make):
             assert len(truth["positions_nm"]) == len(truth["numbers"])
         if "spectra" in truth:
             assert len(truth["positions_nm"]) == len(truth["spectra"])
+
+
+BYTES_OF_ALL = """
+import hashlib, pathlib, runpy, sys, tempfile
+told = runpy.run_path(sys.argv[1])
+for make in told["INSTRUMENTS"]:
+    instrument = make(pathlib.Path(tempfile.mkdtemp()))
+    digest = hashlib.sha256()
+    for item in (instrument.acquire(), instrument.acquire()):
+        digest.update(getattr(item, "windows", None) if hasattr(item, "windows") else item.image)
+    outcome, frame = instrument.execute(told["ask"]())
+    digest.update(b"" if outcome.spectrum is None else outcome.spectrum)
+    outcome, frame = instrument.execute(told["SUB_SCAN"])
+    digest.update(b"" if frame is None else frame.image)
+    print(make.__name__, digest.hexdigest())
+"""
+
+
+def test_it_gives_the_same_bytes_on_any_number_of_threads_in_a_fresh_process():
+    """All of them at once: two processes that know nothing of each other, one thread each and two."""
+    said = []
+    for threads in ("1", "2"):
+        pools = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        environment = {**os.environ, **dict.fromkeys(pools, threads), "PYTHONPATH": str(ROOT)}
+        ran = subprocess.run(
+            [sys.executable, "-c", BYTES_OF_ALL, __file__],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr[-2000:]
+        said.append(ran.stdout.splitlines())
+
+    assert said[0] == said[1]
+    assert len(said[0]) == len(INSTRUMENTS)
+
+
+def test_whatever_a_simulated_instrument_gives_says_when_it_was_acquired(make):
+    instrument = make()
+    if not isinstance(instrument, ScanningInstrument):
+        return
+    for _ in range(3):
+        item = instrument.acquire()
+        assert 1e9 < item.acquired_at_s <= instrument.clock_s
