@@ -132,7 +132,8 @@ class Distortion(msgspec.Struct, frozen=True, kw_only=True, eq=False, forbid_unk
         Columns, rows or blocks that were used.
     residual_px
         Root mean square, along one axis, of what is left at places held out of the fit, their own
-        noise taken off; NaN where none were held out. Where rows were compared with a reference
+        noise taken off, and no less than model and rows expect of themselves; NaN where none were held
+        out. Where rows were compared with a reference
         (``drift-only``, ``frozen``), of one half of each row put back by the offset of the other half.
     model_revision
         Counts the hyperparameters of the model: 0 are those it began with.

@@ -444,7 +444,7 @@ class CorrectDistortion:
             sd_nm=float(sd.max()) * max(frame.geometry.pixel_size_nm),
             observations=update.used,
             # Held-out rows have offsets of their own: what is left when those are put right, they cannot say.
-            residual_px=update.held_out_rms_px if math.isnan(rows.left_px) else rows.left_px,
+            residual_px=_at_least(update.held_out_rms_px, rows) if math.isnan(rows.left_px) else rows.left_px,
         )
         self._look_for_hum(frame, scene, rows)
         return self._put_back(frame, corrected, to_scan_nm(anchor, frame.geometry), found, at_s)
@@ -692,6 +692,11 @@ def _parameters(model: DistortionGP) -> dict[str, list[float]]:
     if model.hum_period_rows is not None:
         said["hum_period_rows"] = [model.hum_period_rows]
     return said
+
+
+def _at_least(left_px: float, rows: Rows) -> float:
+    """Say that no less is left of the field than the rows' own offsets are off by; NaN stays so."""
+    return max(left_px, math.sqrt(float(rows.variance_px2.mean())))
 
 
 def _is_square(geometry: ScanGeometry) -> bool:
