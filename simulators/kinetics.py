@@ -418,6 +418,32 @@ def _take_strain(network: BondNetwork, i: int) -> None:
     network.strain_nm[i] = network.strain_nm[around].mean(axis=0)
 
 
+def changed_atoms(
+    before: Specimen, ids_before: Int64, after: Specimen, ids_after: Int64
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Say which atoms have come, gone, moved or become another element.
+
+    Parameters
+    ----------
+    before, after
+        The sheet.
+    ids_before, ids_after
+        As of ``Kinetics.atom_ids``, shape ``(n,)``.
+
+    Returns
+    -------
+    was, is_now
+        True for the atoms of ``before`` that are not as they were, and for those of ``after`` that are new
+        as they are, each shape ``(n,)``.
+    """
+    _, old, new = np.intersect1d(ids_before, ids_after, assume_unique=True, return_indices=True)
+    is_same = (before.positions_nm[old] == after.positions_nm[new]).all(axis=1)
+    is_same &= before.numbers[old] == after.numbers[new]
+    was, is_now = np.ones(len(ids_before), dtype=bool), np.ones(len(ids_after), dtype=bool)
+    was[old[is_same]] = is_now[new[is_same]] = False
+    return was, is_now
+
+
 # -- what can happen -----------------------------------------------------------------------------
 
 # Plain numbers, for compiled code.

@@ -293,6 +293,14 @@ class BeamPath:
         on_specimen: Float64 = scan.reshape(rows, cols, 2) - np.array(self.stage_nm)
         return on_specimen
 
+    def pixels_in_time(self) -> Int64:
+        """Give the pixels, counted row by row, in the order in which the beam comes to them, ``(n,)``."""
+        rows, cols = self.geometry.shape
+        pixels = np.arange(rows * cols, dtype=np.int64).reshape(rows, cols)
+        if self.scan_path == "serpentine":
+            pixels[1::2] = pixels[1::2, ::-1].copy()
+        return pixels.reshape(-1)
+
     def places_px(self, positions_nm: Float64) -> Float64:
         """Say at which raster places ``p + D(p)`` specimen points ``(x, y)`` are met, ``(n, 2)``."""
         return self.geometry.to_px(positions_nm + np.array(self.stage_nm))

@@ -9,7 +9,15 @@ import pytest
 from scipy.stats import chisquare, poisson
 
 from simulators.bond_network import VACANCY, BondNetwork
-from simulators.kinetics import ATOMS_GAINED, EVENT_NAMES, Event, EventKind, Kinetics, KineticsConfig
+from simulators.kinetics import (
+    ATOMS_GAINED,
+    EVENT_NAMES,
+    Event,
+    EventKind,
+    Kinetics,
+    KineticsConfig,
+    changed_atoms,
+)
 from simulators.specimen import (
     BESIDE_SI,
     BESIDE_VACANCY,
@@ -420,3 +428,15 @@ def test_a_wrong_cross_section_is_refused_by_its_name():
         KineticsConfig(healing_barn=-1)
     with pytest.raises(ValueError, match=r"kinetics\.rate_factor is nan"):
         KineticsConfig(rate_factor=float("nan"))
+
+
+def test_atoms_that_changed_are_those_that_moved_came_or_went():
+    under = kinetics(SMALL, only(EventKind.KNOCK_OUT), 3)
+    before, ids = under.specimen(), under.atom_ids()
+    event = next(under.exposing([[0.0, 0.0]], 1e30, 0.05))
+    after, new_ids = under.specimen(), under.atom_ids()
+    was, is_now = changed_atoms(before, ids, after, new_ids)
+
+    assert set(ids[was]) == set(new_ids[is_now]) | {event.atom}
+    assert (before.positions_nm[~was] == after.positions_nm[~is_now]).all()
+    assert not any(flags.any() for flags in changed_atoms(after, new_ids, after, new_ids))
