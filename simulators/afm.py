@@ -87,7 +87,7 @@ class AfmConfig(ScanningConfig, frozen=True, kw_only=True, forbid_unknown_fields
     travel_um_per_s: float = 100.0
     settle_s: float = 0.005
     reach_nm: float = 5000.0
-    tip_radius_nm: float = 4.0
+    tip_radius_nm: float = 2.0
     tip_half_angle_deg: float = 15.0
     feedback_us: float = 8.0
     parachuting: float = 2.0

@@ -30,7 +30,8 @@ Int64 = NDArray[np.int64]
 TURN_RAD = 0.06
 SHARE_OF_WIDTH = 0.15
 MAX_STEPS = 4000  # of one wait
-MAX_LANDINGS = 4_000_000  # tries in which rods are laid out at the start
+LANDINGS = 4096  # tries at once, and at most, in which rods are laid out at the start
+MAX_LANDINGS = 1000 * LANDINGS
 
 
 class RodsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -325,12 +326,14 @@ class Assembly:
         places: Float64 = self._lower + self._edges * self._rng.random((tries, 2))
         return places, self._rng.uniform(0, math.pi, tries)
 
-    def _land(self, positions_nm: Float64, angles_rad: Float64) -> int:
-        """Lay down, one after the other, the rods that find a place; say how many did."""
+    def _land(self, positions_nm: Float64, angles_rad: Float64, most: int | None = None) -> None:
+        """Lay down, one after the other, the rods that find a place, until there are as many as ``most``."""
         before = self._count
+        most = len(self._rods) if most is None else most
         self._count = _lay(
             self._rods,
             before,
+            most,
             positions_nm,
             angles_rad,
             self._lower,
@@ -343,19 +346,14 @@ class Assembly:
             self._ids[i] = len(self.born_s)
             self.born_s.append(self.now_s)
             self.died_s.append(math.inf)
-        return self._count - before
 
     def _scatter(self) -> None:
         """Lay rods down at random until they cover as much as they shall."""
         wanted = round(self._config.coverage * self.area_nm2 / self._config.area_nm2)
-        tried = 0
-        while self._count < wanted and tried < MAX_LANDINGS:
-            tries = max(64, wanted - self._count)
-            places, angles = self._anywhere(tries)
-            tried += tries
-            for first in range(0, tries, 16):  # so few at once that hardly one is too many
-                if self._count < wanted:
-                    self._land(places[first : first + 16], angles[first : first + 16])
+        for _ in range(MAX_LANDINGS // LANDINGS):
+            if self._count >= wanted:
+                return
+            self._land(*self._anywhere(LANDINGS), wanted)
 
     def _in_rows(self) -> tuple[Float64, Float64]:
         """Places and angles of rods that lie side by side in rows, without the vacancies."""
@@ -579,6 +577,7 @@ def _leaving(
 def _lay(
     rods: Float64,
     count: int,
+    most: int,
     places: Float64,
     angles: Float64,
     lower: Float64,
@@ -591,7 +590,7 @@ def _lay(
     for n in range(len(angles)):
         cell = _cell(places[n, 0], places[n, 1], lower, edges, heads)
         place = (places[n, 0], places[n, 1], angles[n])
-        if count < len(rods) and _at(-1, place, rods, cell, heads, following, energy) < np.inf:
+        if count < most and _at(-1, place, rods, cell, heads, following, energy) < np.inf:
             rods[count, 0], rods[count, 1], rods[count, 2] = place
             following[count] = heads[cell]
             heads[cell] = count
