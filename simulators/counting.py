@@ -69,7 +69,7 @@ def _draw(
             k += np.uint64(1)
         rest = mean - np.float64(whole)
         none = _exp_of_minus(rest, fall)
-        more = np.int64(v >= none) + np.int64(v >= none * (1 + rest))
+        more = int(v >= none) + int(v >= none * (1 + rest))
         if more == 2:
             more = _counts_above_one(v, rest, none)
         expected[i] = np.int64(first[whole]) + np.int64(k - row) + more
