@@ -11,8 +11,9 @@ modes are looked for, and not afterwards. With the mode's potential normalised, 
 
 where ``phi = (2/v) K0(w r/v) exp(i w z/v)`` is the potential of the beam. Derived: it holds for beams
 beside the particles and through them, where the loss to the bulk comes on top (``simulators.plasmons`` has
-it for spheres) and is left out here. All particles are of one material. Retardation, of the beam's field
-too, and substrate are left out.
+it for spheres) and is left out here. Faces resolve charges no finer than themselves: beside a sphere of
+864 faces the loss is within 0.5 % of theory, through its middle 8 % are missing. All particles are of one
+material. Retardation, of the beam's field too, and substrate are left out.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ from simulators.plasmons import (
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Complex128 = NDArray[np.complex128]
+Quadrature = tuple[Float64, Float64, Float64]  # points, normals and areas, as in Surface
 
 POINTS = 2  # Gauss points of a face along each of its edges
 NEAR = 2.5  # in edges of a face: up to there faces are divided again
 NEAR_POINTS = 6
+GRAZED, PIERCED = 1.0, 0.4  # square of the radius of a point's disc over the area of its face
 SQUARE_SELF = 2.9732  # mean of 1/r between two points of a unit square: 4 ln(1 + 2^.5) + 4 (1 - 2^.5)/3
 
 
@@ -93,6 +96,16 @@ class Surface:
     near_normals: Float64
     near_areas_nm2: Float64
 
+    @property
+    def coarse(self) -> Quadrature:
+        """Points, normals and areas."""
+        return self.points_nm, self.normals, self.areas_nm2
+
+    @property
+    def fine(self) -> Quadrature:
+        """The same for neighbours."""
+        return self.near_nm, self.near_normals, self.near_areas_nm2
+
 
 def sphere(radius_nm: float, position_nm: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> RoundedBox:
     """Make a box that is a sphere."""
@@ -120,7 +133,7 @@ def mesh(box: RoundedBox, flat: int = 6, round_: int = 3) -> Surface:
     return Surface(*coarse, *_quadrature(box, flat, round_, NEAR_POINTS))
 
 
-def _quadrature(box: RoundedBox, flat: int, round_: int, points: int) -> tuple[Float64, Float64, Float64]:
+def _quadrature(box: RoundedBox, flat: int, round_: int, points: int) -> Quadrature:
     """Gauss points, normals and areas in each face; see ``Surface``."""
     nodes, weights = np.polynomial.legendre.leggauss(points)
     inner = np.array(box.half_nm) - box.edge_nm
@@ -160,8 +173,8 @@ def _line(
 
 
 def _side(
-    axis: int, sign: int, inner: Float64, edge: float, lines: list[tuple[Float64, ...]]
-) -> tuple[Float64, Float64, Float64]:
+    axis: int, sign: int, inner: Float64, edge: float, lines: Sequence[tuple[Float64, ...]]
+) -> Quadrature:
     """Points, normals and areas on one of the six sides of a box."""
     one, other = (axis + 1) % 3, (axis + 2) % 3
     u, a, du, da = (part[:, None, :, None] for part in lines[one])
@@ -204,19 +217,14 @@ def _interaction(
 
 @njit(cache=True)
 def _matrices(
-    points: Float64,
-    normals: Float64,
-    areas: Float64,
-    near: Float64,
-    near_normals: Float64,
-    near_areas: Float64,
-    owner: Int64,
-    own_share: float,
+    coarse: Quadrature, fine: Quadrature, owner: Int64, own_share: float
 ) -> tuple[Float64, Float64]:
     """Potential and normal field of each face's charge in each other, shape ``(faces, faces)``.
 
     The field of a face in itself follows from Gauss: half of the charge's flux goes through its particle.
     """
+    points, normals, areas = coarse
+    near, near_normals, near_areas = fine
     n = len(points)
     potential, force = np.empty((n, n)), np.zeros((n, n))
     area = areas.sum(axis=1)
@@ -289,7 +297,7 @@ class SurfaceModes:
         names = ("points_nm", "normals", "areas_nm2", "near_nm", "near_normals", "near_areas_nm2")
         all_ = Surface(*(np.concatenate([getattr(one, n) for one in self.surfaces]) for n in names))
         owner = np.repeat(np.arange(len(self.surfaces)), [len(one.areas_nm2) for one in self.surfaces])
-        potential, force = _matrices(*(getattr(all_, name) for name in names), owner, _own_share())
+        potential, force = _matrices(all_.coarse, all_.fine, owner, _own_share())
         area = all_.areas_nm2.sum(axis=1)
         charged = np.where(owner[:, None] == np.arange(len(self.surfaces)), area[:, None], 0.0)
         eigenvalues, charges = _neutral_modes((potential + potential.T) / 2, force, area, charged)
@@ -363,14 +371,7 @@ class SurfaceModes:
     def _weights(self, positions: Float64, energy: float, beam: Beam, charges: Float64) -> Float64:
         """How strongly beams drive modes: squares of the charges' energies in the beam's potential."""
         faces, v = self._faces, beam.hbar_v_ev_nm
-        potential = _beam_potential(
-            np.ascontiguousarray(positions),
-            faces.points_nm,
-            faces.areas_nm2,
-            faces.near_nm,
-            faces.near_areas_nm2,
-            energy / v,
-        )
+        potential = _beam_potential(np.ascontiguousarray(positions), faces.coarse, faces.fine, energy / v)
         phase = energy / v * faces.points_nm[..., 2].mean(axis=1)[:, None]
         one = potential @ (np.cos(phase) * charges)
         other = potential @ (np.sin(phase) * charges)
@@ -400,13 +401,15 @@ def _neutral_modes(
 
 
 @njit(cache=True)
-def _beam_potential(
-    beams: Float64, points: Float64, areas: Float64, near: Float64, near_areas: Float64, q: float
-) -> Float64:
+def _beam_potential(beams: Float64, coarse: Quadrature, fine: Quadrature, q: float) -> Float64:
     """Integral of ``K0(q r)`` over each face for each beam, shape ``(beams, faces)``.
 
-    Close to a beam each point stands for a disc of its area, in which the logarithm has a mean.
+    Each point stands for a disc, in which the logarithm has a mean: as large as the face where the beam
+    grazes it, as it would excite charges there that are finer than the faces resolve, and smaller where
+    the beam goes through. Beams further from a surface are not touched by it.
     """
+    points, normals, areas = coarse
+    near, near_normals, near_areas = fine
     potential = np.zeros((len(beams), len(points)))
     for j in range(len(points)):
         area = areas[j].sum()
@@ -416,18 +419,19 @@ def _beam_potential(
             if squared > 16 * area:
                 potential[i, j] = area * bessel_k0(q * np.sqrt(squared))
             elif squared > 2 * area:
-                potential[i, j] = _near_beam(beams[i], points[j], areas[j], q)
+                potential[i, j] = _near_beam(beams[i], points[j], normals[j], areas[j], q)
             else:
-                potential[i, j] = _near_beam(beams[i], near[j], near_areas[j], q)
+                potential[i, j] = _near_beam(beams[i], near[j], near_normals[j], near_areas[j], q)
     return potential
 
 
 @njit(cache=True)
-def _near_beam(beam: Float64, points: Float64, areas: Float64, q: float) -> float:
+def _near_beam(beam: Float64, points: Float64, normals: Float64, areas: Float64, q: float) -> float:
     total = 0.0
+    area = areas.sum()
     for p in range(len(points)):
+        disc = area * (GRAZED + (PIERCED - GRAZED) * normals[p, 2] ** 2)
         squared = (points[p, 0] - beam[0]) ** 2 + (points[p, 1] - beam[1]) ** 2
-        disc = areas[p] / np.pi
         mean = bessel_k0(q * np.sqrt(max(squared, disc)))
         if squared < disc:
             mean += (1 - squared / disc) / 2
