@@ -17,6 +17,7 @@ import tifffile
 
 from simulators.afm import AfmConfig, AfmInstrument
 from simulators.diffraction import DiffractionConfig, DiffractionInstrument
+from simulators.eels import EelsConfig, EelsInstrument
 from simulators.instrument import Instrument
 from simulators.pfm import FilmConfig, PfmConfig, PfmInstrument
 from simulators.replay import open_recording
@@ -50,6 +51,11 @@ def simulated_afm(folder: Path) -> Instrument:
     return AfmInstrument(config, started_at_s=1e9)
 
 
+def simulated_eels(folder: Path) -> Instrument:
+    config = EelsConfig(rows=32, cols=48, field_of_view_nm=30.0, stage_reach_nm=0.3, seed=1)
+    return EelsInstrument(config, started_at_s=1e9)
+
+
 def replayed_file(folder: Path) -> Instrument:
     path = folder / "stack.tif"
     images = np.random.default_rng(0).poisson(30.0, (3, 32, 48)).astype(np.float32)
@@ -57,7 +63,14 @@ def replayed_file(folder: Path) -> Instrument:
     return open_recording(path, pixel_size_nm=0.03)
 
 
-INSTRUMENTS = [simulated_stem, simulated_pfm, simulated_diffraction, simulated_afm, replayed_file]
+INSTRUMENTS = [
+    simulated_stem,
+    simulated_pfm,
+    simulated_diffraction,
+    simulated_eels,
+    simulated_afm,
+    replayed_file,
+]
 
 
 @pytest.fixture(params=INSTRUMENTS, ids=lambda make: make.__name__)
