@@ -13,6 +13,7 @@ import msgspec
 from agents.config import AgentConfig
 from simulators.afm import AfmConfig
 from simulators.diffraction import DiffractionConfig
+from simulators.eels import EelsConfig
 from simulators.pfm import PfmConfig
 from simulators.stem import StemConfig
 from streamer.config import StreamerConfig
@@ -28,13 +29,14 @@ class SimulateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ----------
     stem
         The scanning transmission electron microscope and its specimen.
-    pfm, diffraction, afm
+    pfm, diffraction, eels, afm
         The other instruments; None where the file says nothing of one, which then has its defaults.
     """
 
     stem: StemConfig = StemConfig()
     pfm: PfmConfig | None = None
     diffraction: DiffractionConfig | None = None
+    eels: EelsConfig | None = None
     afm: AfmConfig | None = None
 
 

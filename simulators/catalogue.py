@@ -78,6 +78,13 @@ _ENTRIES = (
         "Patterns are sent in batches of 64, and after them the frame that virtual detectors make of them.",
     ),
     Entry(
+        "eels",
+        "simulators.eels",
+        "Eels",
+        "Scan simulated plasmonic nanoparticles of doped In2O3, and take their energy losses.",
+        "Frames are HAADF; spectra hold plasmons, or core losses where the spectrometer is set to them.",
+    ),
+    Entry(
         "afm",
         "simulators.afm",
         "Afm",
