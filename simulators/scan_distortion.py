@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -194,6 +194,9 @@ _LIMITS = {
 }
 
 
+Array = TypeVar("Array", bound=NDArray[Any])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BeamPath:
     """Where the beam really was during one frame.
@@ -287,19 +290,56 @@ class BeamPath:
 
     def specimen_positions_nm(self) -> Float64:
         """Specimen point ``(x, y)`` under the beam at every pixel, shape ``(rows, cols, 2)``."""
-        rows, cols = self.geometry.shape
-        place = np.mgrid[0:rows, 0:cols] + self.displacement_px()
-        scan = self.geometry.to_nm(place.reshape(2, -1).T)
-        on_specimen: Float64 = scan.reshape(rows, cols, 2) - np.array(self.stage_nm)
-        return on_specimen
+        corners = self.geometry.to_nm(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+        down, right = corners[1] - corners[0], corners[2] - corners[0]
+        return _on_specimen(self.displacement_px(), corners[0] - np.array(self.stage_nm), down, right)
 
-    def pixels_in_time(self) -> Int64:
-        """Give the pixels, counted row by row, in the order in which the beam comes to them, ``(n,)``."""
-        rows, cols = self.geometry.shape
-        pixels = np.arange(rows * cols, dtype=np.int64).reshape(rows, cols)
-        if self.scan_path == "serpentine":
-            pixels[1::2] = pixels[1::2, ::-1].copy()
-        return pixels.reshape(-1)
+    def in_time(self, pixels: Array) -> Array:
+        """Put rows of pixels into the order in which the beam comes to them, the ways back left out.
+
+        Parameters
+        ----------
+        pixels
+            Shape ``(rows, cols)`` or ``(rows, cols, n)``; rows that are scanned from right to left are
+            turned round in a copy.
+        """
+        if self.scan_path != "serpentine":
+            return pixels
+        turned = pixels.copy()
+        turned[1::2] = pixels[1::2, ::-1]
+        return turned
+
+    def rows(self, first: int, last: int) -> BeamPath:
+        """Give the part of a frame from one row to before another; the first is even in a serpentine."""
+        geometry, count = self.geometry, last - first
+        middle_px = np.array([[(first + last - 1) / 2, (geometry.shape[1] - 1) / 2]])
+        x, y = geometry.to_nm(middle_px)[0]
+        width_nm, height_nm = geometry.field_of_view_nm
+        part = msgspec.structs.replace(
+            geometry,
+            shape=(count, geometry.shape[1]),
+            field_of_view_nm=(width_nm, height_nm * count / geometry.shape[0]),
+            center_nm=(float(x), float(y)),
+        )
+        return replace(
+            self,
+            geometry=part,
+            row_drift_nm=self.row_drift_nm[first:last],
+            row_offset_px=self.row_offset_px[:, first:last],
+            jitter_px=self.jitter_px[:, first:last],
+            coil_px=None if self.coil_px is None else self.coil_px[:, first:last],
+            backward=None,
+        )
+
+    def last_row(self, positions_nm: Float64, reach_nm: float) -> int:
+        """Say at which row at the latest the beam has no specimen point within reach any more."""
+        least_px = float(self.row_offset_px[0].min() + self.column_offset_px[0].min())
+        least_px -= float(self.row_drift_px()[0].max())
+        least_px += 0.0 if self.coil_px is None else float(self.coil_px[0].min())
+        lowest_px = (
+            float(self.places_px(positions_nm)[:, 0].max()) + reach_nm / self.geometry.pixel_size_nm[0]
+        )
+        return min(self.geometry.shape[0], max(0, math.ceil(lowest_px - least_px) + 1))
 
     def places_px(self, positions_nm: Float64) -> Float64:
         """Say at which raster places ``p + D(p)`` specimen points ``(x, y)`` are met, ``(n, 2)``."""
@@ -328,6 +368,19 @@ class BeamPath:
             nearest = np.clip(np.rint(seen[:, 0]).astype(np.int64), 0, self.geometry.shape[0] - 1)
             seen -= self.jitter_px[:, nearest].T
         return seen
+
+
+@njit(cache=True)
+def _on_specimen(displacement_px: Float64, start: Float64, down: Float64, right: Float64) -> Float64:
+    """Turn places of the beam into specimen points, shape ``(rows, cols, 2)``."""
+    _, rows, cols = displacement_px.shape
+    positions = np.empty((rows, cols, 2))
+    for i in range(rows):
+        for j in range(cols):
+            row, col = i + displacement_px[0, i, j], j + displacement_px[1, i, j]
+            for k in range(2):
+                positions[i, j, k] = start[k] + row * down[k] + col * right[k]
+    return positions
 
 
 class ScanDistortion:

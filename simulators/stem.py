@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from simulators.counting import poisson
 from simulators.faults import reach
+from simulators.kinetics import Kinetics, KineticsConfig, changed_atoms
 from simulators.scan_distortion import BeamPath
 from simulators.scanning import ScanningConfig, ScanningInstrument
 from simulators.sheet_spectra import SheetSpectraConfig, clean_spectra, spectrum
@@ -83,6 +84,7 @@ class StemConfig(ScanningConfig, frozen=True, kw_only=True, forbid_unknown_field
     optics: OpticsConfig = OpticsConfig()
     specimen: SpecimenConfig = SpecimenConfig()
     eels: SheetSpectraConfig = SheetSpectraConfig()
+    kinetics: KineticsConfig = KineticsConfig()
 
     def __post_init__(self) -> None:
         ScanningConfig.__post_init__(self)
@@ -274,7 +276,7 @@ class StemSimulator:
     Attributes
     ----------
     specimen
-        What is there.
+        What is there, as the beam has left it.
     """
 
     name = "simulated STEM"
@@ -288,19 +290,30 @@ class StemSimulator:
         # As many atoms as before, anywhere: what is left under a beam that destroyed the lattice.
         lower, upper = self.specimen.positions_nm.min(axis=0), self.specimen.positions_nm.max(axis=0)
         self._amorphous_nm: Float64 = fault_rng.uniform(lower, upper, self.specimen.positions_nm.shape)
+        self._amorphous_numbers = self.specimen.numbers
+        self._kinetics: Kinetics | None = None
+        if config.kinetics.is_on:
+            (beam_seed,) = config.seeds()[0].spawn(1)  # of its own: the other draws stay as they are
+            self._kinetics = Kinetics(self.specimen, config.kinetics, np.random.default_rng(beam_seed))
+        self._scans = 0
 
     def step(self, seconds: float) -> None:
-        """Nothing happens to this sheet."""
+        """Nothing happens to this sheet without the beam."""
 
     def acquire_image(self, scan: Scan) -> Image:
-        """Count what the detector gets at each pixel."""
+        """Count what the detector gets at each pixel, of the sheet as it is when the beam gets there."""
         config = self._config
         longer = scan.dwell_time_us / config.dwell_time_us
         expected = np.full(scan.path.geometry.shape, config.background_counts * longer, dtype=np.float32)
-        atoms_nm = self._amorphous_nm if "amorphous" in scan.faults else self.specimen.positions_nm
-        add_specimen(expected, atoms_nm, self.specimen.numbers, config, scan.path, longer)
+        is_amorphous = "amorphous" in scan.faults
+        atoms_nm = self._amorphous_nm if is_amorphous else self.specimen.positions_nm
+        numbers = self._amorphous_numbers if is_amorphous else self.specimen.numbers
+        add_specimen(expected, atoms_nm, numbers, config, scan.path, longer)
         if "blank" in scan.faults:
             expected[:] = 0
+        elif self._kinetics is not None:
+            self._expose(scan, self._kinetics, None if is_amorphous else expected)
+        self._scans += 1
         counts = poisson(expected, self._noise_rng) + np.float32(config.detector_offset_counts)
         return Image(values=counts[None], channels=(config.detector,))
 
@@ -309,11 +322,30 @@ class StemSimulator:
         eels = self._config.eels
         electrons = self._config.electrons(exposure.dwell_time_us)
         counts = spectrum(self.specimen, exposure.position_nm, electrons, eels, self._noise_rng)
+        if self._kinetics is not None and "blank" not in exposure.faults:
+            place, frame = [exposure.position_nm], self._scans - 1
+            self._kinetics.expose(place, electrons, self._config.probe_sigma_nm, frame=frame)
+            self.specimen = self._kinetics.specimen()
         return Curve(
             values=counts,
             energy_offset_ev=eels.energy_offset_ev,
             energy_step_ev=eels.energy_step_ev,
         )
+
+    def _expose(self, scan: Scan, kinetics: Kinetics, expected: Float32 | None) -> None:
+        """Let the beam act; pixels that it comes to after an event show the sheet after it."""
+        config, path = self._config, scan.path
+        longer = scan.dwell_time_us / config.dwell_time_us
+        places_nm = path.in_time(path.specimen_positions_nm())
+        electrons, ids = config.electrons(scan.dwell_time_us), kinetics.atom_ids()
+        for event in kinetics.exposing(places_nm, electrons, config.probe_sigma_nm, frame=self._scans):
+            before, after, new_ids = self.specimen, kinetics.specimen(), kinetics.atom_ids()
+            if expected is not None:
+                was, is_now = changed_atoms(before, ids, after, new_ids)
+                old = (before.positions_nm[was], before.numbers[was])
+                new = (after.positions_nm[is_now], after.numbers[is_now])
+                _redraw(expected, event.place, old, new, config, path, longer)
+            self.specimen, ids = after, new_ids
 
     def truth(self) -> Truth:
         """Give the atoms.
@@ -324,12 +356,16 @@ class StemSimulator:
             ``positions_nm`` ``(n, 2)`` as ``(x, y)``, ``numbers``, ``site_class`` ``(n,)`` and
             ``site_names``; ``strain_nm`` ``(n, 2)``, how far the strain moved each atom; ``spectra``
             ``(n, channels)``, float32, expected counts with the beam on each atom for
-            ``spectra_dwell_time_us``, with ``energy_offset_ev`` and ``energy_step_ev``.
+            ``spectra_dwell_time_us``, with ``energy_offset_ev`` and ``energy_step_ev``. All as it is now;
+            with kinetics also what ``Kinetics.truth`` gives: what happened, in which scan (counted as
+            frames and sub-scans are; to a parked beam, the scan before) and at which of its pixels in time.
         """
         config, specimen = self._config, self.specimen
         electrons = config.electrons(TRUTH_DWELL_TIME_US)
         spectra = clean_spectra(specimen, specimen.positions_nm, electrons, config.eels)
+        happened = {} if self._kinetics is None else self._kinetics.truth()
         return {
+            **happened,
             "positions_nm": specimen.positions_nm,
             "strain_nm": specimen.strain_nm,
             "numbers": specimen.numbers,
@@ -340,6 +376,32 @@ class StemSimulator:
             "energy_offset_ev": np.array(config.eels.energy_offset_ev),
             "energy_step_ev": np.array(config.eels.energy_step_ev),
         }
+
+
+def _redraw(
+    expected: Float32,
+    place: int,
+    old: tuple[Float64, Int64],
+    new: tuple[Float64, Int64],
+    config: StemConfig,
+    path: BeamPath,
+    longer: float,
+) -> None:
+    """Put new atoms (positions and numbers) in the place of old ones, in pixels after a place in time."""
+    cols = expected.shape[1]
+    first = place // cols // 2 * 2  # even, for a serpentine
+    reach_nm = CUT_OFF_SD * config.probe_sigma_nm if config.probe == "gaussian" else config.optics.reach_nm
+    last = path.last_row(np.concatenate([old[0], new[0]]), reach_nm)
+    if last <= first:
+        return
+    part = path.rows(first, last)
+    before, after = np.zeros((2, last - first, cols), dtype=np.float32)
+    add_specimen(before, *old, config, part, longer)
+    add_specimen(after, *new, config, part, longer)
+    is_later = path.in_time(np.arange(first * cols, last * cols).reshape(-1, cols)) > place
+    change = np.where(is_later, after - before, np.float32(0))
+    # Where there is no background, what is taken away may leave -1e-6.
+    expected[first:last] = np.maximum(expected[first:last] + change, 0)
 
 
 class StemInstrument(ScanningInstrument[StemSimulator]):
