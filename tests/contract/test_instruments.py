@@ -19,6 +19,7 @@ from simulators.afm import AfmConfig, AfmInstrument
 from simulators.diffraction import DiffractionConfig, DiffractionInstrument
 from simulators.eels import EelsConfig, EelsInstrument
 from simulators.instrument import Instrument
+from simulators.kinetics import KineticsConfig
 from simulators.pfm import FilmConfig, PfmConfig, PfmInstrument
 from simulators.replay import open_recording
 from simulators.scanning import ScanningInstrument
@@ -31,6 +32,12 @@ ROOT = Path(__file__).parents[2]
 
 def simulated_stem(folder: Path) -> Instrument:
     config = StemConfig(rows=32, cols=48, field_of_view_nm=1.5, stage_reach_nm=0.3, seed=1)
+    return StemInstrument(config, started_at_s=1e9)
+
+
+def simulated_stem_whose_beam_changes_the_sheet(folder: Path) -> Instrument:
+    kinetics = KineticsConfig(is_on=True, rate_factor=3e4)
+    config = StemConfig(rows=32, cols=48, field_of_view_nm=1.5, stage_reach_nm=0.3, seed=1, kinetics=kinetics)
     return StemInstrument(config, started_at_s=1e9)
 
 
@@ -65,6 +72,7 @@ def replayed_file(folder: Path) -> Instrument:
 
 INSTRUMENTS = [
     simulated_stem,
+    simulated_stem_whose_beam_changes_the_sheet,
     simulated_pfm,
     simulated_diffraction,
     simulated_eels,
