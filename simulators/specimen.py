@@ -1,18 +1,20 @@
-"""A sheet of graphene with silicon dopants, vacancies and a grain boundary, whose every atom is known.
+"""What lies under the beam, every atom known: a sheet of graphene with defects, or any structure from a file.
 
-The sheet is built as the dual of its rings: the centres of the hexagons of two rotated lattices are
-joined along the boundary and evened out, and each triangle of neighbouring rings holds one carbon.
-So every carbon has three neighbours, and the mismatch of the grains gathers in rings of five and seven,
-as it does in grown graphene (Ophus et al., Phys. Rev. B 92, 205402 (2015), use the same construction).
-Springs then bring the bonds to length. Everything is planar: silicon in a single vacancy bulges out of
-a real sheet, here its bonds are only longer.
+The sheet has silicon dopants, vacancies and a grain boundary. It is built as the dual of its rings: the
+centres of the hexagons of two rotated lattices are joined along the boundary and evened out, and each
+triangle of neighbouring rings holds one carbon. So every carbon has three neighbours, and the mismatch of
+the grains gathers in rings of five and seven, as it does in grown graphene (Ophus et al., Phys. Rev. B 92,
+205402 (2015), use the same construction). Springs then bring the bonds to length. Everything is planar:
+silicon in a single vacancy bulges out of a real sheet, here its bonds are only longer.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
@@ -20,6 +22,10 @@ from numpy.typing import NDArray
 from scipy.spatial import Delaunay, cKDTree
 
 from simulators.strain import inclusion, wall
+from simulators.structure_specimen import FLAT_NM, StructureConfig, fill
+
+if TYPE_CHECKING:
+    from simulators.structures import Bonds, Structure
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -43,10 +49,15 @@ THREE_FOLD_SI, FOUR_FOLD_SI, BESIDE_SI, BESIDE_VACANCY, IN_ODD_RING = range(1, 6
 
 
 class SpecimenConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the sheet of graphene is like.
+    """What the specimen is like: a sheet of graphene, unless a structure is given.
+
+    With a structure only ``crystal`` and the ``strain`` keys apply, the others are of the sheet.
 
     Attributes
     ----------
+    structure
+        A file (CIF, POSCAR, XYZ, JSON of JARVIS) or graphene, silicon-in-graphene, gaas, mos2; empty is the
+        sheet.
     orientation_deg
         Angle from x to a zigzag row of the grain in the middle; x right, y down.
     three_fold_si_per_nm2, four_fold_si_per_nm2
@@ -73,8 +84,11 @@ class SpecimenConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Radius at which an inclusion pushes most, or half width of the wall.
     strain_direction_deg
         Angle from x to the normal of the wall.
+    crystal
+        How a structure is looked at, and its defects.
     """
 
+    structure: str = ""
     orientation_deg: float = 8.0
     three_fold_si_per_nm2: float = 0.25
     four_fold_si_per_nm2: float = 0.13
@@ -89,6 +103,7 @@ class SpecimenConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     strain_at_nm: PairNm = (0.5, -0.4)
     strain_width_nm: float = 0.7
     strain_direction_deg: float = 34.0
+    crystal: StructureConfig = StructureConfig()
 
     def __post_init__(self) -> None:
         for name in ("three_fold_si_per_nm2", "four_fold_si_per_nm2", "vacancies_per_nm2"):
@@ -127,7 +142,7 @@ _ANY_NUMBER = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Specimen:
-    """Every atom of the sheet.
+    """Every atom of the sheet, or of a structure as it is seen along the beam.
 
     Attributes
     ----------
@@ -136,12 +151,17 @@ class Specimen:
     numbers
         Atomic number, shape ``(n,)``, int64.
     neighbours
-        Indices of the bonded atoms, shape ``(n, 4)``, int64; -1 where there are fewer than four.
+        Indices of the bonded atoms, shape ``(n, 4)``, int64; -1 where there are fewer than four. Wider
+        where an atom of a structure has more.
     site_class
-        Index into ``SITE_NAMES``, shape ``(n,)``, int64.
+        Index into ``site_names``, shape ``(n,)``, int64.
     strain_nm
         How far the strain has moved each atom, ``(x, y)``, shape ``(n, 2)``, float64; it is in
         ``positions_nm``.
+    site_names
+        What the classes are called; those of a sheet of carbon and silicon are ``SITE_NAMES``.
+    facts
+        What is known of the structure that it was made from, such as formula and space group.
     """
 
     positions_nm: Float64
@@ -149,6 +169,13 @@ class Specimen:
     neighbours: Int64
     site_class: Int64
     strain_nm: Float64
+    site_names: tuple[str, ...] = SITE_NAMES
+    facts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def is_sheet(self) -> bool:
+        """Whether it is a flat sheet of carbon and silicon, whose spectra and kinetics are known."""
+        return self.site_names == SITE_NAMES
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,7 +188,7 @@ class _Network:
 
 
 def grow(config: SpecimenConfig, lower_nm: PairNm, upper_nm: PairNm, rng: np.random.Generator) -> Specimen:
-    """Make a sheet that covers the rectangle between two corners ``(x, y)``.
+    """Make a specimen that covers the rectangle between two corners ``(x, y)``.
 
     The outermost rows are broken bonds held in place; let the rectangle be a little larger than what
     will be looked at.
@@ -169,20 +196,26 @@ def grow(config: SpecimenConfig, lower_nm: PairNm, upper_nm: PairNm, rng: np.ran
     Raises
     ------
     ValueError
-        If the rectangle is smaller than 1 nm or larger than 100 nm along an edge, or if so many
-        defects do not fit at their least distance.
+        If the rectangle is smaller than 1 nm or larger than 100 nm along an edge, if so many
+        defects do not fit at their least distance, or if the structure cannot be had so.
     """
     size_nm = (upper_nm[0] - lower_nm[0], upper_nm[1] - lower_nm[1])
     if not all(1 <= edge <= 100 for edge in size_nm):
         raise ValueError(
             f"the sheet is {size_nm[0]:g} x {size_nm[1]:g} nm; it takes 1 to 100 nm along each edge"
         )
-    lower, upper = np.array(lower_nm), np.array(upper_nm)
-    network = _carbons_between(_ring_centres(config, lower, upper))
-    is_inside = _is_within(network.positions_nm, lower + RIM_NM, upper - RIM_NM)
-    sheet = _relaxed(_with_defects(config, network, is_inside, rng), lower + RIM_NM, upper - RIM_NM)
+    if config.structure:
+        sheet = of_structure(fill(config.structure, config.crystal, lower_nm, upper_nm, rng))
+    else:
+        sheet = _grown(config, np.array(lower_nm), np.array(upper_nm), rng)
     strain_nm = config.displacement_nm(sheet.positions_nm)
     return replace(sheet, positions_nm=sheet.positions_nm + strain_nm, strain_nm=strain_nm)
+
+
+def _grown(config: SpecimenConfig, lower: Float64, upper: Float64, rng: np.random.Generator) -> Specimen:
+    network = _carbons_between(_ring_centres(config, lower, upper))
+    is_inside = _is_within(network.positions_nm, lower + RIM_NM, upper - RIM_NM)
+    return _relaxed(_with_defects(config, network, is_inside, rng), lower + RIM_NM, upper - RIM_NM)
 
 
 def _is_within(positions: Float64, lower: Float64, upper: Float64) -> Bool:
@@ -359,12 +392,12 @@ def _partners(bonds: Int64, atoms: Int64, rng: np.random.Generator) -> Int64:
     return np.array(chosen, dtype=np.int64)
 
 
-def _neighbour_table(bonds: Int64, count: int) -> Int64:
-    """List the bonded atoms of each atom, shape ``(n, 4)``, -1 where there are fewer."""
+def _neighbour_table(bonds: Int64, count: int, most: int = 4) -> Int64:
+    """List the bonded atoms of each atom, shape ``(n, most)``, -1 where there are fewer."""
     both = np.concatenate([bonds, bonds[:, ::-1]])
     both = both[np.lexsort((both[:, 1], both[:, 0]))]
     first = np.searchsorted(both[:, 0], np.arange(count))
-    table = np.full((count, 4), -1, dtype=np.int64)
+    table = np.full((count, most), -1, dtype=np.int64)
     table[both[:, 0], np.arange(len(both)) - first[both[:, 0]]] = both[:, 1]
     return table
 
@@ -415,3 +448,87 @@ def _springs(specimen: Specimen) -> tuple[Int64, Int64, Float64, Float64]:
 def _bond_nm(is_silicon: Bool, first: Int64, second: Int64) -> Float64:
     length: Float64 = np.where(is_silicon[first] | is_silicon[second], SILICON_BOND_NM, CARBON_BOND_NM)
     return length
+
+
+# -- a structure -------------------------------------------------------------------------------------
+
+
+def of_structure(structure: Structure) -> Specimen:
+    """Take a block of atoms as the specimen, as it is seen along z.
+
+    A flat sheet of carbon and silicon is given the classes of a sheet, so that all that is known of such
+    sheets holds for it. The classes of anything else are the names of its sites.
+
+    Parameters
+    ----------
+    structure
+        Not periodic.
+    """
+    from simulators.structures import bonds_of
+
+    bonds = bonds_of(structure)
+    count = len(structure.numbers)
+    most = max(4, int(bonds.coordination(count).max()))
+    is_once = bonds.first < bonds.second
+    pairs = np.stack([bonds.first[is_once], bonds.second[is_once]], axis=1)
+    names, site_class = np.unique(structure.sites, return_inverse=True)
+    specimen = Specimen(
+        positions_nm=np.ascontiguousarray(structure.positions_nm[:, :2]),
+        numbers=structure.numbers,
+        neighbours=_neighbour_table(pairs, count, most),
+        site_class=site_class.astype(np.int64),
+        strain_nm=np.zeros((count, 2)),
+        site_names=tuple(str(name) for name in names),
+        facts=MappingProxyType(structure.facts()),
+    )
+    if not _is_flat_sheet(structure, bonds):
+        return specimen
+    return replace(specimen, site_class=_sheet_classes(structure, specimen), site_names=SITE_NAMES)
+
+
+def _is_flat_sheet(structure: Structure, bonds: Bonds) -> bool:
+    """Whether it is one layer of carbon and silicon; atoms of several would lie upon each other."""
+    is_known = np.isin(structure.numbers, (CARBON, SILICON)).all()
+    is_flat = np.ptp(structure.positions_nm[:, 2]) <= FLAT_NM
+    return bool(is_known and is_flat and bonds.coordination(len(structure.numbers)).max() <= 4)
+
+
+def _sheet_classes(structure: Structure, sheet: Specimen) -> Int64:
+    """Say of each atom of a flat sheet what it is; broken bonds at the rim are no vacancies."""
+    positions, table = sheet.positions_nm, sheet.neighbours
+    lower, upper = positions.min(axis=0), positions.max(axis=0)
+    is_inside = _is_within(positions, lower + RIM_NM, upper - RIM_NM)
+    count = np.count_nonzero(table >= 0, axis=1)
+    site = np.where(_in_odd_ring(sheet), IN_ODD_RING, 0)
+    site[(count < 3) & is_inside] = BESIDE_VACANCY
+    is_silicon = sheet.numbers == SILICON
+    site[((table >= 0) & is_silicon[table]).any(axis=1)] = BESIDE_SI
+    site[is_silicon] = np.where(count[is_silicon] >= 4, FOUR_FOLD_SI, THREE_FOLD_SI)
+    return site.astype(np.int64)
+
+
+def _in_odd_ring(sheet: Specimen) -> Bool:
+    """Which atoms lie in a ring of five or seven carbons: the faces of a flat network, shape ``(n,)``."""
+    table = sheet.neighbours
+    start, slot = np.nonzero(table >= 0)
+    end = table[start, slot]
+    apart = sheet.positions_nm[end] - sheet.positions_nm[start]
+    order = np.lexsort((np.arctan2(apart[:, 1], apart[:, 0]), start))
+    start, end = start[order], end[order]
+    first = np.searchsorted(start, np.arange(len(table) + 1))
+    number = {pair: k for k, pair in enumerate(zip(start.tolist(), end.tolist(), strict=True))}
+    back = np.array([number[pair] for pair in zip(end.tolist(), start.tolist(), strict=True)], dtype=np.int64)
+    # A ring turns at each of its atoms into the next bond around it.
+    begin, stop = first[start[back]], first[start[back] + 1]
+    following = np.where(back + 1 < stop, back + 1, begin)
+    is_odd = np.zeros(len(table), dtype=bool)
+    at = np.arange(len(start))
+    is_open = np.ones(len(start), dtype=bool)
+    for size in range(1, 8):
+        is_open &= sheet.numbers[start[at]] == CARBON
+        at = following[at]
+        is_closed = is_open & (at == np.arange(len(start)))
+        is_open &= ~is_closed
+        if size in (5, 7):
+            is_odd[start[is_closed]] = True
+    return is_odd
