@@ -6,11 +6,11 @@ edges, by boundary elements (``simulators.surface_modes``). The spectrometer's w
 plasmons below 5 eV, core losses above 150 eV (``simulators.core_loss``).
 
 What is physics and what is assumed. The loss to the plasmons is quasi-static theory without free
-parameters. Retardation and the substrate are left out, and so are multipoles in monolayers and the bulk
-loss of cubes. **Model assumptions**: the zero-loss peak is a Gaussian with a Lorentzian tail, there is no
-plural scattering, HAADF is proportional to the thickness, every tin atom gives one free electron, and the
-numbers of the specimen stand for particles such as those of arXiv:2009.09005 and 2009.08501 without being
-taken from there.
+parameters. Retardation and the substrate are left out, and so are the coupling of multipoles in monolayers
+and the bulk loss of cubes. **Model assumptions**: the zero-loss peak is a Gaussian with a Lorentzian tail,
+there is no plural scattering, HAADF is proportional to the thickness, every tin atom gives one free
+electron, and the numbers of the specimen stand for particles such as those of arXiv:2009.09005 and
+2009.08501 without being taken from there.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from simulators.plasmons import (
     Spheres,
     bulk_loss,
     drude,
+    multipoles_alone,
     plasma_energy_ev,
 )
 from simulators.scanning import ScanningConfig, ScanningInstrument
@@ -563,7 +564,9 @@ def _response(
         return (
             modes.energies_ev,
             lambda positions, losses: (
-                modes.loss(positions, losses, beam) + bulk_loss(spheres, positions, losses, beam)
+                modes.loss(positions, losses, beam)
+                + multipoles_alone(spheres, positions, losses, beam)
+                + bulk_loss(spheres, positions, losses, beam)
             ),
         )
     plasma = float(spheres.plasma_ev[0])

@@ -18,6 +18,7 @@ from simulators.plasmons import (
     dipole_coupling,
     direct_loss,
     multipole_loss,
+    multipoles_alone,
     plasma_energy_ev,
 )
 
@@ -172,6 +173,7 @@ def test_loss_is_never_negative_through_beside_and_far_away():
     beams = np.concatenate([grid(some, 16), far, some.positions_nm[:, :2]])
 
     assert DipoleModes(some).loss(beams, LOSS_EV, BEAM).min() > 0
+    assert multipoles_alone(some, beams, LOSS_EV, BEAM).min() >= 0
     assert bulk_loss(some, beams, LOSS_EV, BEAM).min() == 0
 
 
@@ -236,6 +238,31 @@ def test_the_bulk_loss_grows_with_the_momentum_that_is_collected_as_in_an_endles
     assert loss[wide] - loss[narrow] == pytest.approx(unit * np.log(2), rel=0.01)
     endless = unit * np.log(narrow.cutoff_per_nm * BEAM.hbar_v_ev_nm / 0.89)
     assert 0.4 * endless < loss[narrow] < 0.8 * endless
+
+
+@pytest.mark.parametrize("distance_nm", [7.0, 9.0, 12.0, 20.0])
+def test_with_the_multipoles_that_it_has_alone_a_sphere_is_that_of_ferrell_and_echenique(distance_nm):
+    one, beam, here = spheres(), Beam(3.0), [[distance_nm, 0.0]]
+    theory = multipole_loss(distance_nm, 6.0, LOSS_EV, one.permittivity(LOSS_EV)[:, 0], beam, l_max=30)
+    loss = DipoleModes(one).loss(here, LOSS_EV, beam) + multipoles_alone(one, here, LOSS_EV, beam)
+
+    assert np.abs(loss[0] - theory).max() < 0.005 * theory.max()
+
+
+def test_multipoles_of_a_sphere_that_is_gone_through_join_those_beside_it():
+    """Derived for the middle: only the even ones, ``2 a (1/(l+1) + 1/l)`` each for a fast beam."""
+    one, beam = spheres(), Beam(300.0)
+    low_ev = np.array([0.1, 0.11])  # the phase hardly changes on the way
+    loss = multipoles_alone(one, [[0.0, 0.0], [5.999, 0.0], [6.001, 0.0]], low_ev, beam, l_max=4)
+    eps = one.permittivity(low_ev)[:, 0]
+    want = sum(
+        1.43996 / (np.pi * beam.hbar_v_ev_nm**2) * 6.0 * (2 / (n + 1) + 2 / n) ** 2
+        * np.imag(n * (eps - 1) / (n * eps + n + 1))
+        for n in (2, 4)
+    )  # fmt: skip
+
+    np.testing.assert_allclose(loss[0], want, rtol=0.01)
+    np.testing.assert_allclose(loss[1], loss[2], rtol=0.01)
 
 
 def test_spheres_that_overlap_are_refused():
