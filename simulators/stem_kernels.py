@@ -369,7 +369,8 @@ def _kernel(number: int, optics: OpticsConfig, detector_mrad: PairMrad, rotation
     for part in coherent_parts(number, optics.beam, detector_mrad):
         turned = np.exp(-1j * part.order * azimuth)
         part_wave[inside] = amplitude * turned * (basis @ part.weights)
-        there = fft.ifft2(part_wave, norm="ortho", workers=1)
+        # Forwards: with the beam to the right of the atom, the atom is to the left of the beam.
+        there = fft.fft2(part_wave, norm="ortho", workers=1)
         intensity += there.real**2 + there.imag**2
     # On the grid |wave|² sums up to 1; the parts are per area of the specimen.
     return _cut(intensity / step_nm**2, optics)
