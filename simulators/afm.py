@@ -247,23 +247,17 @@ class _Met:
     """Where each rod was when the tip passed it in one frame.
 
     A rod is passed when the row of its middle is. One that lands behind the tip is not met.
-
-    Parameters
-    ----------
-    rows
-        Of the frame.
     """
 
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
+    def __init__(self) -> None:
         self._is_known = np.zeros(0, dtype=np.bool_)
         self._is_passed = np.zeros(0, dtype=np.bool_)
-        self._state = np.zeros((0, 5))  # x, y, angle, row, column
+        self._state = np.zeros((0, 3))  # x, y, angle
 
-    def look(self, assembly: Assembly, places_px: Float64, rows: tuple[int, int]) -> None:
-        """Take the rods as they are while a block of rows is scanned, seen at ``places_px``."""
+    def look(self, assembly: Assembly, row: Float64, rows: tuple[int, int]) -> None:
+        """Take the rods as they are while a block of rows is scanned; in which row is each of them seen?"""
         self._make_room(len(assembly.born_s))
-        ids, row = assembly.ids, places_px[:, 0]
+        ids = assembly.ids
         is_behind = ~self._is_known[ids] & (row < rows[0]) & (rows[0] > 0)
         self._is_known[ids] = True
         self._is_passed[ids[is_behind]] = True
@@ -271,14 +265,11 @@ class _Met:
         seen = ids[coming]
         self._state[seen, :2] = assembly.positions_nm[coming]
         self._state[seen, 2] = assembly.angles_rad[coming]
-        self._state[seen, 3:] = places_px[coming]
         self._is_passed[seen[row[coming] < rows[1]]] = True
 
-    def within(self, cols: int) -> tuple[Int64, Float64]:
-        """Identities of those in the frame, and ``x, y, angle, row, col`` of each, shape ``(n, 5)``."""
-        row, col = self._state[:, 3], self._state[:, 4]
-        is_in = self._is_passed & (row >= 0) & (row <= self._rows - 1) & (col >= 0) & (col <= cols - 1)
-        ids = np.flatnonzero(is_in)
+    def passed(self) -> tuple[Int64, Float64]:
+        """Identities of those that the tip has passed, and ``x, y, angle`` of each, shape ``(n, 3)``."""
+        ids = np.flatnonzero(self._is_passed & ~np.isnan(self._state[:, 0]))
         return ids, self._state[ids]
 
     def _make_room(self, rods: int) -> None:
@@ -286,7 +277,7 @@ class _Met:
         if more > 0:
             self._is_known = np.concatenate([self._is_known, np.zeros(more, dtype=np.bool_)])
             self._is_passed = np.concatenate([self._is_passed, np.zeros(more, dtype=np.bool_)])
-            self._state = np.concatenate([self._state, np.full((more, 5), np.nan)])
+            self._state = np.concatenate([self._state, np.full((more, 3), np.nan)])
 
 
 # -- the rods under the tip --------------------------------------------------------------------
@@ -354,11 +345,12 @@ class AfmSimulator:
         arrays
             A row for each rod whose middle was in a frame, frame by frame: ``rod_frame``, ``rod_id``,
             ``rod_position_nm`` ``(n, 2)`` as ``(x, y)`` of the specimen, ``rod_place_px`` ``(n, 2)``, the
-            pixel ``(row, col)`` at which it is seen, and ``rod_angle_rad``, from x, 0 to pi, all when the tip
-            passed its middle. For each rod that ever was, by its identity, ``rod_born_s`` and ``rod_died_s``,
-            infinite while it is there. For each frame ``frame_order``, the order parameter of its rods,
-            ``frame_director_rad``, and ``frame_coverage``, the share of the whole face that rods cover at its
-            end. ``rod_length_nm``, ``rod_diameter_nm`` and ``tip_radius_nm``. With ways back
+            pixel ``(row, col)`` at which it is seen but for the jitter, and ``rod_angle_rad``, from x, 0 to
+            pi: all when the tip passed its middle. For each rod that ever was, by its identity,
+            ``rod_born_s`` and ``rod_died_s`` after the start of the first frame, infinite while it is
+            there. For each frame ``frame_order``, the order parameter of its rods, ``frame_director_rad``,
+            and ``frame_coverage``, the share of the whole face that rods cover at its end.
+            ``rod_length_nm``, ``rod_diameter_nm`` and ``tip_radius_nm``. With ways back
             ``retrace_row_offset_px`` and ``retrace_column_offset_px``, as of the ways there.
         """
         frames = np.array(self._frames, dtype=np.float64).reshape(-1, 3)
@@ -389,21 +381,23 @@ class AfmSimulator:
     def _sweep(self, scan: Scan, ways: list[BeamPath], surfaces: Float32) -> None:
         """Draw block of rows by block of rows while the rods move, and write down how the tip met them."""
         path = scan.path
-        rows, cols = path.geometry.shape
+        rows = path.geometry.shape[0]
         seconds = path.ended_s - path.started_s
         blocks = min(rows, max(LEAST_BLOCKS, math.ceil(seconds / self._config.rods.step_s)))
         edges = np.linspace(0, rows, blocks + 1).round().astype(np.int64).tolist()
         fields = [way.displacement_px() for way in ways]
-        middle_px = fields[0].mean(axis=(1, 2))
-        raster, met = _raster(path), _Met(rows)
+        row = np.arange(rows)
+        place = np.maximum.accumulate(row + fields[0][0].mean(axis=1))  # of the middle of each row
+        raster, met = _raster(path), _Met()
         for n in range(blocks):  # each block in the middle of its time
             self.assembly.advance(seconds / blocks * (0.5 if n == 0 else 1.0))
             block = (edges[n], edges[n + 1])
             for field, surface in zip(fields, surfaces, strict=True):
                 self._draw(scan, field, raster, block, surface)
-            met.look(self.assembly, path.places_px(self.assembly.positions_nm) - middle_px, block)
+            there = path.places_px(self.assembly.positions_nm)[:, 0]
+            met.look(self.assembly, np.interp(there, place, row, left=-1, right=rows), block)
         self.assembly.advance(seconds / blocks / 2)
-        self._note(*met.within(cols))
+        self._note(path, *met.passed())
 
     def _draw(
         self, scan: Scan, field: Float64, raster: Float64, block: tuple[int, int], surface: Float32
@@ -420,10 +414,14 @@ class AfmSimulator:
             seen_nm = positions_nm - self._ghost_nm
             _draw(surface, block, field, most_px, raster, seen_nm, angles, half_nm, profile, GHOST_HIGHER_NM)
 
-    def _note(self, ids: Int64, state: Float64) -> None:
-        self._met.append((ids, state))
+    def _note(self, path: BeamPath, ids: Int64, state: Float64) -> None:
+        """Write down those rods whose middle is in the frame."""
+        seen_px = path.seen_px(state[:, :2], jitter=False)
+        last = np.array(path.geometry.shape) - 1
+        is_in = ((seen_px >= 0) & (seen_px <= last)).all(axis=1)
+        self._met.append((ids[is_in], np.concatenate([state, seen_px], axis=1)[is_in]))
         rods = len(self.assembly.ids) * self._config.rods.area_nm2
-        self._frames.append((*order_parameter(state[:, 2]), rods / self.assembly.area_nm2))
+        self._frames.append((*order_parameter(state[is_in, 2]), rods / self.assembly.area_nm2))
 
     def _note_back(self, path: BeamPath) -> None:
         """Keep how the ways back of a full frame went; others are of another shape."""

@@ -70,6 +70,8 @@ class RodsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     coupling_kt, coupling_nm
         By how much a neighbour that is parallel is better than one at 45 degrees, and the distance of centres
         at which this is over.
+    assembled_s
+        For how long all this went on before the first frame.
     """
 
     start: Literal["landed", "rows"] = "landed"
@@ -89,6 +91,7 @@ class RodsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     easy_axis_deg: float = 25.0
     coupling_kt: float = 1.0
     coupling_nm: float = 10.0
+    assembled_s: float = 0.0
 
     def __post_init__(self) -> None:
         for name, (least, most) in _LIMITS.items():
@@ -137,6 +140,7 @@ _LIMITS = {
     "easy_axis_deg": (-360.0, 360.0),
     "coupling_kt": (-10.0, 10.0),
     "coupling_nm": (0.0, 1000.0),
+    "assembled_s": (0.0, 7200.0),
 }
 
 
@@ -175,7 +179,7 @@ class Assembly:
     Attributes
     ----------
     now_s
-        Time since the start.
+        Time since the first frame; below 0 while they assembled before it.
     born_s, died_s
         When each rod that ever was came and went, by its identity; infinity for those that are there.
     """
@@ -191,7 +195,7 @@ class Assembly:
         self._lower, self._edges = np.array(lower_nm), np.array(upper_nm) - np.array(lower_nm)
         room = math.prod((self._edges + config.length_nm + config.spacing_nm).tolist())
         most = math.ceil(room / config.area_nm2) + 16
-        self._rods = np.zeros((most, 3))  # x, y, angle; the first of them are there
+        self._rods = np.zeros((most, 5))  # x, y, angle, its cosine and sine; the first of them are there
         self._ids = np.zeros(most, dtype=np.int64)
         self._count = 0
         reach = max(config.segment_nm + config.spacing_nm, config.coupling_nm)
@@ -209,13 +213,15 @@ class Assembly:
                 config.coupling_nm**2,
             ]
         )
-        self.now_s = 0.0
+        self.now_s = -config.assembled_s
         self.born_s: list[float] = []
         self.died_s: list[float] = []
         if config.start == "rows":
             self._land(*self._in_rows())
         else:
             self._scatter()
+        for _ in range(math.ceil(config.assembled_s / (MAX_STEPS * config.step_s))):
+            self.advance(min(MAX_STEPS * config.step_s, -self.now_s))
 
     @property
     def positions_nm(self) -> Float64:
@@ -471,15 +477,23 @@ def _at(
                     apart2 = dx * dx + dy * dy
                     if apart2 < spacing2:
                         return np.inf
-                    if apart2 < far2:
-                        cos2, sin2 = math.cos(rods[j, 2]), math.sin(rods[j, 2])
-                        if squared_gap(dx, dy, cos1, sin1, cos2, sin2, half) < spacing2:
-                            return np.inf
+                    if apart2 < far2 and (
+                        squared_gap(dx, dy, cos1, sin1, rods[j, 3], rods[j, 4], half) < spacing2
+                    ):
+                        return np.inf
                     if apart2 < reach2:
                         near = 1 - apart2 / reach2
-                        total -= coupling * near * near * math.cos(2 * (angle - rods[j, 2]))
+                        aligned = cos1 * rods[j, 3] + sin1 * rods[j, 4]
+                        total -= coupling * near * near * (2 * aligned * aligned - 1)
                 j = following[j]
     return float(total)
+
+
+@njit(cache=True)
+def _put(rods: Float64, i: int, place: tuple[float, float, float]) -> None:
+    x, y, angle = place
+    rods[i, 0], rods[i, 1], rods[i, 2] = x, y, angle % math.pi
+    rods[i, 3], rods[i, 4] = math.cos(rods[i, 2]), math.sin(rods[i, 2])
 
 
 @njit(cache=True)
@@ -495,7 +509,7 @@ def _try(
     energy: Float64,
 ) -> None:
     """Put a rod to another place if Metropolis lets it; beyond the rectangle there is none."""
-    x, y, angle = place
+    x, y, _ = place
     if not (lower[0] <= x < lower[0] + edges[0] and lower[1] <= y < lower[1] + edges[1]):
         return
     after = _cell(x, y, lower, edges, heads)
@@ -507,7 +521,7 @@ def _try(
     here = _at(i, now, rods, before, heads, following, energy)
     if there <= here or luck < math.exp(here - there):
         _moved(i, before, after, heads, following)
-        rods[i, 0], rods[i, 1], rods[i, 2] = x, y, angle % math.pi
+        _put(rods, i, place)
 
 
 @njit(cache=True)
@@ -524,8 +538,7 @@ def _move(
 ) -> None:
     """Move each rod along its axis and across, then turn it: two trials, each as likely to and fro."""
     for i in range(count):
-        x, y, angle = rods[i, 0], rods[i, 1], rods[i, 2]
-        cos, sin = math.cos(angle), math.sin(angle)
+        x, y, angle, cos, sin = rods[i]
         there = (x + cos * steps[i, 0] - sin * steps[i, 1], y + sin * steps[i, 0] + cos * steps[i, 1], angle)
         _try(i, there, luck[i, 0], rods, lower, edges, heads, following, energy)
         turned = (rods[i, 0], rods[i, 1], angle + steps[i, 2])
@@ -591,7 +604,7 @@ def _lay(
         cell = _cell(places[n, 0], places[n, 1], lower, edges, heads)
         place = (places[n, 0], places[n, 1], angles[n])
         if count < most and _at(-1, place, rods, cell, heads, following, energy) < np.inf:
-            rods[count, 0], rods[count, 1], rods[count, 2] = place
+            _put(rods, count, place)
             following[count] = heads[cell]
             heads[cell] = count
             count += 1

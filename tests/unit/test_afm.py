@@ -200,6 +200,27 @@ def test_rods_drift_with_the_specimen():
     assert np.median(moved[:, 1]) * 100 / 128 == pytest.approx(2.0 * 128 * 128 * 15e-6, abs=0.15)
 
 
+@pytest.mark.parametrize(
+    ("path", "hysteresis", "median_px"),
+    [("raster", 0.04, 0.5), ("serpentine", 0.0, 0.5), ("sinusoidal", 0.04, 0.8)],
+)
+def test_the_truth_says_where_rods_are_seen_through_all_that_a_scanner_does(path, hysteresis, median_px):
+    """Rods are long and the field bends along them, and they move: of still ones it is 0.2 pixels."""
+    strengths = {"coil_px": 3.0, "settle_px": 2.0, "hysteresis": hysteresis, "creep_per_decade": 0.02}
+    distortion = ScanDistortionConfig(scan_path=path, **strengths)
+    instrument = clean(rows=256, cols=256, field_of_view_nm=200.0, distortion=distortion, rods=RodsConfig())
+    misses = []
+    for k in range(2):
+        places, _ = rods_in(height(instrument), 200 / 256, 26.0, 2.6)
+        truth = instrument.truth()
+        which, away = matched(places, truth["rod_place_px"][truth["rod_frame"] == k], 6.0)
+        misses += away[which >= 0].tolist()
+        assert len(places) > 30
+        assert (which >= 0).mean() > 0.97
+
+    assert np.median(misses) < median_px
+
+
 def test_a_sub_scan_and_a_moved_stage_show_the_same_rods():
     instrument = clean(stage_reach_nm=50.0, stage_error_nm=0.0)
     whole = height(instrument)

@@ -132,8 +132,8 @@ def test_jumps_happen_at_their_rate_and_go_anywhere():
 def test_angles_come_to_the_distribution_of_boltzmann(moves):
     """p(a) ~ exp(B/2 cos 6(a - e) + b/2 cos 2(a - e)), by turning and by jumping alike."""
     energies = {"barrier_kt": 2.0, "bias_kt": 1.0, "easy_axis_deg": 25.0}
-    rods = ideal(4, **(energies | moves))
-    rods.advance(25.0)
+    rods = ideal(4, coverage=1e-4, **(energies | moves))
+    rods.advance(20.0)
     edges = np.linspace(0, np.pi, 25)
     fine = (np.arange(2400) + 0.5) * np.pi / 2400
     turned = fine - math.radians(25.0)
@@ -146,7 +146,7 @@ def test_angles_come_to_the_distribution_of_boltzmann(moves):
 def test_the_order_of_free_rods_on_a_biased_face_is_the_ratio_of_bessel_functions():
     """S = I1(b/2) / I0(b/2) for the energy -b/2 cos 2(a - e) (derived)."""
     rods = ideal(5, bias_kt=2.0, easy_axis_deg=40.0, rotation_rad2_per_s=0.2)
-    rods.advance(15.0)
+    rods.advance(8.0)
     order, director = order_parameter(rods.angles_rad)
 
     assert order == pytest.approx(special.i1(1.0) / special.i0(1.0), abs=4 / math.sqrt(2 * len(rods.ids)))
@@ -235,7 +235,7 @@ def test_rods_in_rows_lie_side_by_side_along_the_easy_axis():
 
 def test_two_neighbours_are_as_parallel_as_their_coupling_has_it():
     """<cos 2(a - b)> = I1(e) / I0(e) of the energy -e cos 2(a - b), e = J (1 - d^2 / reach^2)^2 (derived)."""
-    pair = ideal(1, edge_nm=8.0, coverage=0.0125, jumps_per_s=1.0, coupling_kt=2.0, coupling_nm=9.0)
+    pair = ideal(3, edge_nm=8.0, coverage=0.0125, jumps_per_s=1.0, coupling_kt=6.0, coupling_nm=9.0)
     apart = math.dist(*pair.positions_nm)
     assert len(pair.ids) == 2
     assert apart > 2.0
@@ -243,7 +243,7 @@ def test_two_neighbours_are_as_parallel_as_their_coupling_has_it():
     for _ in range(1500):
         pair.advance(2.0)
         seen.append(math.cos(2 * (pair.angles_rad[0] - pair.angles_rad[1])))
-    strength = 2.0 * (1 - (apart / 9.0) ** 2) ** 2
+    strength = 6.0 * (1 - (apart / 9.0) ** 2) ** 2
 
     assert strength > 0.5
     assert np.mean(seen) == pytest.approx(special.i1(strength) / special.i0(strength), abs=0.06)
@@ -253,12 +253,22 @@ def test_rods_order_in_the_course_of_time():
     rods = assembly(250.0, 9, bias_kt=4.0, barrier_kt=0.0, rotation_rad2_per_s=0.05)
     orders = [order_parameter(rods.angles_rad)[0]]
     for _ in range(4):
-        rods.advance(15.0)
+        rods.advance(8.0)
         orders.append(order_parameter(rods.angles_rad)[0])
 
     assert orders[0] < 0.2
     assert orders[-1] > 0.6
     assert orders[-1] > orders[1] > orders[0]
+
+
+def test_what_assembled_before_the_first_frame_is_what_would_have_in_it():
+    aged = assembly(120.0, 2, assembled_s=5.0)
+    later = assembly(120.0, 2)
+    later.advance(5.0)
+
+    assert aged.now_s == pytest.approx(0.0, abs=1e-9)
+    assert min(aged.born_s) == -5.0
+    np.testing.assert_array_equal(aged.positions_nm, later.positions_nm)
 
 
 def test_the_same_seed_gives_the_same_rods():
