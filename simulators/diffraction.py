@@ -568,6 +568,11 @@ class DiffractionSimulator:
         if config.specimen == "zincblende":
             return list(zincblende_layers(config.zincblende, self._lower_nm, self._upper_nm)), None
         sheet = grow(config.sheet, self._lower_nm, self._upper_nm, self._specimen_rng)
+        if not sheet.is_sheet:
+            raise ValueError(
+                f"diffraction.sheet.structure is {config.sheet.structure!r}; it takes a flat sheet of carbon "
+                "and silicon"
+            )
         return [Layer(positions_nm=sheet.positions_nm, numbers=sheet.numbers)], sheet
 
     def _slab(self, layers: list[Layer]) -> Slab:

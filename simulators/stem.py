@@ -10,6 +10,7 @@ of an image. Shot noise is exact. Left out: thickness, and what neighbours do to
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 from simulators.counting import poisson
 from simulators.faults import reach
 from simulators.kinetics import Kinetics, KineticsConfig, changed_atoms
+from simulators.multislice import SCATTERING
 from simulators.scan_distortion import BeamPath
 from simulators.scanning import ScanningConfig, ScanningInstrument
 from simulators.sheet_spectra import SheetSpectraConfig, clean_spectra, spectrum
-from simulators.simulator import Curve, Exposure, Image, Scan, Truth
-from simulators.specimen import CARBON, SITE_NAMES, Specimen, SpecimenConfig, grow
+from simulators.simulator import Curve, Exposure, Image, Refused, Scan, Truth
+from simulators.specimen import CARBON, Specimen, SpecimenConfig, grow
 from simulators.stem_kernels import DETECTORS_MRAD, Kernel, OpticsConfig, add_atoms, kernel
 from streamer.messages import PairNm
 
@@ -266,7 +268,7 @@ def add_specimen(
 
 
 class StemSimulator:
-    """A sheet of graphene under the beam; see ``simulators.simulator.Simulator``.
+    """A sheet of graphene, or a structure, under the beam; see ``simulators.simulator.Simulator``.
 
     Parameters
     ----------
@@ -277,9 +279,14 @@ class StemSimulator:
     ----------
     specimen
         What is there, as the beam has left it.
-    """
+    name
+        ``simulated STEM``, and of what structure, if of one: whoever is told the name knows.
 
-    name = "simulated STEM"
+    Raises
+    ------
+    ValueError
+        If the structure cannot be had, or is none that the probe or the kinetics know.
+    """
 
     def __init__(self, config: StemConfig) -> None:
         self._config = config
@@ -287,6 +294,9 @@ class StemSimulator:
             np.random.default_rng(seed) for seed in config.seeds()
         )
         self.specimen: Specimen = grow(config.specimen, *_sheet(config), specimen_rng)
+        _require_known(self.specimen, config)
+        self._facts = self.specimen.facts
+        self.name = "simulated STEM" + _called(self._facts)
         # As many atoms as before, anywhere: what is left under a beam that destroyed the lattice.
         lower, upper = self.specimen.positions_nm.min(axis=0), self.specimen.positions_nm.max(axis=0)
         self._amorphous_nm: Float64 = fault_rng.uniform(lower, upper, self.specimen.positions_nm.shape)
@@ -318,7 +328,15 @@ class StemSimulator:
         return Image(values=counts[None], channels=(config.detector,))
 
     def acquire_curve(self, exposure: Exposure) -> Curve:
-        """Count a spectrum of energy losses."""
+        """Count a spectrum of energy losses, of a sheet of carbon and silicon.
+
+        Raises
+        ------
+        Refused
+            Of any other structure: its spectra are not simulated.
+        """
+        if not self.specimen.is_sheet:
+            raise Refused("spectra are simulated of sheets of carbon and silicon only; ask for a scan")
         eels = self._config.eels
         electrons = self._config.electrons(exposure.dwell_time_us)
         counts = spectrum(self.specimen, exposure.position_nm, electrons, eels, self._noise_rng)
@@ -359,10 +377,12 @@ class StemSimulator:
             ``spectra_dwell_time_us``, with ``energy_offset_ev`` and ``energy_step_ev``. All as it is now;
             with kinetics also what ``Kinetics.truth`` gives: what happened, in which scan (counted as
             frames and sub-scans are; to a parked beam, the scan before) and at which of its pixels in time.
+            Of a structure also what is known of it, a line of text each: ``structure_formula``,
+            ``structure_space_group``, ``structure_name``, ``structure_source``, ``structure_history``,
+            ``structure_composition`` and, as JSON, ``structure_properties``; there are ``spectra`` of sheets
+            of carbon and silicon only.
         """
-        config, specimen = self._config, self.specimen
-        electrons = config.electrons(TRUTH_DWELL_TIME_US)
-        spectra = clean_spectra(specimen, specimen.positions_nm, electrons, config.eels)
+        specimen = self.specimen
         happened = {} if self._kinetics is None else self._kinetics.truth()
         return {
             **happened,
@@ -370,12 +390,43 @@ class StemSimulator:
             "strain_nm": specimen.strain_nm,
             "numbers": specimen.numbers,
             "site_class": specimen.site_class,
-            "site_names": np.array(SITE_NAMES),
+            "site_names": np.array(specimen.site_names),
+            **{f"structure_{name}": np.array(text) for name, text in self._facts.items()},
+            **(self._spectra() if specimen.is_sheet else {}),
+        }
+
+    def _spectra(self) -> Truth:
+        """What a spectrometer would count on average, with the beam on each atom."""
+        config, specimen = self._config, self.specimen
+        electrons = config.electrons(TRUTH_DWELL_TIME_US)
+        spectra = clean_spectra(specimen, specimen.positions_nm, electrons, config.eels)
+        return {
             "spectra": spectra.astype(np.float32),
             "spectra_dwell_time_us": np.array(TRUTH_DWELL_TIME_US),
             "energy_offset_ev": np.array(config.eels.energy_offset_ev),
             "energy_step_ev": np.array(config.eels.energy_step_ev),
         }
+
+
+def _called(facts: Mapping[str, str]) -> str:
+    """Say of which structure, such as `` of MoS2 (JVASP-664)``; nothing for the sheet that is grown."""
+    name, formula = facts.get("name", ""), facts.get("formula", "")
+    return "".join([f" of {formula}" if formula else "", f" ({name})" if name else ""])[:150]
+
+
+def _require_known(specimen: Specimen, config: StemConfig) -> None:
+    """Refuse what has no physics here, before the first frame."""
+    if config.kinetics.is_on and not specimen.is_sheet:
+        raise ValueError(
+            "stem.kinetics.is_on is true; what the beam does is known of flat sheets of carbon and silicon "
+            "only: set it to false, or take another specimen.structure"
+        )
+    unknown = sorted({*specimen.numbers.tolist()} - {*SCATTERING})
+    if unknown and config.probe != "gaussian":
+        raise ValueError(
+            f'stem.probe is "{config.probe}"; there is no scattering factor of element {unknown[0]} for it: '
+            'set it to "gaussian", or take another specimen.structure'
+        )
 
 
 def _redraw(
@@ -405,7 +456,7 @@ def _redraw(
 
 
 class StemInstrument(ScanningInstrument[StemSimulator]):
-    """A simulated STEM over a sheet of graphene.
+    """A simulated STEM over a sheet of graphene or any structure.
 
     Parameters
     ----------

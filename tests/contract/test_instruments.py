@@ -23,7 +23,9 @@ from simulators.kinetics import KineticsConfig
 from simulators.pfm import FilmConfig, PfmConfig, PfmInstrument
 from simulators.replay import open_recording
 from simulators.scanning import ScanningInstrument
+from simulators.specimen import SpecimenConfig
 from simulators.stem import StemConfig, StemInstrument
+from simulators.structure_specimen import StructureConfig
 from streamer.codec import decode, encode
 from streamer.messages import Frame, Outcome, Request
 
@@ -38,6 +40,12 @@ def simulated_stem(folder: Path) -> Instrument:
 def simulated_stem_whose_beam_changes_the_sheet(folder: Path) -> Instrument:
     kinetics = KineticsConfig(is_on=True, rate_factor=3e4)
     config = StemConfig(rows=32, cols=48, field_of_view_nm=1.5, stage_reach_nm=0.3, seed=1, kinetics=kinetics)
+    return StemInstrument(config, started_at_s=1e9)
+
+
+def simulated_crystal(folder: Path) -> Instrument:
+    specimen = SpecimenConfig(structure="gaas", crystal=StructureConfig(zone_axis=(1, 1, 0), layers=3))
+    config = StemConfig(rows=32, cols=48, field_of_view_nm=1.5, stage_reach_nm=0.3, seed=1, specimen=specimen)
     return StemInstrument(config, started_at_s=1e9)
 
 
@@ -72,6 +80,7 @@ def replayed_file(folder: Path) -> Instrument:
 
 INSTRUMENTS = [
     simulated_stem,
+    simulated_crystal,
     simulated_stem_whose_beam_changes_the_sheet,
     simulated_pfm,
     simulated_diffraction,
