@@ -157,6 +157,35 @@ def test_modes_give_what_the_equations_give_energy_by_energy(flat):
     assert np.abs(loss - want).max() < 1e-5 * want.max()
 
 
+def test_spheres_at_different_heights_are_driven_one_after_the_other():
+    """Against the equations written out: fields with their phases, dipoles that see each other."""
+    two = Spheres(
+        positions_nm=np.array([[9.0, 0.0, 0.0], [9.0, 3.0, 14.0]]),
+        radii_nm=np.array([6.0, 5.0]),
+        plasma_ev=np.array([1.7, 1.8]),
+    )
+    w, v = 0.9, Beam(3.0).hbar_v_ev_nm
+    gamma = Beam(3.0).gamma
+    drive, alpha = [], []
+    for (x, y, z), radius, eps in zip(
+        two.positions_nm, two.radii_nm, two.permittivity(np.array([w]))[0], strict=True
+    ):
+        r = np.hypot(x, y)
+        across, along = k1(w * r / (v * gamma)), -1j * k0(w * r / (v * gamma)) / gamma
+        phase = 2 * w / (v**2 * gamma) * np.exp(1j * w * z / v)
+        drive.append(phase * np.array([across * x / r, across * y / r, along]))
+        alpha.append(radius**3 * (eps - 1) / (eps + 2))
+    step = two.positions_nm[1] - two.positions_nm[0]
+    d = np.linalg.norm(step)
+    green = (3 * np.outer(step, step) / d**2 - np.eye(3)) / d**3
+    matrix = np.block([[np.eye(3) / alpha[0], -green], [-green, np.eye(3) / alpha[1]]])
+    field = np.concatenate(drive)
+    want = 1.4399645 / np.pi * (np.linalg.solve(matrix, field) @ field.conj()).imag
+
+    loss = DipoleModes(two).loss([[0.0, 0.0]], np.array([w]), Beam(3.0))[0, 0]
+    assert loss == pytest.approx(want, rel=1e-9)
+
+
 def test_a_few_beams_are_not_interpolated_and_agree_with_many():
     some = spheres(20, seed=2)
     modes, beams = DipoleModes(some), grid(some, 8)
@@ -238,6 +267,16 @@ def test_the_bulk_loss_grows_with_the_momentum_that_is_collected_as_in_an_endles
     assert loss[wide] - loss[narrow] == pytest.approx(unit * np.log(2), rel=0.01)
     endless = unit * np.log(narrow.cutoff_per_nm * BEAM.hbar_v_ev_nm / 0.89)
     assert 0.4 * endless < loss[narrow] < 0.8 * endless
+
+
+def test_the_bulk_loss_through_the_middle_is_that_of_a_line_in_a_grounded_sphere():
+    """Derived: the images of a line through the middle take ``a pi^2 / 2`` from its own energy."""
+    one, at, a = spheres(), np.array([0.89]), 6.0
+    own = 4 * a * (np.log(2 * a * BEAM.cutoff_per_nm) + np.euler_gamma - 1)
+    lost = np.imag(-1 / one.permittivity(at)[0, 0])
+    want = 1.4399645 / (np.pi * BEAM.hbar_v_ev_nm**2) * lost * (own - a * np.pi**2 / 2)
+
+    assert bulk_loss(one, [[0.0, 0.0]], at, BEAM)[0, 0] == pytest.approx(want, rel=0.01)
 
 
 @pytest.mark.parametrize("distance_nm", [7.0, 9.0, 12.0, 20.0])
