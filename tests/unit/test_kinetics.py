@@ -270,7 +270,8 @@ def test_a_dose_in_two_parts_is_the_dose_in_one():
 
     assert parcels.atom == once.atom
     assert parcels.place // 4 == once.place
-    assert parcels.dose_e_per_a2 == pytest.approx(once.dose_e_per_a2)
+    # Which atoms count as too far from the beam depends on how its places are grouped.
+    assert parcels.dose_e_per_a2 == pytest.approx(once.dose_e_per_a2, rel=5e-4)
 
 
 def test_off_the_sheet_the_beam_does_nothing():
@@ -440,3 +441,9 @@ def test_atoms_that_changed_are_those_that_moved_came_or_went():
     assert set(ids[was]) == set(new_ids[is_now]) | {event.atom}
     assert (before.positions_nm[~was] == after.positions_nm[~is_now]).all()
     assert not any(flags.any() for flags in changed_atoms(after, new_ids, after, new_ids))
+
+
+@pytest.mark.parametrize(("place", "electrons", "sigma_nm"), [(np.nan, 1, 0.1), (0, -1, 0.1), (0, 1, 0.0)])
+def test_a_beam_without_sense_is_refused(place, electrons, sigma_nm):
+    with pytest.raises(ValueError, match="kinetics: places and electrons are to be finite"):
+        kinetics(SMALL, RAISED, 1).expose([[place, 0.0]], electrons, sigma_nm)
