@@ -124,6 +124,21 @@ def replay(
     _play(instrument, connect, key, rate, max_frames, None, give_up_s)
 
 
+@app.command()
+def pictures(
+    folder: Annotated[Path, typer.Argument(help="Where they go, as PNG files; it is made.")],
+    only: Annotated[str, typer.Option(help="Make this one, such as pfm.", show_default="all")] = "",
+) -> None:
+    """Draw what each instrument gives, as in docs/simulators.md; about half a minute."""
+    from simulators.pictures import draw
+
+    try:
+        for path in draw(folder, only):
+            typer.echo(str(path))
+    except (ValueError, OSError) as error:
+        raise _refusal(str(error)) from None
+
+
 def _play(
     instrument: Instrument,
     address: str,
