@@ -25,6 +25,7 @@ from simulators.replay import open_recording
 from simulators.scanning import ScanningInstrument
 from simulators.specimen import SpecimenConfig
 from simulators.stem import StemConfig, StemInstrument
+from simulators.stem_kernels import OpticsConfig
 from simulators.structure_specimen import StructureConfig
 from streamer.codec import decode, encode
 from streamer.messages import Frame, Outcome, Request
@@ -35,6 +36,12 @@ ROOT = Path(__file__).parents[2]
 def simulated_stem(folder: Path) -> Instrument:
     config = StemConfig(rows=32, cols=48, field_of_view_nm=1.5, stage_reach_nm=0.3, seed=1)
     return StemInstrument(config, started_at_s=1e9)
+
+
+def simulated_stem_with_a_physical_probe(folder: Path) -> Instrument:
+    optics = OpticsConfig(astigmatism_nm=3.0, coma_nm=100.0)
+    scan = {"rows": 32, "cols": 48, "field_of_view_nm": 1.5, "stage_reach_nm": 0.3}
+    return StemInstrument(StemConfig(seed=1, probe="physical", optics=optics, **scan), started_at_s=1e9)
 
 
 def simulated_stem_whose_beam_changes_the_sheet(folder: Path) -> Instrument:
@@ -80,6 +87,7 @@ def replayed_file(folder: Path) -> Instrument:
 
 INSTRUMENTS = [
     simulated_stem,
+    simulated_stem_with_a_physical_probe,
     simulated_crystal,
     simulated_stem_whose_beam_changes_the_sheet,
     simulated_pfm,

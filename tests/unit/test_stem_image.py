@@ -14,7 +14,8 @@ from simulators.counting import TABLE_MAX, poisson
 from simulators.faults import FaultConfig
 from simulators.scan_distortion import BeamPath, ScanDistortion, ScanDistortionConfig
 from simulators.specimen import SpecimenConfig
-from simulators.stem import StemConfig, StemInstrument, add_columns, column_heights
+from simulators.stem import StemConfig, StemInstrument, add_columns, add_specimen, column_heights
+from simulators.stem_kernels import OpticsConfig
 from streamer.messages import Request, ScanGeometry
 
 STILL = ScanDistortionConfig(
@@ -150,10 +151,100 @@ def test_poisson_draws_the_distribution_of_poisson(mean):
     assert np.abs(cumulative - stats.poisson.cdf(edges, mean)).max() < 2.7 / math.sqrt(counts.size)
 
 
+def test_counts_of_a_smooth_image_have_the_spread_of_poisson_everywhere():
+    """Variance over mean is 1, and each count is as frequent as it must be (chi-square), for any mean."""
+    expected = np.geomspace(0.05, 400.0, 100, dtype=np.float32)
+    counts = poisson(np.tile(expected, (10_000, 1)), np.random.default_rng(11))
+
+    ratio = counts.var(axis=0, ddof=1) / expected
+    assert ratio.mean() == pytest.approx(1.0, abs=0.02)
+    assert (np.abs(ratio - 1) < 5 * np.sqrt((2 + 1 / expected) / 10_000)).all()  # 5 sd of it
+    for column in (10, 30, 50, 70, 90):
+        mean = float(expected[column])
+        edges = np.unique(stats.poisson.ppf(np.linspace(0.02, 0.98, 17), mean))
+        share = np.diff(stats.poisson.cdf(edges, mean), prepend=0.0, append=1.0)
+        seen = np.bincount(np.searchsorted(edges, counts[:, column]), minlength=len(share))
+        assert stats.chisquare(seen, share * len(counts)).pvalue > 1e-3
+
+
 @pytest.mark.parametrize("bad", [-1.0, float("nan")])
 def test_poisson_refuses_what_is_no_expectation(bad):
     with pytest.raises(ValueError, match="it takes 0 and above"):
         poisson(np.array([3.0, bad], np.float32), np.random.default_rng(0))
+
+
+PHYSICAL = msgspec.structs.replace(SMALL, probe="physical")
+
+
+@pytest.mark.parametrize(("detector", "ratio"), [("HAADF", 5.03), ("MAADF", 3.44)])
+def test_a_physical_probe_counts_on_carbon_what_is_set_and_on_silicon_what_the_detector_makes_of_it(
+    detector, ratio
+):
+    config = msgspec.structs.replace(PHYSICAL, detector=detector, optics=OpticsConfig(source_sigma_nm=0.0))
+    geometry = ScanGeometry(shape=(9, 9), field_of_view_nm=(0.18, 0.18))
+    middle = {}
+    for number in (6, 14):
+        image = np.zeros(geometry.shape, np.float32)
+        add_specimen(image, np.zeros((1, 2)), np.array([number]), config, still_path(geometry), longer=2.0)
+        assert image.argmax() == 40
+        middle[number] = float(image[4, 4])
+
+    assert middle[6] == pytest.approx(2 * 60.0, rel=1e-4)
+    assert middle[14] / middle[6] == pytest.approx(ratio, rel=0.01)
+
+
+def test_the_two_probes_show_the_same_sheet():
+    """The Gaussian was made for 60 kV, 30 mrad and the same source."""
+    gaussian, physical = (StemInstrument(config).acquire().image[0] for config in (SMALL, PHYSICAL))
+
+    assert likeness(gaussian, physical) > 0.9
+    assert physical.mean() == pytest.approx(gaussian.mean(), rel=0.1)
+
+
+def test_a_physical_probe_in_the_vacuum_counts_nothing():
+    config = msgspec.structs.replace(PHYSICAL, background_counts=0.0, detector_offset_counts=0.0)
+    instrument = StemInstrument(config)
+    reach_nm = config.optics.reach_nm
+    corner_nm = instrument.specimen.positions_nm.max(axis=0)
+    at_nm = (float(corner_nm[0]), float(corner_nm[1]))
+    outcome, frame = instrument.execute(
+        ask(
+            action="scan",
+            dwell_time_us=1.0,
+            scan_position_nm=at_nm,
+            field_of_view_nm=(4 * reach_nm, 4 * reach_nm),
+            shape=(64, 64),
+        )
+    )
+
+    assert (outcome.status, frame is None) == ("ok", False)
+    image = frame.image[0]
+    assert image[:20, :20].max() > 20
+    assert (image[48:, 48:] == 0).all()
+
+
+def test_the_sheet_reaches_as_far_beyond_the_field_as_a_physical_probe_sees():
+    config = msgspec.structs.replace(PHYSICAL, distortion=STILL, optics=OpticsConfig(defocus_nm=20.0))
+    edge_nm = np.array([1.0, 1.0 * 64 / 96])
+    positions = StemInstrument(config).specimen.positions_nm
+
+    assert (positions.max(axis=0) > edge_nm + config.optics.reach_nm - 0.3).all()
+    assert (positions.min(axis=0) < -edge_nm - config.optics.reach_nm + 0.3).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"probe": "round"}, "stem.probe is 'round'; it takes gaussian or physical"),
+        (
+            {"probe": "physical", "detector": "MAADF", "optics": OpticsConfig(semi_angle_mrad=45.0)},
+            "stem.optics.semi_angle_mrad is 45.0; with MAADF it takes less than 45",
+        ),
+    ],
+)
+def test_a_probe_that_cannot_be_is_refused_by_name(fields, message):
+    with pytest.raises(ValueError, match=message):
+        StemConfig(**fields)
 
 
 def test_a_drifted_atom_is_seen_at_its_position_plus_drift():

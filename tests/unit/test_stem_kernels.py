@@ -414,3 +414,34 @@ def test_an_atom_under_an_aberrated_probe_is_imaged_as_by_multislice():
         np.testing.assert_allclose(have, counts, atol=0.015 * counts.max())
         square = counts.reshape(9, 9)
         assert np.abs(square - square[:, ::-1]).max() > 0.2 * counts.max()  # else it would show nothing
+
+
+# The same, of a sheet of 12 x 7 rectangular cells of 2.46 x 4.2608 Å with a silicon in the place of a carbon,
+# on 984 x 1008 points (0.030 x 0.0296 Å), every atom on one of them; 1e-4 of the electrons with the beam
+# 0, 0.42 .. 5.46 Å from the silicon along a zigzag row.
+ABTEM_ROW = {
+    "HAADF": [45.0, 22.76, 2.12, 2.16, 1.29, 6.12, 9.56, 4.09, 1.06, 1.49, 1.45, 6.94, 9.16, 3.19],
+    "MAADF": [71.49, 37.83, 6.18, 5.83, 4.58, 14.94, 22.39, 10.79, 4.02, 4.73, 5.02, 16.82, 21.52, 8.83],
+}
+
+
+@pytest.mark.parametrize("detector", sorted(ABTEM_ROW))
+def test_a_row_through_a_silicon_is_as_by_abtem(detector):
+    """All 729 places around it: MAADF nrmse 0.0052, correlation 0.9996; HAADF 0.0034, 0.99994."""
+    lattice_nm = np.array([0.246, 0.246 * math.sqrt(3)])
+    cells = np.stack(np.meshgrid(np.arange(-18, 18), np.arange(-11, 11)), -1).reshape(-1, 1, 2)
+    atoms = ((cells + np.array([(0, 0), (0.5, 1 / 6), (0.5, 1 / 2), (0, 2 / 3)])) * lattice_nm).reshape(-1, 2)
+    numbers = np.full(len(atoms), CARBON)
+    numbers[np.hypot(*atoms.T).argmin()] = SILICON
+    step_nm = 14 * 0.03 / 10
+    middle = ScanGeometry(
+        shape=(1, 14), field_of_view_nm=(14 * step_nm, step_nm), center_nm=(6.5 * step_nm, 0)
+    )
+    have = image_of(atoms, numbers, POINT, detector, path_over(middle))[0] * 1e4
+    want = np.array(ABTEM_ROW[detector])
+
+    np.testing.assert_allclose(have, want, atol=0.03 * want[0])
+    assert np.sqrt(((have - want) ** 2).mean()) < 0.01 * np.ptp(want)
+    assert np.corrcoef(have, want)[0, 1] > 0.999
+    # A carbon that is next to nothing heavy: 4 % is what its neighbours' waves add.
+    assert have[12] == pytest.approx(want[12], rel=0.045)
