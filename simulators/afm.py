@@ -19,7 +19,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from simulators.faults import reach
-from simulators.rods import Assembly, RodsConfig, order_parameter
+from simulators.rods import MAX_STEPS, Assembly, RodsConfig, order_parameter
 from simulators.scan_distortion import BeamPath
 from simulators.scanning import ScanningConfig, ScanningInstrument
 from simulators.simulator import Curve, Exposure, Image, Refused, Scan, Truth
@@ -389,14 +389,15 @@ class AfmSimulator:
         row = np.arange(rows)
         place = np.maximum.accumulate(row + fields[0][0].mean(axis=1))  # of the middle of each row
         raster, met = _raster(path), _Met()
+        most = MAX_STEPS // blocks
         for n in range(blocks):  # each block in the middle of its time
-            self.assembly.advance(seconds / blocks * (0.5 if n == 0 else 1.0))
+            self.assembly.advance(seconds / blocks * (0.5 if n == 0 else 1.0), most)
             block = (edges[n], edges[n + 1])
             for field, surface in zip(fields, surfaces, strict=True):
                 self._draw(scan, field, raster, block, surface)
             there = path.places_px(self.assembly.positions_nm)[:, 0]
             met.look(self.assembly, np.interp(there, place, row, left=-1, right=rows), block)
-        self.assembly.advance(seconds / blocks / 2)
+        self.assembly.advance(seconds / blocks / 2, most)
         self._note(path, *met.passed())
 
     def _draw(

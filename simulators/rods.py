@@ -29,7 +29,7 @@ Int64 = NDArray[np.int64]
 # a barrier of 4 kT every 60 degrees are 0.12 rad wide, and what is longer would be refused in a crowd.
 TURN_RAD = 0.06
 SHARE_OF_WIDTH = 0.15
-MAX_STEPS = 4000  # of one wait
+MAX_STEPS = 4000  # of one wait, or of a frame
 LANDINGS = 4096  # tries at once, and at most, in which rods are laid out at the start
 MAX_LANDINGS = 1000 * LANDINGS
 
@@ -131,9 +131,9 @@ _LIMITS = {
     "vacancies": (0.0, 0.9),
     "adsorption_per_um2_s": (0.0, 1e6),
     "desorption_per_s": (0.0, 100.0),
-    "diffusion_along_nm2_per_s": (0.0, 1e4),
-    "diffusion_across_nm2_per_s": (0.0, 1e4),
-    "rotation_rad2_per_s": (0.0, 100.0),
+    "diffusion_along_nm2_per_s": (0.0, 1e3),
+    "diffusion_across_nm2_per_s": (0.0, 1e3),
+    "rotation_rad2_per_s": (0.0, 10.0),
     "jumps_per_s": (0.0, 100.0),
     "barrier_kt": (-20.0, 20.0),
     "bias_kt": (-20.0, 20.0),
@@ -243,15 +243,20 @@ class Assembly:
         """Of the rectangle."""
         return float(self._edges.prod())
 
-    def advance(self, seconds: float) -> None:
+    def advance(self, seconds: float, most: int = MAX_STEPS) -> None:
         """Let time pass.
 
-        A wait of more than 4000 steps is made of longer ones: in a crowd rods then move less than they
-        should.
+        Parameters
+        ----------
+        seconds
+            How long.
+        most
+            Steps that it may take. A wait that asks for more is made of longer ones: in a crowd rods then
+            move less than they should.
         """
         if seconds <= 0:
             return
-        steps = min(math.ceil(seconds / self._config.step_s), MAX_STEPS)
+        steps = min(math.ceil(seconds / self._config.step_s), max(most, 1))
         for _ in range(steps):
             self._step(seconds / steps)
 

@@ -221,6 +221,19 @@ def test_the_truth_says_where_rods_are_seen_through_all_that_a_scanner_does(path
     assert np.median(misses) < median_px
 
 
+def test_in_a_turned_scan_rods_are_seen_turned_the_other_way():
+    """Angles of the truth are the specimen's; an image shows them less the scan's rotation (concepts.md)."""
+    instrument = clean(rows=256, cols=256, field_of_view_nm=200.0, rotation_deg=35.0)
+    places, angles = rods_in(height(instrument), 200 / 256, 26.0, 2.6)
+    truth = instrument.truth()
+    which, _ = matched(places, truth["rod_place_px"], 3.0)
+    turned = turned_by(angles + math.radians(35.0), truth["rod_angle_rad"][which])
+
+    assert (which >= 0).all()
+    assert len(which) > 50
+    assert np.degrees(np.abs(turned)).max() < 5.0
+
+
 def test_a_sub_scan_and_a_moved_stage_show_the_same_rods():
     instrument = clean(stage_reach_nm=50.0, stage_error_nm=0.0)
     whole = height(instrument)
@@ -256,6 +269,7 @@ def test_time_passes_for_the_rods_as_for_the_instrument():
     instrument.execute(scan_of(action="spectrum", dwell_time_us=5e5, **NO_RASTER))
     instrument.park()
     instrument.go(3.0)
+    instrument.execute(scan_of(dwell_time_us=1e6, shape=(64, 64)))  # more than an hour: by longer steps
 
     assert instrument.simulator.assembly.now_s == pytest.approx(instrument.clock_s - 1e9, abs=1e-6)
 
