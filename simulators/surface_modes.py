@@ -198,21 +198,27 @@ def _side(
 
 @njit(cache=True)
 def _interaction(
-    points: Float64, normals: Float64, areas: Float64, other: Float64, other_areas: Float64
-) -> tuple[float, float]:
-    """Integrals over two faces of 1/r and of its derivative along the normals of the first."""
-    potential, force = 0.0, 0.0
+    points: Float64,
+    normals: Float64,
+    areas: Float64,
+    others: Float64,
+    other_normals: Float64,
+    other_areas: Float64,
+) -> tuple[float, float, float]:
+    """Integrals over two faces of 1/r and of its derivatives along the normals of one and of the other."""
+    potential, force, back = 0.0, 0.0, 0.0
     for p in range(len(points)):
-        for q in range(len(other)):
-            x = points[p, 0] - other[q, 0]
-            y = points[p, 1] - other[q, 1]
-            z = points[p, 2] - other[q, 2]
+        for q in range(len(others)):
+            x = points[p, 0] - others[q, 0]
+            y = points[p, 1] - others[q, 1]
+            z = points[p, 2] - others[q, 2]
             inverse = 1 / np.sqrt(x * x + y * y + z * z)
             weighted = areas[p] * other_areas[q] * inverse
             potential += weighted
-            outwards = normals[p, 0] * x + normals[p, 1] * y + normals[p, 2] * z
-            force -= weighted * outwards * inverse * inverse
-    return potential, force
+            weighted *= inverse * inverse
+            force -= weighted * (normals[p, 0] * x + normals[p, 1] * y + normals[p, 2] * z)
+            back += weighted * (other_normals[q, 0] * x + other_normals[q, 1] * y + other_normals[q, 2] * z)
+    return potential, force, back
 
 
 @njit(cache=True)
@@ -240,17 +246,18 @@ def _matrices(
                 apart = np.sqrt(((near[i, p] - near[i, q]) ** 2).sum())
                 total += 2 * near_areas[i, p] * near_areas[i, q] / apart
         potential[i, i] = total
-        for j in range(n):
-            if j == i:
-                continue
+        for j in range(i):
             apart = 0.0
             for k in range(3):
                 apart += (middle[i, k] - middle[j, k]) ** 2
             if apart < NEAR * NEAR * max(area[i], area[j]):
-                both = _interaction(near[i], near_normals[i], near_areas[i], near[j], near_areas[j])
+                both = _interaction(
+                    near[i], near_normals[i], near_areas[i], near[j], near_normals[j], near_areas[j]
+                )
             else:
-                both = _interaction(points[i], normals[i], areas[i], points[j], areas[j])
-            potential[i, j], force[i, j] = both
+                both = _interaction(points[i], normals[i], areas[i], points[j], normals[j], areas[j])
+            potential[i, j], force[i, j], force[j, i] = both
+            potential[j, i] = both[0]
     for j in range(n):
         flux = 0.0
         for i in range(n):
@@ -300,7 +307,7 @@ class SurfaceModes:
         potential, force = _matrices(all_.coarse, all_.fine, owner, _own_share())
         area = all_.areas_nm2.sum(axis=1)
         charged = np.where(owner[:, None] == np.arange(len(self.surfaces)), area[:, None], 0.0)
-        eigenvalues, charges = _neutral_modes((potential + potential.T) / 2, force, area, charged)
+        eigenvalues, charges = _neutral_modes(potential, force, area, charged)
         object.__setattr__(self, "_faces", all_)
         object.__setattr__(self, "eigenvalues", eigenvalues)
         object.__setattr__(self, "charges", charges)

@@ -76,20 +76,21 @@ def test_the_loss_through_the_middle_of_a_sphere_is_the_sum_of_its_multipoles(on
     """Derived: the modes' potentials ``(r/a)^l`` inside and ``(a/r)^(l+1)`` outside along the beam."""
     a, v = 6.0, BEAM.hbar_v_ev_nm
     z = np.concatenate([np.linspace(1e-6, a, 801), np.geomspace(a, 3e4, 8001)[1:]])
-    want = np.zeros_like(LOSS_EV)
+    some_ev, eps = LOSS_EV[120:180:2], EPS[120:180:2]
+    want = np.zeros_like(some_ev)
     for order in range(1, 40):
         potential = np.where(z < a, z / a, a / z) ** np.where(z < a, order, order + 1.0)
         # With sigma normalised the potential at the pole is a^-1/2.
         trig = np.cos if order % 2 == 0 else np.sin
-        coupling = 2 * np.trapezoid(potential * trig(LOSS_EV[:, None] / v * z), z)
+        coupling = 2 * np.trapezoid(potential * trig(some_ev[:, None] / v * z), z)
         shape = -1 / (2 * order + 1)
-        response = np.imag((EPS - 1) * (1 + shape) / (1 - shape + EPS * (1 + shape)))
+        response = np.imag((eps - 1) * (1 + shape) / (1 - shape + eps * (1 + shape)))
         want += 1.43996 / math.pi / v**2 / a * coupling**2 * response
-    loss = one_sphere.loss([[0.0, 0.0]], LOSS_EV, BEAM, EPS)[0]
+    loss = one_sphere.loss([[0.0, 0.0]], some_ev, BEAM, eps)[0]
 
     # High multipoles, which the faces smear where the beam goes through, are missing.
     assert 0.9 * want.max() < loss.max() < want.max()
-    assert LOSS_EV[loss.argmax()] == pytest.approx(LOSS_EV[want.argmax()], abs=0.005)
+    assert some_ev[loss.argmax()] == pytest.approx(some_ev[want.argmax()], abs=0.01)
 
 
 def test_two_spheres_far_apart_split_as_dipoles_do():
@@ -120,7 +121,7 @@ def test_the_loss_in_a_gap_is_not_negative_and_neither_is_any_other():
 
 
 def test_the_smaller_the_gap_the_lower_is_the_mode_along_the_dimer():
-    lowest = [dimer(gap).energies_ev(1.78, 4.0).min() for gap in (1.0, 2.5, 8.0)]
+    lowest = [dimer(gap).energies_ev(1.78, 4.0).min() for gap in (1.0, 3.0)]
 
     assert np.all(np.diff(lowest) > 0.004)
 
@@ -159,7 +160,7 @@ def test_a_sharper_cube_has_its_corner_mode_at_lower_energy(one_cube):
 
 
 def test_a_finer_mesh_changes_the_modes_of_a_cube_by_less_than_a_channel():
-    coarse, fine = (SurfaceModes([mesh(cube(), flat, 2)]).energies_ev(1.78, 4.0)[:3] for flat in (7, 10))
+    coarse, fine = (SurfaceModes([mesh(cube(), flat, 2)]).energies_ev(1.78, 4.0)[:3] for flat in (6, 8))
 
     np.testing.assert_allclose(coarse, fine, atol=0.005)
 
