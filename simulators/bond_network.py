@@ -185,7 +185,7 @@ class BondNetwork:
         turn = self.neighbours[i]
         # The rings that both have in the end gain an atom: they are the smaller ones.
         gains = [
-            self.ring(i, int(turn[(k + 1) % 4])) + self.ring(i, int(turn[(k + 3) % 4])) for k in range(2)
+            self._around(i, int(turn[k + 1])) + self._around(i, int(turn[(k + 3) % 4])) for k in range(2)
         ]
         a1, a2, b1, b2 = (int(site) for site in np.roll(turn, -int(np.argmin(gains))))
         new = self._new_site()
@@ -243,6 +243,16 @@ class BondNetwork:
         """Give the two neighbours of a three-fold site that follow on a third, in order."""
         at = int(np.flatnonzero(self.neighbours[i] == j)[0])
         return int(self.neighbours[i, (at + 1) % 3]), int(self.neighbours[i, (at + 2) % 3])
+
+    def _around(self, i: int, j: int) -> int:
+        """Count the sites of the ring on one side of a bond, whatever is there; at most 12."""
+        start, first = i, j
+        for size in range(1, LARGEST_RING):
+            turn = self.neighbours[j][self.neighbours[j] >= 0]
+            i, j = j, int(turn[int(np.flatnonzero(turn == i)[0]) - 1])
+            if (i, j) == (start, first):
+                return size
+        return LARGEST_RING
 
     def _rebond(self, i: int, from_site: int, to_site: int) -> None:
         self.neighbours[i, self.neighbours[i] == from_site] = to_site

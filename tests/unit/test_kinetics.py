@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from scipy.stats import chisquare, poisson
 
 from simulators.bond_network import VACANCY, BondNetwork
@@ -338,6 +339,22 @@ def test_silicon_takes_over_the_bonds_of_a_carbon_that_leaves_and_gives_them_bac
     assert network.site_class[i] == THREE_FOLD_SI
     renamed = {frozenset(gone if a == network.ids[new] else a for a in p) for p in pairs(network)}
     assert renamed == before
+
+
+def test_every_four_fold_silicon_of_a_grown_sheet_can_be_made_three_fold_without_a_trace():
+    """Two ways to share its bonds out; the wrong one would leave rings of seven and five."""
+    config = replace(PERFECT, four_fold_si_per_nm2=0.15)
+    network = BondNetwork.of(grow(config, (-3.0, -3.0), (3.0, 3.0), np.random.default_rng(6)))
+    four = [int(i) for i in np.flatnonzero(network.site_class == FOUR_FOLD_SI) if not network.is_held[i]]
+    for i in four:
+        new = network.split(i, CARBON)
+        assert network.settle([i, new])
+
+    inner = np.flatnonzero(~network.is_held)
+    assert len(four) > 3
+    assert set(network.site_class[inner]) == {0, THREE_FOLD_SI, BESIDE_SI}
+    assert {size for i in inner for size in ring_sizes(network, int(i))} <= {6, 0}
+    assert all(ring_sizes(network, i) == [6, 6, 6] for i in four)
 
 
 def test_classes_and_vacancies_of_a_grown_sheet_are_found_again():

@@ -86,6 +86,8 @@ def test_a_frame_shows_the_old_sheet_before_an_event_and_the_new_one_after_it(sc
         simulator._expose(scan, simulator._kinetics, shown)
     after = drawn()
 
+    beam_nm = path.in_time(path.specimen_positions_nm()).reshape(-1, 2)[places[0]]
+    assert np.linalg.norm(simulator.truth()["event_position_nm"][count] - beam_nm) < 0.3
     is_later = path.in_time(np.arange(64 * 64).reshape(64, 64)) > places[0]
     assert not np.allclose(before[is_later], after[is_later], atol=1.0)
     np.testing.assert_allclose(shown, np.where(is_later, after, before), atol=2e-3 * after.max())
