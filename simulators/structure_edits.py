@@ -260,6 +260,8 @@ def cut(structure: Structure, lower_nm: ArrayLike, upper_nm: ArrayLike) -> Struc
             f"a block from {lower.tolist()} to {upper.tolist()} nm is empty; raise its upper corner"
         )
     rounding = 1e-7
+    if all(structure.periodic):
+        _require_few(round(len(structure.numbers) * float(np.prod(upper - lower)) / structure.volume_nm3))
     cells = _cells_between(structure, lower, upper)
     _require_few(len(structure.numbers) * len(cells) // 16)
     shifts = cells @ structure.cell_nm
@@ -322,20 +324,56 @@ def shifted(structure: Structure, by_nm: ArrayLike) -> Structure:
 # -- point defects ---------------------------------------------------------------------------------
 
 
-def chosen_sites(structure: Structure, element: str, fraction: float, rng: np.random.Generator) -> Int64:
+def chosen_sites(
+    structure: Structure, element: str, fraction: float, rng: np.random.Generator, *, apart_nm: float = 0.0
+) -> Int64:
     """Choose at random a fraction of the atoms of an element; rounded, so that a count is exact.
+
+    Parameters
+    ----------
+    structure, element, fraction
+        Of which atoms how many.
+    rng
+        Chooses.
+    apart_nm
+        Least distance of two of them, repeats of the cell not counted.
 
     Raises
     ------
     ValueError
-        If there is no such atom, or the fraction is not between 0 and 1.
+        If there is no such atom, the fraction is not between 0 and 1, or so many do not fit.
     """
     candidates = np.flatnonzero(structure.numbers == number_of(element))
     if not len(candidates):
-        raise ValueError(f"there is no {element} in {structure.composition}; name one of its elements")
+        raise ValueError(f"there is no {element}; name one of {_elements(structure)}")
     if not 0 <= fraction <= 1:
         raise ValueError(f"a fraction of {fraction:g} of {element}; it takes 0 to 1")
-    return np.sort(rng.permutation(candidates)[: round(fraction * len(candidates))]).astype(np.int64)
+    wanted, shuffled = round(fraction * len(candidates)), rng.permutation(candidates)
+    if apart_nm:
+        shuffled = _apart(structure.positions_nm, shuffled, wanted, apart_nm)
+    if len(shuffled) < wanted:
+        raise ValueError(
+            f"{wanted} atoms of {element} do not fit {apart_nm:g} nm apart; take a smaller fraction"
+        )
+    return np.sort(shuffled[:wanted]).astype(np.int64)
+
+
+def _apart(positions: Float64, candidates: Int64, wanted: int, apart_nm: float) -> Int64:
+    """Of candidates in their order, those that are far enough from all that were taken before."""
+    tree = cKDTree(positions)
+    is_open = np.ones(len(positions), dtype=bool)
+    taken: list[int] = []
+    for candidate in candidates.tolist():
+        if len(taken) == wanted:
+            break
+        if is_open[candidate]:
+            taken.append(candidate)
+            is_open[tree.query_ball_point(positions[candidate], apart_nm)] = False
+    return np.array(taken, dtype=np.int64)
+
+
+def _elements(structure: Structure) -> str:
+    return ", ".join(symbols(np.unique(structure.numbers)))
 
 
 def doped(structure: Structure, element: str, sites: ArrayLike) -> Structure:
@@ -426,7 +464,6 @@ def with_stone_wales(structure: Structure, bond: tuple[int, int]) -> Structure:
     is_turned = (pairs.first == min(bond)) & (pairs.second == max(bond))
     if np.count_nonzero(is_turned) != 1 or len(bonds.of(first)) != 3 or len(bonds.of(second)) != 3:
         raise ValueError(f"atoms {first} and {second} are not bonded to each other and to two more each")
-    rest = pairs.lengths_nm
     positions = structure.positions_nm.copy()
     shift = pairs.apart_nm - (positions[pairs.second] - positions[pairs.first])
     middle, across = _turned_bond(structure, bonds, pairs, int(np.flatnonzero(is_turned)[0]))
@@ -435,7 +472,7 @@ def with_stone_wales(structure: Structure, bond: tuple[int, int]) -> Structure:
     positions[low], positions[high] = middle - across, middle + across - seam
     ends = _exchanged(positions, pairs, shift, (int(low), int(high)), seam)
     is_free = _within_bonds(pairs, bond, RELAXED_BONDS, len(positions))
-    positions = _at_rest(positions, *ends, rest, is_free)
+    positions = _at_rest(positions, *ends, _rest_nm(structure, pairs, ends[0], ends[1]), is_free)
     names = structure.sites.astype(object)
     names[[first, second]] = [f"{name} of a turned bond" for name in names[[first, second]]]
     history = (*structure.history, f"bond {first}-{second} turned")
@@ -502,6 +539,17 @@ def _exchanged(
         second[bond_at] = neighbour
         shift[bond_at] = step if rank < 2 else step - seam
     return first, second, shift
+
+
+def _rest_nm(structure: Structure, pairs: Bonds, first: Int64, second: Int64) -> Float64:
+    """Lengths that bonds had; those that join others now take the middle one of bonds of such elements."""
+    rest, numbers = pairs.lengths_nm, structure.numbers
+    before = np.sort(numbers[np.stack([pairs.first, pairs.second], axis=1)], axis=1)
+    now = np.sort(numbers[np.stack([first, second], axis=1)], axis=1)
+    for at in np.flatnonzero((pairs.first != first) | (pairs.second != second)):
+        alike = pairs.lengths_nm[np.all(before == now[at], axis=1)]
+        rest[at] = np.median(alike) if len(alike) else rest[at]
+    return rest
 
 
 def _within_bonds(pairs: Bonds, atoms: Sequence[int], steps: int, count: int) -> Bool:
@@ -726,7 +774,7 @@ def polar(
     """
     moves = structure.numbers == number_of(element)
     if not moves.any():
-        raise ValueError(f"there is no {element} in {structure.composition}; name one of its elements")
+        raise ValueError(f"there is no {element}; name one of {_elements(structure)}")
     shift = np.zeros(3)
     shift[: len(shift_nm)] = shift_nm
     share = np.ones(len(structure.numbers))

@@ -22,6 +22,7 @@ PairNm = tuple[float, float]
 
 MAX_LAYERS = 2000
 TURNED_BONDS_APART_NM = 1.2
+SILICON_APART_NM = 0.3  # in a sheet: no two next to each other
 FLAT_NM = 0.25  # a sheet whose atoms differ by no more in height is one
 
 
@@ -80,7 +81,7 @@ class StructureConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     strain
         Homogeneous strain xx, yy and xy of the whole crystal.
     dopants
-        Atoms replaced by others, at random places; nothing moves but the bonds of silicon in graphene.
+        Atoms replaced by others, at random places; nothing moves, but silicon in graphene gets its bonds.
     vacancies
         Atoms missing, at random places; nothing moves.
     stone_wales_per_nm2
@@ -225,7 +226,9 @@ def _with_defects(block: Structure, config: StructureConfig, rng: np.random.Gene
             wall_normal_deg=config.polar_wall_direction_deg,
         )
     for dopant in config.dopants:
-        sites = edits.chosen_sites(block, dopant.replaces, dopant.fraction, rng)
+        # Springs know the bonds of silicon with carbon, not with silicon.
+        apart_nm = SILICON_APART_NM if _is_flat(block) and dopant.element == "Si" else 0.0
+        sites = edits.chosen_sites(block, dopant.replaces, dopant.fraction, rng, apart_nm=apart_nm)
         block = edits.doped(block, dopant.element, sites)
     if config.dopants and _is_flat(block) and {*symbols(block.numbers)} == {"C", "Si"}:
         block = edits.settled(block, {("C", "Si"): SILICON_BOND_NM})

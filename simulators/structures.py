@@ -402,7 +402,8 @@ def _checked(
     *, cell_nm: Float64, positions_nm: Float64, periodic: Any = (True, True, True), **said: Any
 ) -> Structure:
     """Make the structure; where a file gives no cell, a box around the atoms is one."""
-    if not np.any(periodic) and positions_nm.ndim == 2 and abs(np.linalg.det(cell_nm)) < 1e-9:
+    is_finite = positions_nm.ndim == 2 and bool(np.isfinite(positions_nm).all())
+    if not np.any(periodic) and is_finite and abs(np.linalg.det(cell_nm)) < 1e-9:
         cell_nm = np.diag(np.ptp(positions_nm, axis=0) + 0.1)
     try:
         structure = Structure(cell_nm=cell_nm, positions_nm=positions_nm, periodic=periodic, **said)
