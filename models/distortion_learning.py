@@ -21,7 +21,7 @@ from models.distortion_gp import DistortionGP, Hyperparameters, Observations, Sc
 from models.scan_basis import Float64, ScanBasis
 
 _AMPLITUDE_SPREAD, _LENGTH_SPREAD = 2.0, 0.5  # sd of the logarithms, about what they start from
-_RANGE = math.log(200.0)  # no amplitude moves further from its start
+_RANGE = math.log(20.0)  # no amplitude moves further from its start
 _LENGTHS = ("coil_length", "warp_length")
 _DYNAMIC_VARIANCE = 1.0  # px²: what hum and drift may do in a frame is asked of the frame alone
 _LEAST_HUM_PX = 0.02
