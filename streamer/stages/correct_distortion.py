@@ -58,6 +58,7 @@ _MOST_LOST = 3
 _OFF_PX = 1.0
 # Where nothing but drift and hum is learnt, a stage may wander as it likes: half a pixel in a few frames.
 _DRIFT_CHANGE_PX = 0.15
+_DRAWN_SIGMA_PX = (1.9, 3.6)  # of columns to warm up with: apart from each other, and overlapping
 
 
 class CorrectConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -259,9 +260,10 @@ class CorrectDistortion:
         for mode in modes:
             if mode == "off":
                 continue
-            other = CorrectDistortion(msgspec.structs.replace(self.config, mode=mode, calibrations=""))
-            for frame in _drawn_frames():
-                other.process(frame)
+            for sigma_px in _DRAWN_SIGMA_PX:
+                other = CorrectDistortion(msgspec.structs.replace(self.config, mode=mode, calibrations=""))
+                for frame in _drawn_frames(sigma_px):
+                    other.process(frame)
 
     # -- frame by frame ------------------------------------------------------------------------
 
@@ -709,9 +711,9 @@ def _sum(first: PairNm, second: PairNm) -> PairNm:
     return (first[0] + second[0], first[1] + second[1])
 
 
-def _drawn_frames() -> list[Frame]:
+def _drawn_frames(sigma_px: float) -> list[Frame]:
     """Draw a small crystal three times, with a little drift, noise and rows that jitter."""
-    size, spacing, sigma = 128, 12.0, 1.9
+    size, spacing = 128, 12.0
     rng = np.random.default_rng(0)
     place = np.arange(size)
     frames = []
@@ -719,7 +721,7 @@ def _drawn_frames() -> list[Frame]:
         sites = np.arange(-spacing, size + spacing, spacing) + 0.3 * number
         row_px = place + rng.normal(0, 0.5, (size, 1))
         down, along = (
-            np.exp(-((at[..., None] - sites) ** 2) / (2 * sigma**2)).sum(axis=-1) for at in (place, row_px)
+            np.exp(-((at[..., None] - sites) ** 2) / (2 * sigma_px**2)).sum(axis=-1) for at in (place, row_px)
         )
         image = rng.poisson(5 + 100 * down[:, None] * along).astype(np.float32)
         image.setflags(write=False)  # as off the wire: other code is compiled for what may be written to
