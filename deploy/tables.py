@@ -77,6 +77,9 @@ def _value(value: object) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_value(item) for item in value) + "]"
+    if isinstance(value, Mapping):  # of a list: faults, dopants
+        inner = (f"{key} = {_value(one)}" for key, one in value.items() if one is not None)
+        return "{ " + ", ".join(inner) + " }"
     if isinstance(value, int):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no place in a TOML file")

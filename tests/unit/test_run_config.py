@@ -103,6 +103,16 @@ def test_a_configuration_written_as_toml_reads_the_same() -> None:
     assert check(tomllib.loads(to_toml(msgspec.to_builtins(config)))) == config
 
 
+def test_tables_in_a_list_are_written_too() -> None:
+    """Faults of an instrument, dopants of a specimen."""
+    dopant = {"element": "W", "replaces": "Mo", "fraction": 0.1}
+    fault = {"kind": "blank", "frame": 3}
+    specimen = {"structure": "mos2", "crystal": {"dopants": [dopant, dopant]}}
+    config = check({"simulate": {"stem": {"faults": [fault], "specimen": specimen}}})
+    assert check(tomllib.loads(to_toml(msgspec.to_builtins(config)))) == config
+    assert config.simulate.stem.specimen.crystal.dopants[1].element == "W"
+
+
 def test_a_session_keeps_every_value_it_was_run_with(tmp_path: Path) -> None:
     path = write(tmp_path / "config.toml", "[agent]\nseed = 4\n")
     complete_config(path)
