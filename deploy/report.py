@@ -182,6 +182,12 @@ def _frames_sentence(session: Session) -> str:
 def _fact_rows(material: Material) -> list[tuple[str, str]]:
     session, summary = material.session, material.session.summary
     rows = [("session", session.folder.resolve().name), ("duration", clock_text(session.duration_s))]
+    if session.instrument:
+        rows.append(("instrument", session.instrument))
+    if session.truth is not None and session.truth.structure:
+        told = session.truth.structure
+        words = (told.get(name, "") for name in ("formula", "space_group", "name", "history", "source"))
+        rows.append(("specimen", "; ".join(word for word in words if word)))
     counts = summary.get("frames")
     if isinstance(counts, dict):
         rows.append(("frames", ", ".join(f"{counts[name]:,} {name}" for name in counts)))

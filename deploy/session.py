@@ -23,6 +23,7 @@ from streamer.messages import (
     DistortionMode,
     Event,
     Frame,
+    Hello,
     Latents,
     Outcome,
     PairNm,
@@ -56,6 +57,8 @@ class Truth:
         What a noiseless spectrum at each site would be, shape ``(n, energy)``; None where it is not told.
     energy_offset_ev, energy_step_ev, dwell_time_us
         Of those spectra; the dwell time is NaN where it is not told.
+    structure
+        What is known of the structure that was loaded, such as its formula; empty where none was.
     """
 
     positions_nm: Float64
@@ -65,6 +68,7 @@ class Truth:
     energy_offset_ev: float
     energy_step_ev: float
     dwell_time_us: float
+    structure: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +192,8 @@ class Session:
         In order.
     truth
         None where nothing is known.
+    instrument
+        The name by which it said Hello, the last one; empty if it is not in the journal.
     """
 
     folder: Path
@@ -211,6 +217,7 @@ class Session:
     measurements: list[Measurement] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     truth: Truth | None = None
+    instrument: str = ""
 
     @property
     def duration_s(self) -> float:
@@ -306,6 +313,8 @@ def _take(session: Session, seen: _Gathering, received_s: float, message: AnyMes
             session.strain = message
         case Event():
             session.events.append(message)
+        case Hello(role="instrument"):
+            session.instrument = message.name
         case _:
             pass
 
@@ -438,4 +447,9 @@ def _truth(arrays: dict[str, NDArray[Any]]) -> Truth | None:
         energy_offset_ev=float(arrays.get("energy_offset_ev", np.float64(0.0))),
         energy_step_ev=float(arrays.get("energy_step_ev", np.float64(1.0))),
         dwell_time_us=float(arrays.get("spectra_dwell_time_us", np.float64(math.nan))),
+        structure={
+            name.removeprefix("structure_"): str(text)
+            for name, text in arrays.items()
+            if name.startswith("structure_")
+        },
     )

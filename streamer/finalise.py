@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from streamer.journal import read_messages
-from streamer.messages import Frame, Outcome, Patches, ScanGeometry
+from streamer.messages import Frame, Hello, Outcome, Patches, ScanGeometry
 
 _HSPY_VERSION = "3.3"
 # Of the images in the files: the corrected ones can be made from them, and not the other way round.
@@ -67,10 +67,11 @@ def finalise(session_folder: Path | str, to: Path | None = None) -> list[Path]:
     names = {group: f"{name}.hspy" for group, name in name_groups(counts).items()}
     parts = {group: target / f"{name}.part" for group, name in names.items()}
     require_room(target, counts)
+    told = _told(folder)
     try:
         with ExitStack() as stack:
             writers = {
-                group: stack.enter_context(_Writer(parts[group], firsts[group], counts[group]))
+                group: stack.enter_context(_Writer(parts[group], firsts[group], counts[group], told))
                 for group in names
             }
             for group, item in items(folder):
@@ -81,6 +82,16 @@ def finalise(session_folder: Path | str, to: Path | None = None) -> list[Path]:
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
+
+
+def _told(folder: Path) -> dict[str, str]:
+    """What the instrument said of itself: its name, which says of a simulated one what its specimen is."""
+    names = [
+        message.name
+        for _, message in read_messages(folder, ("hello",))
+        if isinstance(message, Hello) and message.role == "instrument"
+    ]
+    return {"instrument": names[-1]} if names else {}
 
 
 def require_room(target: Path, counts: dict[Group, int]) -> None:
@@ -170,8 +181,9 @@ def name_groups(counts: dict[Group, int]) -> dict[Group, str]:
 class _Writer:
     """A file of one group, allocated for all its items and filled in one by one."""
 
-    def __init__(self, path: Path, first: Item, count: int) -> None:
+    def __init__(self, path: Path, first: Item, count: int, told: dict[str, str]) -> None:
         self._path = path
+        self._told = told
         self._first = first
         self._count = count
         self._next = 0
@@ -182,7 +194,7 @@ class _Writer:
         self._h5.attrs["file_format_version"] = _HSPY_VERSION
         experiments = self._h5.create_group("Experiments", track_order=True)  # channels in their order
         self._signals = [
-            _create_signal(experiments, signal, self._count) for signal in _describe(self._first)
+            _create_signal(experiments, signal, self._count, self._told) for signal in _describe(self._first)
         ]
         return self
 
@@ -347,7 +359,9 @@ FACTS = {
 }
 
 
-def _create_signal(experiments: h5py.Group, signal: _Description, count: int) -> h5py.Group:
+def _create_signal(
+    experiments: h5py.Group, signal: _Description, count: int, told: dict[str, str]
+) -> h5py.Group:
     """Lay out one signal as HyperSpy does, its arrays allocated and empty."""
     group = experiments.create_group(signal.title)
     # HyperSpy asks for the package that knows the signal's class; its own classes do.
@@ -365,7 +379,7 @@ def _create_signal(experiments: h5py.Group, signal: _Description, count: int) ->
     metadata.create_group("Signal").attrs.update(
         {"signal_type": signal.signal_type, "quantity": signal.quantity}
     )
-    group.create_group("original_metadata").attrs.update(signal.original)
+    group.create_group("original_metadata").attrs.update(signal.original | told)
     group.create_group("attributes").attrs.update({"_lazy": False, "ragged": False})
     group.create_group("learning_results")
     return group

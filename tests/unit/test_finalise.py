@@ -11,7 +11,7 @@ from rsciio.hspy import file_reader
 from streamer.codec import encode
 from streamer.finalise import finalise
 from streamer.journal import Journal, JournalConfig, kind_of
-from streamer.messages import Atoms, Event, Frame, Message, Outcome, ScanGeometry
+from streamer.messages import Atoms, Event, Frame, Hello, Message, Outcome, ScanGeometry
 
 
 def frame(number: int, *, channels=("HAADF",), shape=(4, 6), fov=(0.6, 0.4), request_id=None) -> Frame:
@@ -87,6 +87,13 @@ def test_the_files_say_that_their_images_are_as_acquired(tmp_path: Path) -> None
     with h5py.File(path) as file:
         facts = file["Experiments/HAADF/original_metadata"].attrs
         assert facts["correction"] == "none, as acquired"
+
+
+def test_the_files_say_which_instrument_and_specimen_they_are_of(tmp_path: Path) -> None:
+    hello = Hello(role="instrument", name="simulated STEM of MoS2 (JVASP-664)")
+    (path,) = finalise(session(tmp_path, hello, Hello(role="agent", name="explorer"), frame(0)))
+    with h5py.File(path) as file:
+        assert file["Experiments/HAADF/original_metadata"].attrs["instrument"] == hello.name
 
 
 def test_each_channel_is_a_signal_of_its_own(tmp_path: Path) -> None:

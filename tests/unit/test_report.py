@@ -31,6 +31,7 @@ from streamer.messages import (
     DistortionMode,
     Event,
     Frame,
+    Hello,
     Latents,
     Message,
     Outcome,
@@ -379,6 +380,18 @@ def test_truth_without_spectra_gives_no_baselines_but_still_the_true_drift(tmp_p
     session = read_session(folder)
     assert material(session).sites is None
     assert "Root mean square error" in report.drift(material(session))
+
+
+def test_the_report_names_the_instrument_and_the_structure_that_was_its_specimen(tmp_path: Path) -> None:
+    hello: Message = Hello(role="instrument", name="simulated STEM of MoS2 (JVASP-664)")
+    folder = write_session(tmp_path / "s", [hello, *messages()])
+    told = {"structure_formula": "MoS2", "structure_space_group": "P-6m2", "structure_name": "JVASP-664"}
+    texts = {name: np.array(text) for name, text in told.items()}
+    np.savez(folder / "truth.npz", positions_nm=lattice()[0], **texts)
+    text = report.overview(material(read_session(folder)))
+
+    assert "simulated STEM of MoS2 (JVASP-664)" in text
+    assert "MoS2; P-6m2; JVASP-664" in text
 
 
 def test_a_session_without_frames_is_told_in_words(tmp_path: Path) -> None:
