@@ -256,14 +256,25 @@ def path_of(file: str) -> Path:
 
 
 class Results:
-    """Notes of each test whether it passed, and leaves out what no check asks for."""
+    """Notes of each test whether it passed, and leaves out what no check asks for.
 
-    def __init__(self, wanted: dict[Path, set[str]]) -> None:
+    ``is_quick`` takes one test for each name that is asked for.
+    """
+
+    def __init__(self, wanted: dict[Path, set[str]], *, is_quick: bool) -> None:
         self._wanted = wanted
+        self._is_quick = is_quick
         self.passed: dict[tuple[Path, str], bool] = {}
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         items[:] = [item for item in items if item.name.startswith(tuple(self._wanted[item.path]))]
+        if self._is_quick:
+            first: dict[tuple[Path, str], Any] = {}
+            for item in items:
+                for name in self._wanted[item.path]:
+                    if item.name.startswith(name):
+                        first.setdefault((item.path, name), item)
+            items[:] = [item for item in items if any(item is one for one in first.values())]
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         key = (Path(ROOT / report.nodeid.partition("::")[0]).resolve(), report.nodeid.rpartition("::")[2])
@@ -273,14 +284,14 @@ class Results:
             self.passed[key] = False
 
 
-def checks() -> Figures:
-    """Run the tests of every check, each once."""
+def checks(*, is_quick: bool = False) -> Figures:
+    """Run the tests of every check, each once; of a quick run one test for each name."""
     wanted: dict[Path, set[str]] = {}
     for files in CHECKS.values():
         for file, names in files.items():
             if path_of(file).exists():
                 wanted.setdefault(path_of(file), set()).update(names)
-    results = Results(wanted)
+    results = Results(wanted, is_quick=is_quick)
     with contextlib.redirect_stdout(sys.stderr):
         pytest.main(["-q", "-p", "no:cacheprovider", *map(str, wanted)], plugins=[results])
     figures: Figures = {}
@@ -308,7 +319,7 @@ def main() -> int:
     if options.only != "checks":
         figures |= speeds(4 if options.quick else 20)
     if options.only != "speed":
-        figures |= checks()
+        figures |= checks(is_quick=options.quick)
     if options.json:
         print(json.dumps(figures))
     else:
