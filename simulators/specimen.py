@@ -57,7 +57,7 @@ class SpecimenConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ----------
     structure
         A file (CIF, POSCAR, XYZ, JSON of JARVIS) or graphene, silicon-in-graphene, gaas, mos2; empty is the
-        sheet.
+        sheet. A relative path starts where the program was started.
     orientation_deg
         Angle from x to a zigzag row of the grain in the middle; x right, y down.
     three_fold_si_per_nm2, four_fold_si_per_nm2

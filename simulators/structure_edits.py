@@ -28,6 +28,7 @@ PairNm = tuple[float, float]
 MAX_ATOMS = 2_000_000
 SAME = 1e-6  # in units of a cell's vector: further than rounding goes, nearer than any two atoms
 LONGEST_ZONE = 9
+SPARE = 16  # an oblique cell needs so many times the cells of a block to be looked at
 RELAXED_BONDS = 8  # atoms further from a turned bond than this stay; they would move by 0.001 nm and less
 
 
@@ -263,12 +264,11 @@ def cut(structure: Structure, lower_nm: ArrayLike, upper_nm: ArrayLike) -> Struc
     if all(structure.periodic):
         _require_few(round(len(structure.numbers) * float(np.prod(upper - lower)) / structure.volume_nm3))
     cells = _cells_between(structure, lower, upper)
-    _require_few(len(structure.numbers) * len(cells) // 16)
     shifts = cells @ structure.cell_nm
     reach = structure.positions_nm.min(axis=0), structure.positions_nm.max(axis=0)
     is_near = np.all((shifts + reach[1] >= lower - rounding) & (shifts + reach[0] < upper), axis=1)
     shifts = shifts[is_near]
-    _require_few(len(structure.numbers) * len(shifts) // 4)
+    _require_few(len(structure.numbers) * len(shifts) // SPARE)
     positions = (structure.positions_nm + shifts[:, None]).reshape(-1, 3)
     is_in = np.all((positions >= lower - rounding) & (positions < upper - rounding), axis=1)
     if not is_in.any():
@@ -294,7 +294,7 @@ def _cells_between(structure: Structure, lower: Float64, upper: Float64) -> Int6
     first = np.floor((corners @ inverse).min(axis=0) - fractional.max(axis=0)).astype(int)
     last = np.ceil((corners @ inverse).max(axis=0) - fractional.min(axis=0)).astype(int)
     first, last = np.where(structure.periodic, first, 0), np.where(structure.periodic, last, 0)
-    _require_few(math.prod((last - first + 1).tolist()) // 16)
+    _require_few(math.prod((last - first + 1).tolist()) // SPARE)
     steps = (np.arange(a, b + 1) for a, b in zip(first, last, strict=True))
     return np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3).astype(np.int64)
 
