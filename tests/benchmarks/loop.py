@@ -23,6 +23,7 @@ from typing import Any
 
 for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
     os.environ.setdefault(pool, "1")
+sys.path.insert(0, str(Path(__file__).parents[2]))  # before this folder, where a script has a package's name
 
 import msgspec
 import numpy as np

@@ -13,12 +13,15 @@ import json
 import math
 import os
 import statistics
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
     os.environ.setdefault(pool, "1")
+sys.path.insert(0, str(Path(__file__).parents[2]))  # before this folder, where a script has a package's name
 
 import numpy as np
 import torch
