@@ -26,8 +26,9 @@ from scipy import ndimage
 
 from simulators.counting import poisson
 from simulators.faults import reach
-from simulators.multislice import BAND, SCATTERING, Beam, Diffraction, Layer, Slab, slab
+from simulators.multislice import BAND, Beam, Diffraction, Layer, Slab, slab
 from simulators.scanning import TORN_AT, ScanningConfig, ScanningInstrument
+from simulators.scattering_factors import KNOWN, SCATTERING
 from simulators.simulator import Curve, Exposure, Image, Refused, Scan, Truth
 from simulators.specimen import SITE_NAMES, Specimen, SpecimenConfig, grow
 from streamer.messages import Frame, PairNm, Patches, Registration, ScanGeometry
@@ -69,8 +70,7 @@ class ZincblendeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     def __post_init__(self) -> None:
         for name in ("cation", "anion"):
             if getattr(self, name) not in SCATTERING:
-                known = ", ".join(map(str, sorted(SCATTERING)))
-                raise ValueError(f"zincblende.{name} is {getattr(self, name)}; it takes {known}")
+                raise ValueError(f"zincblende.{name} is {getattr(self, name)}; it takes {KNOWN}")
         if not 0.3 <= self.lattice_constant_nm <= 1:
             raise ValueError(
                 f"zincblende.lattice_constant_nm is {self.lattice_constant_nm}; it takes 0.3 to 1"

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from simulators.counting import poisson
 from simulators.faults import reach
 from simulators.kinetics import Kinetics, KineticsConfig, changed_atoms
-from simulators.multislice import SCATTERING
 from simulators.scan_distortion import BeamPath
 from simulators.scanning import ScanningConfig, ScanningInstrument
+from simulators.scattering_factors import SCATTERING
 from simulators.sheet_spectra import SheetSpectraConfig, clean_spectra, spectrum
 from simulators.simulator import Curve, Exposure, Image, Refused, Scan, Truth
 from simulators.specimen import CARBON, Specimen, SpecimenConfig, grow

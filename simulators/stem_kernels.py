@@ -35,8 +35,9 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from scipy.special import j0, k0, k1
 
-from simulators.multislice import POTENTIAL_V_NM2, SCATTERING, Beam
+from simulators.multislice import POTENTIAL_V_NM2, Beam
 from simulators.scan_distortion import BeamPath
+from simulators.scattering_factors import coefficients
 from simulators.simulator import Refused
 
 Float32 = NDArray[np.float32]
@@ -171,7 +172,7 @@ _LIMITS = {
 def atomic_potential(number: int, radius_nm: Float64) -> Float64:
     """Potential of a free atom, summed along the beam.
 
-    The transform of Lobato and Van Dyck's scattering factor (``simulators.multislice``), in closed form.
+    The transform of Lobato and Van Dyck's scattering factor, in closed form.
 
     Parameters
     ----------
@@ -190,10 +191,8 @@ def atomic_potential(number: int, radius_nm: Float64) -> Float64:
     ValueError
         For an element whose coefficients are not known.
     """
-    if number not in SCATTERING:
-        raise ValueError(f"element {number} has no scattering factor; it takes {sorted(SCATTERING)}")
     total = np.zeros_like(radius_nm)
-    for a, b in zip(*SCATTERING[number], strict=True):
+    for a, b in zip(*coefficients(number), strict=True):
         x = 2 * math.pi * 10 * radius_nm / math.sqrt(b)
         total += a / b * (k0(x) + x / 2 * k1(x))
     return 2 * math.pi * 10 * POTENTIAL_V_NM2 * total  # a / b in 1/Å is 10 / nm

@@ -14,17 +14,15 @@ from simulators.diffraction import (
     zincblende_layers,
 )
 from simulators.multislice import (
-    BOHR_RADIUS_NM,
     POTENTIAL_V_NM2,
-    SCATTERING,
     Beam,
     Diffraction,
     Layer,
     Slab,
     projected_potential,
-    scattering_factor_nm,
     slab,
 )
+from simulators.scattering_factors import scattering_factor_nm
 
 GRAPHENE_NM = 0.246
 PIXEL_NM = 0.02
@@ -83,28 +81,6 @@ def slope_and_correlation(have: np.ndarray, want: np.ndarray) -> tuple[float, fl
 
 
 # -- atoms ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", sorted(SCATTERING))
-def test_at_large_angles_an_atom_scatters_as_its_bare_nucleus(number):
-    """Mott and Bethe: f = (Z - f_x) / (2 π² a0 k²), and f_x vanishes; Lobato and Van Dyck (2014)."""
-    k = 3000.0
-    want = number / (2 * math.pi**2 * BOHR_RADIUS_NM * k**2)
-
-    # the next order of the expansion is what is left: 2e-4 of In, the heaviest
-    assert scattering_factor_nm(number, np.array([k]))[0] == pytest.approx(want, rel=1e-3)
-
-
-def test_forward_scattering_is_that_of_the_tables():
-    """Kirkland (2010), table of f(0): C 2.51, Si 5.83, Ga 7.11, As 7.32 Å; two fits agree to 2 %."""
-    for number, angstrom in ((6, 2.51), (14, 5.83), (31, 7.11), (33, 7.32)):
-        have = scattering_factor_nm(number, np.zeros(1))[0]
-        assert have == pytest.approx(angstrom / 10, rel=0.02)
-
-
-def test_an_unknown_element_is_refused_by_name():
-    with pytest.raises(ValueError, match="element 92 has no scattering factor"):
-        scattering_factor_nm(92, np.zeros(1))
 
 
 def test_an_atom_between_pixels_is_a_shifted_atom_to_a_millionth():

@@ -402,6 +402,6 @@ def test_a_beam_or_a_probe_that_does_not_know_the_structure_is_refused_before_th
         ValueError, match=r"stem\.kinetics\.is_on is true; what the beam does is known of flat"
     ):
         microscope("mos2", kinetics=KineticsConfig(is_on=True))
-    doped = StructureConfig(dopants=(DopantConfig(element="W", replaces="Mo", fraction=0.5),))
-    with pytest.raises(ValueError, match="there is no scattering factor of element 74 for it"):
+    doped = StructureConfig(dopants=(DopantConfig(element="U", replaces="Mo", fraction=0.5),))
+    with pytest.raises(ValueError, match="there is no scattering factor of element 92 for it"):
         StemInstrument(StemConfig(probe="physical", specimen=SpecimenConfig(structure="mos2", crystal=doped)))

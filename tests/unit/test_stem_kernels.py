@@ -15,10 +15,10 @@ from simulators.multislice import (
     Diffraction,
     Layer,
     projected_potential,
-    scattering_factor_nm,
     slab,
 )
 from simulators.scan_distortion import BeamPath, ScanDistortion, ScanDistortionConfig
+from simulators.scattering_factors import scattering_factor_nm
 from simulators.simulator import Refused
 from simulators.stem_kernels import (
     DETECTORS_MRAD,
@@ -197,7 +197,7 @@ def test_how_much_brighter_a_heavy_atom_is_depends_on_the_detector(detector, rat
 
 
 def test_an_element_without_coefficients_is_refused_by_name():
-    with pytest.raises(ValueError, match="element 92 has no scattering factor; it takes"):
+    with pytest.raises(ValueError, match="element 92 has no scattering factor; it takes 1 to 83"):
         kernel(92, POINT, DETECTORS_MRAD["HAADF"])
 
 
