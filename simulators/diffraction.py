@@ -648,6 +648,11 @@ class DiffractionInstrument(ScanningInstrument[DiffractionSimulator]):
         self._waiting: deque[Patches] = deque()
         self._under_way: Iterator[Frame | Patches] = iter(())
 
+    @property
+    def batches_waiting(self) -> int:
+        """Batches of sub-scans that were asked for."""
+        return len(self._waiting)
+
     def acquire(self) -> Frame | Patches:  # type: ignore[override]
         """Give the next batch of patterns, or the frame of a scan whose patterns were given.
 

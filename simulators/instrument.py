@@ -46,6 +46,11 @@ class Instrument(Protocol):
         """For the log, such as ``simulated STEM``."""
         ...
 
+    @property
+    def batches_waiting(self) -> int:
+        """Batches of sub-scans that the next calls of ``acquire`` give, before anything else."""
+        ...
+
     def acquire(self) -> Frame | Patches | None:
         """Give the next full frame, or the next batch of a scan; None when there are no more.
 
@@ -273,6 +278,7 @@ class _Service:
         self._queue_length = queue_length
         self._cuts_s = cuts_s
         self._places_left = 0  # of a scan whose patches are under way
+        self._unwanted: set[str] = set()  # sub-scans that were broken off: their patches are dropped
         self._requests: deque[Request] = deque()
         self._known: dict[str, None] = {}
         self._under_way: str | None = None
@@ -295,7 +301,7 @@ class _Service:
             if self._is_parked:
                 self._listen(LISTEN_S)
                 continue
-            if self._served.frames >= self._max_frames:
+            if self._served.frames >= self._max_frames and not self._instrument.batches_waiting:
                 self._served.ended = "all frames sent"
                 return
             self._cut_link()
@@ -306,7 +312,12 @@ class _Service:
             self._deliver(self._numbered(item))
 
     def _deliver(self, item: Frame | Patches) -> None:
-        """Send what was acquired when it is due."""
+        """Send what was acquired when it is due; what is left of a scan that was broken off is not sent."""
+        if item.request_id is None:  # an instrument gives what waits of sub-scans first
+            self._unwanted.clear()
+        elif item.request_id in self._unwanted:
+            self._served.broken_off += 1
+            return
         self._places_left = self._left_after(item)
         if not (self._wait_until(self._pace.due_after_frame(item)) and self._send(item)):
             self._served.broken_off += 1
@@ -337,8 +348,16 @@ class _Service:
             waiting = self._link.unacked
             self._listen(LISTEN_S)
             self._answer_all()
+            self._give_what_waits()
             if self._link.unacked < waiting or self._is_parked:
                 quiet_since_s = self._clock()
+
+    def _give_what_waits(self) -> None:
+        """Give the patches of sub-scans that were asked for after the last frame."""
+        while self._instrument.batches_waiting and not self._is_parked and not self.is_over():
+            item = self._instrument.acquire()
+            if item is not None:
+                self._deliver(self._numbered(item))
 
     def leave(self) -> Served:
         """Do what was asked before the end, wait for the acks, say Bye and close."""
@@ -457,6 +476,7 @@ class _Service:
         self._under_way = None
         if not is_whole:
             self._served.broken_off += frame is not None
+            self._unwanted.add(request.id)
             why = "the beam was parked" if self._is_parked else "cancelled"
             self._tell(_broken_off(outcome, (self._clock() - began_s) / (due_s - began_s), why))
         elif frame is not None and not self._send(frame):

@@ -73,6 +73,11 @@ class Replay:
         self._current: Frame | None = None
         self._is_parked = False
 
+    @property
+    def batches_waiting(self) -> int:
+        """None: patterns of a recorded sub-scan are not played."""
+        return 0
+
     def acquire(self) -> Frame | Patches | None:
         """Give the next frame, or batch of patches, at its recorded time; None after the last one.
 

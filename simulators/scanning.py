@@ -186,6 +186,11 @@ class ScanningInstrument(Generic[Simulated]):
         return self.simulator.name
 
     @property
+    def batches_waiting(self) -> int:
+        """None: a scan has one frame, unless an instrument says otherwise."""
+        return 0
+
+    @property
     def clock_s(self) -> float:
         """Instrument clock, seconds since the epoch."""
         return self._started_at_s + self._distortion.elapsed_s

@@ -17,11 +17,24 @@ import pytest
 from typer.testing import CliRunner
 
 from simulators.__main__ import app, write_truth
+from simulators.diffraction import DiffractionConfig, DiffractionInstrument
 from simulators.instrument import Served, serve
 from simulators.stem import StemConfig, StemInstrument
 from streamer.codec import decode_numbered
 from streamer.link import Link
-from streamer.messages import Ack, AnyMessage, Bye, Command, Frame, Hello, Message, Outcome, Request, Welcome
+from streamer.messages import (
+    Ack,
+    AnyMessage,
+    Bye,
+    Command,
+    Frame,
+    Hello,
+    Message,
+    Outcome,
+    Patches,
+    Request,
+    Welcome,
+)
 from streamer.wire import Router
 
 TINY = StemConfig(rows=16, cols=16, field_of_view_nm=1.0, dwell_time_us=1000.0, seed=1)
@@ -111,7 +124,7 @@ def sub_scan(identifier: str) -> Request:
 
 
 def ack_all(message: Message) -> list[Message]:
-    return [ack(message)] if isinstance(message, Frame) else []
+    return [ack(message)] if isinstance(message, Frame | Patches) else []
 
 
 def play(link: FakeLink, **options: Any) -> Served:
@@ -432,6 +445,40 @@ def test_a_sub_scan_that_is_broken_off_is_neither_sent_nor_ok():
     assert [(o.status, o.frame_number) for o in bench.link.outcomes()] == [("aborted", None)]
     assert list(bench.frames()) == [1, 2]
     assert (served.sub_scans, served.broken_off) == (0, 1)
+
+
+CAMERA = DiffractionConfig(
+    rows=8, cols=8, field_of_view_nm=1.0, camera_px=32, camera_mrad=60.0, annular_mrad=(40.0, 60.0)
+)
+
+
+def patterns_of(link: FakeLink, identifier: str) -> int:
+    """Count the patterns that came for a request."""
+    windows = [m.windows for m in link.sent if isinstance(m, Patches) and m.request_id == identifier]
+    return sum(map(len, windows))
+
+
+@pytest.mark.parametrize("asked_at_s", [0.01, 0.13], ids=["first frame", "after the last frame"])
+def test_the_patterns_of_a_sub_scan_all_come_whenever_it_was_asked_for(asked_at_s):
+    part = ask("z", action="scan", field_of_view_nm=(0.5, 0.5), shape=(10, 16))
+    bench = Bench((asked_at_s, part))
+    served = bench.play(DiffractionInstrument(CAMERA, started_at_s=0.0), max_frames=2, linger_s=0.5)
+
+    assert [o.status for o in bench.link.outcomes()] == ["ok"]
+    assert patterns_of(bench.link, "z") == 160
+    assert (served.frames, served.sub_scans, served.broken_off) == (2, 1, 0)
+
+
+def test_the_patterns_of_a_sub_scan_that_is_broken_off_are_not_sent():
+    part = ask("z", action="scan", field_of_view_nm=(0.5, 0.5), shape=(10, 16), dwell_time_us=4000.0)
+    other = ask("y", action="scan", field_of_view_nm=(0.5, 0.5), shape=(10, 16), dwell_time_us=10.0)
+    bench = Bench((0.01, part), (0.02, other), (0.4, cancel("z")))
+    served = bench.play(DiffractionInstrument(CAMERA, started_at_s=0.0), max_frames=3)
+
+    assert [(o.id, o.status) for o in bench.link.outcomes()] == [("z", "aborted"), ("y", "ok")]
+    assert patterns_of(bench.link, "z") == 0
+    assert patterns_of(bench.link, "y") == 160
+    assert served.broken_off == 4  # its frame and its three batches
 
 
 def test_a_request_that_comes_twice_is_executed_once():
