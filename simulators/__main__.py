@@ -43,7 +43,25 @@ FRAME_BY_FRAME = (
     "row_offset_px",
     "column_offset_px",
     "coil_px",
+    "retrace_row_offset_px",
+    "retrace_column_offset_px",
 )
+# Arrays that say in which frame something happened or was met, counted by the process itself from 0; and
+# those with a row for each of the same things.
+IN_FRAMES = {
+    "event_frame": (
+        "event_kind",
+        "event_place",
+        "event_electrons",
+        "event_dose_e_per_a2",
+        "event_position_nm",
+        "event_atom",
+        "event_partner",
+        "event_class_before",
+        "event_class_after",
+    ),
+    "rod_frame": ("rod_id", "rod_position_nm", "rod_place_px", "rod_angle_rad"),
+}
 Address = Annotated[
     str, typer.Option("--connect", help="Address of the streamer, such as tcp://127.0.0.1:5555.")
 ]
@@ -209,7 +227,9 @@ def write_truth(path: Path, arrays: Mapping[str, NDArray[Any]] | None, first_num
         Number of the instrument's first frame: arrays with a row for each frame get that many rows in
         front, so that a row's index is the frame's number. They are those that an earlier process of
         this instrument wrote there, NaN where there are none. Batches of patterns have numbers and no
-        rows: there ``frame_acquired_at_s`` tells which row is of which frame.
+        rows: there ``frame_acquired_at_s`` tells which row is of which frame. What happened in a frame
+        (``event_frame``, ``rod_frame``) says its number too, with what happened in earlier processes in
+        front; each process begins with the specimen anew, so its atoms and rods count from 0 again.
     """
     if arrays is None:
         return
@@ -219,9 +239,10 @@ def write_truth(path: Path, arrays: Mapping[str, NDArray[Any]] | None, first_num
         for name, array in arrays.items()
         if name in FRAME_BY_FRAME or name.startswith("frame_")
     }
+    happened = _in_frames(earlier, arrays, first_number)
     unfinished = path.with_name(path.name + ".part")
     with unfinished.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{**arrays, **by_number})
+        np.savez(file, allow_pickle=False, **{**arrays, **by_number, **happened})
     os.replace(unfinished, path)
 
 
@@ -242,6 +263,22 @@ def _after(earlier: NDArray[Any] | None, array: NDArray[Any], first_number: int)
         known = earlier[:first_number]
         before[: len(known)] = known
     return np.concatenate([before, array])
+
+
+def _in_frames(
+    earlier: Mapping[str, NDArray[Any]], arrays: Mapping[str, NDArray[Any]], first_number: int
+) -> dict[str, NDArray[Any]]:
+    """Say of what happened in which numbered frame it did, after what happened in earlier processes."""
+    told: dict[str, NDArray[Any]] = {}
+    for frame, others in IN_FRAMES.items():
+        if frame not in arrays:
+            continue
+        told[frame] = arrays[frame] + first_number
+        if frame in earlier:
+            before = earlier[frame] < first_number
+            told[frame] = np.concatenate([earlier[frame][before], told[frame]])
+            told |= {name: np.concatenate([earlier[name][before], arrays[name]]) for name in others}
+    return told
 
 
 def _speed(text: str) -> float:

@@ -12,13 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from simulators.__main__ import app, write_truth
+from simulators.afm import AfmConfig, AfmInstrument
 from simulators.diffraction import DiffractionConfig, DiffractionInstrument
 from simulators.instrument import Served, serve
+from simulators.kinetics import KineticsConfig
+from simulators.scan_distortion import ScanDistortionConfig
 from simulators.stem import StemConfig, StemInstrument
 from streamer.codec import decode_numbered
 from streamer.link import Link
@@ -680,6 +684,37 @@ def test_a_restarted_instrument_keeps_the_truth_that_it_wrote_before(tmp_path):
         np.testing.assert_array_equal(arrays["drift_nm"][:2], first.truth()["drift_nm"])
         assert np.isnan(arrays["drift_nm"][2]).all()
         np.testing.assert_array_equal(arrays["drift_nm"][3:], second.truth()["drift_nm"])
+
+
+def test_what_happened_in_a_frame_is_told_by_its_number_and_survives_a_restart(tmp_path):
+    lively = KineticsConfig(is_on=True, rate_factor=3e5)
+    path, config = tmp_path / "truth.npz", msgspec.structs.replace(TINY, kinetics=lively)
+    first, second = StemInstrument(config), StemInstrument(config)
+    for instrument, number in ((first, 0), (second, 2)):
+        instrument.acquire()
+        write_truth(path, instrument.truth(), first_number=number)
+
+    happened = len(first.truth()["event_frame"])
+    assert happened > 0
+    with np.load(path, allow_pickle=False) as arrays:
+        assert set(arrays["event_frame"][:happened]) == {0}
+        assert set(arrays["event_frame"][happened:]) == {2}
+        for name in ("event_kind", "event_position_nm", "event_dose_e_per_a2"):
+            one, other = first.truth()[name], second.truth()[name]
+            np.testing.assert_array_equal(arrays[name], np.concatenate([one, other]))
+
+
+def test_rods_are_told_by_the_number_of_the_frame_they_were_met_in(tmp_path):
+    config = AfmConfig(rows=32, cols=32, field_of_view_nm=60.0, seed=1)
+    config = msgspec.structs.replace(config, distortion=ScanDistortionConfig(both_ways=True))
+    instrument = AfmInstrument(config)
+    instrument.acquire()
+    write_truth(tmp_path / "truth.npz", instrument.truth(), first_number=3)
+
+    with np.load(tmp_path / "truth.npz", allow_pickle=False) as arrays:
+        assert set(arrays["rod_frame"]) == {3}
+        assert arrays["retrace_row_offset_px"].shape == (4, 2, 32)
+        assert np.isnan(arrays["retrace_row_offset_px"][:3]).all()
 
 
 def test_the_truth_of_another_specimen_is_not_mixed_in(tmp_path):
