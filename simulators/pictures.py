@@ -27,6 +27,7 @@ from simulators.rods import RodsConfig
 from simulators.scan_distortion import ScanDistortionConfig
 from simulators.specimen import SpecimenConfig
 from simulators.stem import StemConfig, StemInstrument
+from simulators.structure_specimen import DopantConfig, StructureConfig, VacancyConfig
 from streamer.messages import Frame, Patches, Request
 
 Float32 = NDArray[np.float32]
@@ -227,6 +228,42 @@ def kinetics() -> Figure:
     return figure
 
 
+def structures() -> Figure:
+    """Crystals that are not perfect: foreign and missing atoms, a grain boundary, bonds that are turned."""
+    mos2 = StructureConfig(
+        rotation_deg=7.0,
+        dopants=(DopantConfig(element="W", replaces="Mo", fraction=0.1),),
+        vacancies=(VacancyConfig(element="S", fraction=0.03),),
+    )
+    gaas = StructureConfig(
+        zone_axis=(1, 1, 0), layers=4, has_grain_boundary=True, tilt_deg=16.0, boundary_distance_nm=0.2
+    )
+    graphene = StructureConfig(
+        stone_wales_per_nm2=0.15, dopants=(DopantConfig(element="Si", replaces="C", fraction=0.006),)
+    )
+    views = (
+        (crystal_view("mos2", mos2, 3.2), "MoS2 with W, some S missing; HAADF"),
+        (crystal_view("gaas", gaas, 5.0, carbon_counts=4.0), "GaAs [110], grains 16° apart; HAADF"),
+        (
+            crystal_view("graphene", graphene, 3.2, detector="MAADF", carbon_counts=400.0),
+            "graphene with Si, bonds turned; MAADF",
+        ),
+    )
+    figure, axes = sheet(1, 3)
+    for panel, (config, title) in zip(axes[0], views, strict=True):
+        image = whole(StemInstrument(config)).image[0]
+        low, high = np.percentile(image, (1, 99.5))  # a few heavy atoms may be white
+        show(panel, image, title, config.field_of_view_nm, limits=(float(low), float(high)))
+    return figure
+
+
+def crystal_view(name: str, crystal: StructureConfig, edge_nm: float, **others: Any) -> StemConfig:
+    """Look at a structure of ours; as many pixels as the page has, so that none is left out."""
+    fields: dict[str, Any] = {"rows": 240, "cols": 240, "seed": 6, "probe": "physical", "distortion": STILL}
+    specimen = SpecimenConfig(structure=name, crystal=crystal)
+    return StemConfig(field_of_view_nm=edge_nm, specimen=specimen, **(fields | others))
+
+
 def pfm() -> Figure:
     """A ferrielectric film: what the tip sees, the polarisation below, and a loop with the mark it leaves."""
     film = FilmConfig(growth=150.0)
@@ -361,6 +398,7 @@ def afm() -> Figure:
 PICTURES: dict[str, Callable[[], Figure]] = {
     "stem": stem,
     "kinetics": kinetics,
+    "structures": structures,
     "pfm": pfm,
     "diffraction": diffraction,
     "eels": eels,
