@@ -65,6 +65,7 @@ class AfmConfig(ScanningConfig, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     table: ClassVar[str] = "afm"
+    has_tip: ClassVar[bool] = True
     limits: ClassVar[dict[str, tuple[float, float]]] = {
         "field_of_view_nm": (20.0, 5000.0),
         "stage_reach_nm": (0.0, 1000.0),

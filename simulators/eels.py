@@ -188,8 +188,6 @@ class EelsConfig(ScanningConfig, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError(
                 f"eels.pitch_nm is {self.pitch_nm}; particles of this size and gap take {room_nm:g} and above"
             )
-        if any(fault.kind == "tip" for fault in self.faults):
-            raise ValueError("eels.faults: a fault is a tip; an electron beam has none")
 
     @property
     def energy_loss_ev(self) -> Float64:

@@ -25,7 +25,7 @@ class FaultConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ``blank``: the beam is blanked, or the tip withdrawn; ``amorphous``: no lattice is left in what is
         seen; ``jump``: the specimen slips; ``magnify``: the field of view changes, and the frames say so;
         ``torn``: the lower part of the frame was not written and holds what the last frame had there;
-        ``tip``: the probe is another one from now on, wider and double; ``link``: the instrument loses its
+        ``tip``: a force microscope's tip is another one, wider and double; ``link``: the instrument loses its
         connection to the streamer and comes back.
     frames
         How many full frames a ``blank``, ``amorphous``, ``torn`` or ``tip`` lasts.

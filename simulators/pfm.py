@@ -219,6 +219,7 @@ class PfmConfig(ScanningConfig, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     table: ClassVar[str] = "pfm"
+    has_tip: ClassVar[bool] = True
     limits: ClassVar[dict[str, tuple[float, float]]] = {
         "field_of_view_nm": (50.0, 1e5),
         "ac_bias_v": (0.01, 20.0),

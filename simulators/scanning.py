@@ -70,6 +70,7 @@ class ScanningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     table: ClassVar[str] = "instrument"
     limits: ClassVar[dict[str, tuple[float, float]]] = {}
     records_both_ways: ClassVar[bool] = False
+    has_tip: ClassVar[bool] = False
 
     rows: int = 512
     cols: int = 512
@@ -101,6 +102,10 @@ class ScanningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if self.distortion.both_ways and not self.records_both_ways:
             raise ValueError(
                 f"{self.table}.distortion.both_ways is true; this instrument records one way: leave it out"
+            )
+        if not self.has_tip and any(fault.kind == "tip" for fault in self.faults):
+            raise ValueError(
+                f"{self.table}.faults: a fault is a tip; an electron beam has none: leave it out"
             )
 
     @property

@@ -338,9 +338,9 @@ class StemSimulator:
         if not self.specimen.is_sheet:
             raise Refused("spectra are simulated of sheets of carbon and silicon only; ask for a scan")
         eels = self._config.eels
-        electrons = self._config.electrons(exposure.dwell_time_us)
+        electrons = self._config.electrons(exposure.dwell_time_us) * ("blank" not in exposure.faults)
         counts = spectrum(self.specimen, exposure.position_nm, electrons, eels, self._noise_rng)
-        if self._kinetics is not None and "blank" not in exposure.faults:
+        if self._kinetics is not None and electrons:
             place, frame = [exposure.position_nm], self._scans - 1
             self._kinetics.expose(place, electrons, self._config.probe_sigma_nm, frame=frame)
             self.specimen = self._kinetics.specimen()

@@ -13,6 +13,7 @@ import pytest
 
 from simulators.afm import AfmConfig, AfmInstrument
 from simulators.diffraction import DiffractionConfig, DiffractionInstrument
+from simulators.eels import EelsConfig, EelsInstrument
 from simulators.faults import FaultConfig, cuts_of
 from simulators.instrument import Instrument, Served, serve
 from simulators.pfm import FilmConfig, PfmConfig, PfmInstrument
@@ -95,6 +96,11 @@ def diffraction(*faults: FaultConfig) -> DiffractionInstrument:
     return DiffractionInstrument(DiffractionConfig(faults=faults, **fields), started_at_s=1e9)
 
 
+def eels(*faults: FaultConfig) -> EelsInstrument:
+    config = EelsConfig(rows=24, cols=24, field_of_view_nm=30.0, seed=1, faults=faults)
+    return EelsInstrument(config, started_at_s=1e9)
+
+
 def afm(*faults: FaultConfig) -> AfmInstrument:
     config = AfmConfig(rows=64, cols=64, field_of_view_nm=100.0, seed=1, faults=faults)
     return AfmInstrument(config, started_at_s=1e9)
@@ -120,6 +126,26 @@ def test_a_blanked_beam_shows_nothing_for_as_long_as_it_lasts(make):
 
     contrast = [float(frame.image[0].std()) for frame in link.frames()]
     assert contrast[1] < 0.35 * min(contrast[0], contrast[2])
+
+
+@pytest.mark.parametrize("make", [stem, eels], ids=lambda make: make.__name__)
+def test_a_blanked_beam_gives_no_spectrum(make):
+    """What is asked before a frame is done with that frame's faults."""
+    seen, _ = make().execute(ask("r", dwell_time_us=1e6))
+    dark, _ = make(FaultConfig(frame=0, kind="blank")).execute(ask("r", dwell_time_us=1e6))
+
+    assert seen.spectrum is not None
+    assert seen.spectrum.sum() > 1000
+    assert dark.spectrum is not None
+    assert not dark.spectrum.any()
+
+
+@pytest.mark.parametrize("make", [stem, eels, diffraction], ids=lambda make: make.__name__)
+def test_a_beam_of_electrons_has_no_tip_that_could_change(make):
+    with pytest.raises(
+        ValueError, match=rf"{make.__name__}.faults: .* an electron beam has none: leave it out"
+    ):
+        make(FaultConfig(frame=1, kind="tip"))
 
 
 def test_a_blanked_beam_shows_in_the_patterns_too():
