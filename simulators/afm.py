@@ -123,6 +123,7 @@ def _face(config: AfmConfig) -> tuple[PairNm, PairNm]:
         config.rods.length_nm + 30 * distortion.drift_wander_nm_per_sqrt_s + 4 * distortion.drift_swing_nm
     )
     rim_nm += config.stage_reach_nm + 0.02 * config.field_of_view_nm
+    rim_nm += distortion.creep_share * max(config.geometry.field_of_view_nm)
     lower, upper = looks_at.min(axis=0) - rim_nm, looks_at.max(axis=0) + rim_nm
     return (float(lower[0]), float(lower[1])), (float(upper[0]), float(upper[1]))
 

@@ -269,6 +269,7 @@ def _extent(config: DiffractionConfig) -> tuple[PairNm, PairNm]:
     rim_nm += config.stage_reach_nm + (4 * config.stage_error_nm if config.stage_reach_nm else 0.0)
     strong_px = 3 * distortion.coil_px + distortion.settle_px + distortion.flyback_px
     rim_nm += strong_px * max(config.geometry.pixel_size_nm)
+    rim_nm += distortion.creep_share * max(config.geometry.field_of_view_nm)
     lower, upper = moves.min(axis=0) - rim_nm, moves.max(axis=0) + rim_nm
     return (float(lower[0]), float(lower[1])), (float(upper[0]), float(upper[1]))
 

@@ -267,6 +267,7 @@ def _lattice(config: EelsConfig) -> Float64:
     looks_at = (corners[:, None] * wider - moves).reshape(-1, 2)
     # Beyond the field two neighbours still count; and the field wanders a little.
     rim_nm = 2 * config.pitch_nm + config.stage_reach_nm + 4 * distortion.drift_swing_nm
+    rim_nm += distortion.creep_share * max(geometry.field_of_view_nm)
     lower, upper = looks_at.min(axis=0) - rim_nm, looks_at.max(axis=0) + rim_nm
     is_hexagonal = config.arrangement == "monolayer"
     step = config.pitch_nm * (math.sqrt(3) / 2 if is_hexagonal else 1.0)

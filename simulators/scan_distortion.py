@@ -164,6 +164,11 @@ class ScanDistortionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
         return (x * self.drift_settling_s, y * self.drift_settling_s)
 
     @property
+    def creep_share(self) -> float:
+        """How far a scan leaves its field by creep, as a share of it: a way of one field after 100 s."""
+        return 3 * self.creep_per_decade
+
+    @property
     def drift_swing_nm(self) -> float:
         """Sd of the place that the random swing takes the specimen to, along each axis."""
         return self.drift_swing_nm_per_s * self.drift_swing_period_s / (2 * math.pi)

@@ -499,5 +499,6 @@ def _sheet(config: StemConfig) -> tuple[PairNm, PairNm]:
     # The rim has room for a few pixels anyway; only strong distortions need more.
     strong_px = 3 * distortion.coil_px + distortion.settle_px + max(0.0, distortion.flyback_px - 5.0)
     rim_nm += strong_px * pixel_nm + abs(config.specimen.strain_nm)
+    rim_nm += distortion.creep_share * max(geometry.field_of_view_nm)
     lower, upper = looks_at.min(axis=0) - rim_nm, looks_at.max(axis=0) + rim_nm
     return (float(lower[0]), float(lower[1])), (float(upper[0]), float(upper[1]))

@@ -10,7 +10,7 @@ import pytest
 
 from simulators.scan_distortion import BeamPath, ScanDistortion, ScanDistortionConfig
 from simulators.scanning import ScanningConfig
-from simulators.stem import add_columns
+from simulators.stem import StemConfig, StemInstrument, add_columns
 from streamer.messages import ScanGeometry
 
 GEOMETRY = ScanGeometry(shape=(40, 30), field_of_view_nm=(3.0, 4.0), center_nm=(1.0, -2.0), rotation_rad=0.4)
@@ -548,3 +548,17 @@ def test_what_a_scanner_remembers_of_its_moves_does_not_grow_without_end():
 
     assert len(scan._creep._moves) <= 64
     np.testing.assert_allclose(offsets[-1], offsets[-2], atol=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1], ids=["usual", "most"])
+def test_a_sheet_has_no_blank_edge_where_a_piezo_creeps_or_lags(share):
+    creeping = ScanDistortionConfig(hysteresis=0.15, creep_per_decade=share)
+    config = StemConfig(rows=64, cols=64, field_of_view_nm=6.3, dwell_time_us=400.0, distortion=creeping)
+    instrument = StemInstrument(config, started_at_s=0.0)
+    lower, upper = (getattr(instrument.specimen.positions_nm, end)(axis=0) for end in ("min", "max"))
+    for _ in range(20):
+        instrument.acquire()
+        assert instrument.last_path is not None
+        seen = instrument.last_path.specimen_positions_nm().reshape(-1, 2)
+        assert (seen.min(axis=0) > lower + 0.2).all()
+        assert (seen.max(axis=0) < upper - 0.2).all()
