@@ -552,8 +552,9 @@ def test_what_a_scanner_remembers_of_its_moves_does_not_grow_without_end():
 
 @pytest.mark.parametrize("share", [0.02, 0.1], ids=["usual", "most"])
 def test_a_sheet_has_no_blank_edge_where_a_piezo_creeps_or_lags(share):
-    creeping = ScanDistortionConfig(hysteresis=0.15, creep_per_decade=share)
-    config = StemConfig(rows=64, cols=64, field_of_view_nm=6.3, dwell_time_us=400.0, distortion=creeping)
+    still = (0.0, 0.0)
+    creeping = ScanDistortionConfig(hysteresis=0.15, creep_per_decade=share, drift_rate_nm_per_s=still)
+    config = StemConfig(rows=64, cols=64, field_of_view_nm=6.3, dwell_time_us=1000.0, distortion=creeping)
     instrument = StemInstrument(config, started_at_s=0.0)
     lower, upper = (getattr(instrument.specimen.positions_nm, end)(axis=0) for end in ("min", "max"))
     for _ in range(20):
