@@ -132,8 +132,9 @@ def run(
 ) -> None:
     """Run the whole loop on a [bold]simulated[/bold] STEM: graphene with silicon atoms to be found.
 
-    With another --instrument its frames, patterns and spectra are taken, kept and exported; atoms are
-    found in those of the STEM only.
+    With another --instrument its frames, patterns and spectra are taken, kept and exported. The analysis
+    looks for atoms in all of them, which mean something in those of the STEM only: of the others nothing
+    is asked but what you ask (probeloop control point), unless you name a --policy.
 
     Shows the loop live, ends by itself after a budget of measurements, and writes a session folder with
     the data and a report. Ctrl-C ends it at any moment; everything up to then is kept.
@@ -150,7 +151,9 @@ def run(
         "streamer.envelope.beam_current_pa": None if CATALOGUE[instrument].has_electrons else 0.0,
     }
     own = {"config": folder / "config.toml", "truth": folder / "truth.npz", "speed": speed}
-    _run(folder, config, changes, [instrument, *_options(**own, max_frames=max_frames)], live)
+    has_agent = instrument == "stem" or policy is not None
+    played = [instrument, *_options(**own, max_frames=max_frames)]
+    _run(folder, config, changes, played, live, has_agent=has_agent)
 
 
 @app.command()
@@ -221,13 +224,20 @@ def _folder(session_folder: Path | None) -> Path:
 
 
 def _run(
-    folder: Path, config: Path | None, changes: dict[str, Any], instrument: list[str], live: bool
+    folder: Path,
+    config: Path | None,
+    changes: dict[str, Any],
+    instrument: list[str],
+    live: bool,
+    *,
+    has_agent: bool = True,
 ) -> None:
     from deploy.run_session import Plan, run_session
     from deploy.supervise import ServiceError
 
     console = _console()
-    plan = Plan(folder=folder, tables=_tables(config, changes), instrument=instrument)
+    tables = _tables(config, changes)
+    plan = Plan(folder=folder, tables=tables, instrument=instrument, has_agent=has_agent)
     try:
         run_session(plan, console, is_live=live and console.is_terminal)
     except ServiceError as error:

@@ -42,11 +42,14 @@ class Plan:
         The configuration as tables, already checked.
     instrument
         Arguments of ``python -m simulators`` but for the address, which is put behind them.
+    has_agent
+        Whether one chooses where to measure; without it only an operator asks.
     """
 
     folder: Path
     tables: Mapping[str, Any]
     instrument: Sequence[str]
+    has_agent: bool = True
 
 
 def default_folder(now: datetime, parent: Path = Path("sessions")) -> Path:
@@ -122,12 +125,14 @@ def run_session(plan: Plan, console: Console, *, is_live: bool) -> None:
 
 
 def _start(service: Service, plan: Plan, addresses: tuple[str, str], config: Path) -> None:
-    """Start all three at once, so that their imports overlap; each waits for the streamer by itself."""
+    """Start all of them at once, so that their imports overlap; each waits for the streamer by itself."""
     address, view_address = addresses
     own = ("--session-folder", str(plan.folder), "--config", str(config))
     service.start_module(STREAMER, "streamer", *own, "--bind", address, "--view-bind", view_address)
     service.start_module(INSTRUMENT, "simulators", *plan.instrument, "--connect", address)
-    service.start_module(AGENT, "agents", "--connect", address, "--config", str(config), "--timeout-s", "120")
+    if plan.has_agent:
+        asked = ("--connect", address, "--config", str(config), "--timeout-s", "120")
+        service.start_module(AGENT, "agents", *asked)
 
 
 class _Watcher:
