@@ -189,8 +189,16 @@ def point(
 
 def _spectrum_text(outcome: Outcome) -> str:
     where = outcome.position_nm or outcome.scan_position_nm or (math.nan, math.nan)
-    counts = "" if outcome.spectrum is None else f", {float(outcome.spectrum.sum()):,.0f} counts"
-    return f" at ({where[0]:.3f}, {where[1]:.3f}) nm{counts}"
+    return f" at ({where[0]:.3f}, {where[1]:.3f}) nm{_what_came(outcome)}"
+
+
+def _what_came(outcome: Outcome) -> str:
+    if outcome.spectrum is None:
+        return ""
+    if outcome.bias_v is None:
+        return f", {float(outcome.spectrum.sum()):,.0f} counts"
+    least, most = float(outcome.bias_v.min()), float(outcome.bias_v.max())
+    return f", a loop of {len(outcome.bias_v)} points from {least:g} to {most:g} V"
 
 
 # -- how they reach the streamer ----------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,11 +87,13 @@ def convert(table: Mapping[str, Any], kind: type[T], name: str) -> T:
 def _what_would_do(kind: type, place: str, text: str) -> str:
     """List what a place such as ``.correct.mode`` takes, where msgspec says only what it does not."""
     found: Any = kind
-    for key in place.split(".")[1:]:
+    for key, is_in_list in re.findall(r"\.(\w+)(\[)?", place):
         fields = (
             {} if not _is_struct(found) else {one.name: one.type for one in msgspec.structs.fields(found)}
         )
         found = fields.get(key)
+        if is_in_list:
+            found = next(iter(get_args(found)), None)
     if text.startswith("Invalid enum value") and get_origin(found) is Literal:
         return f"; it takes {', '.join(repr(value) for value in get_args(found))}"
     if text.startswith("Object contains unknown field") and _is_struct(found):

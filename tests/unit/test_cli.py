@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
 from deploy import local
 from deploy.bench import find_benchmarks, run_benchmarks
+from deploy.control_command import _what_came
 from deploy.doctor import (
     Finding,
     as_table,
@@ -24,6 +26,10 @@ from deploy.doctor import (
     is_fit,
 )
 from deploy.run_session import choose_addresses, prepare_folder
+from deploy.supervise import Service
+from simulators.stem import StemConfig
+from streamer.config_file import ConfigError, convert
+from streamer.messages import Outcome
 
 COMMANDS = ("run", "replay", "simulate", "stream", "agent", "report", "doctor", "bench", "control")
 LOADED_BY_NOBODY_WHO_ASKS_FOR_HELP = ("torch", "numpy", "zmq", "matplotlib", "botorch", "numba", "scipy")
@@ -175,6 +181,53 @@ def test_a_fixed_address_is_kept_and_port_0_becomes_a_free_one() -> None:
 
 
 # -- benchmarks and doctor -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "has_agent"),
+    [
+        ([], True),
+        (["--instrument", "pfm"], False),
+        (["--instrument", "pfm", "--policy", "random"], True),
+    ],
+)
+def test_a_film_is_not_written_on_by_an_agent_that_nobody_named(
+    cli: Callable[..., tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    words: list[str],
+    has_agent: bool,
+) -> None:
+    """What the analysis takes for atoms in a PFM's frames are walls, and a loop there writes a domain."""
+    started: list[str] = []
+    monkeypatch.setattr(Service, "start_module", lambda _, name, *words: started.append(name))
+    monkeypatch.setattr("deploy.run_session.watch", lambda *_: None)
+    monkeypatch.setattr("deploy.run_session._finish", lambda *_: None)
+    code, _ = cli("run", *words, "--no-live", "--session-folder", str(tmp_path / "s"))
+
+    assert code == 0
+    assert started == ["streamer", "instrument", *(["agent"] if has_agent else [])]
+
+
+@pytest.mark.parametrize(
+    ("bias_v", "says"),
+    [(None, ", 6 counts"), ([-6.0, 6.0, 0.0], ", a loop of 3 points from -6 to 6 V")],
+)
+def test_a_loop_is_not_told_in_counts(bias_v: list[float] | None, says: str) -> None:
+    outcome = Outcome(
+        session="s",
+        id="r",
+        status="ok",
+        spectrum=np.array([1, 2, 3], dtype=np.float32),
+        bias_v=None if bias_v is None else np.array(bias_v, dtype=np.float32),
+    )
+
+    assert _what_came(outcome) == says
+
+
+def test_a_wrong_word_in_a_list_of_tables_is_told_the_right_ones() -> None:
+    with pytest.raises(ConfigError, match=r"stem.faults\[0\].kind: Invalid .*; it takes 'blank', .*'link'"):
+        convert({"faults": [{"frame": 1, "kind": "explode"}]}, StemConfig, "stem")
 
 
 def test_benchmarks_are_found_by_name_and_run_with_their_flags(tmp_path: Path) -> None:
