@@ -218,6 +218,7 @@ def test_a_loop_is_not_told_in_counts(bias_v: list[float] | None, says: str) -> 
         session="s",
         id="r",
         status="ok",
+        scan_position_nm=(0.0, 0.0),
         spectrum=np.array([1, 2, 3], dtype=np.float32),
         bias_v=None if bias_v is None else np.array(bias_v, dtype=np.float32),
     )
