@@ -4,8 +4,8 @@ The truth is asked for after each frame, so it is known which atoms went, came a
 An atom that is hit in the middle of a frame may have been scanned before or after that: what it became is
 surely seen in the next one. The rates are raised so that two to three events fall into each frame.
 
-Rates and limits were chosen with the seed that is here. With seeds 3 and 9 all tests pass as well; with 11 and
-12 fewer atoms come (2) or go (4) than the tests ask for, so those two fail by their number, and all else holds.
+Rates and limits were chosen with the seed that is here. With seeds 3 and 9 all tests pass as well. With 11
+and 12 one test fails by its number alone: fewer atoms come (2), or go (4), than it asks for.
 """
 
 from __future__ import annotations
