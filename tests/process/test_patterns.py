@@ -57,6 +57,7 @@ class Camera:
     """An instrument with scans of four batches, each followed by its frame."""
 
     name = "camera"
+    batches_waiting = 0
 
     def __init__(self, make_patches: Callable[..., Patches], make_frame: Callable[..., Frame], scans: int):
         geometry = make_patches().geometry
