@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 from streamer.messages import Atoms, Frame, Latents, Patches, Registration, ScanGeometry, Suggestion
+
+# How long an example takes says nothing on a machine that does other things too.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 
 @pytest.fixture(autouse=True)
