@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 
 from models.checkpoint import ModelCard, save
 from models.encoder import Encoder, NoveltyModel, calibrated, together
-from models.rvae import RVAE
+from models.spatial_rvae import SpatialRVAE
 from models.training import Epoch, TrainingConfig, evaluate, split, train
 from simulators.counting import poisson
 from simulators.scan_distortion import ScanDistortion
@@ -238,7 +238,7 @@ def turned_scores(encoder: Encoder, instrument: StemInstrument, seed: int) -> Tu
     )
 
 
-def scores(encoder: Encoder, model: RVAE, held_out_NCHW: torch.Tensor) -> dict[str, float]:
+def scores(encoder: Encoder, model: SpatialRVAE, held_out_NCHW: torch.Tensor) -> dict[str, float]:
     """Judge the encoder on default microscopes of odd seeds and the bound on held-out windows."""
     terms = evaluate(model, held_out_NCHW)
     card = encoder.card

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.checkpoint import CheckpointError, ModelCard, load, require_fit
-from models.rvae import RVAE, pool, pooled_px, unturned
+from models.spatial_rvae import SpatialRVAE, pool, pooled_px, unturned
 
 Float32 = NDArray[np.float32]
 Device = Literal["auto", "cpu", "cuda"]
@@ -104,7 +104,7 @@ class TurnedReader:
     the four turns and no copies of the windows.
     """
 
-    def __init__(self, model: RVAE) -> None:
+    def __init__(self, model: SpatialRVAE) -> None:
         channels, edge, turns = model.channels, pooled_px(model.window_px), model.turns
         scale_F = model.scale_C.repeat_interleave(edge * edge)
         center_F = model.center_C.repeat_interleave(edge * edge)
@@ -123,7 +123,7 @@ class TurnedReader:
         return self
 
     def __call__(self, pooled_NF: Tensor) -> Tensor:
-        """Read pooled windows: what ``RVAE.read_turns`` says, ``(N, K, hidden)``."""
+        """Read pooled windows: what ``SpatialRVAE.read_turns`` says, ``(N, K, hidden)``."""
         return torch.addmm(self._bias_G, pooled_NF, self._weight_FG).tanh_().view(-1, *self._shape)
 
 
@@ -143,7 +143,7 @@ class Encoder:
     """
 
     def __init__(
-        self, model: RVAE, novelty: NoveltyModel, card: ModelCard, revision: str, device: torch.device
+        self, model: SpatialRVAE, novelty: NoveltyModel, card: ModelCard, revision: str, device: torch.device
     ) -> None:
         self.card = card
         self.revision = revision
@@ -289,9 +289,9 @@ class Encoder:
         return drawn
 
 
-def build(card: ModelCard) -> RVAE:
+def build(card: ModelCard) -> SpatialRVAE:
     """Make the model that a card describes, with fresh weights."""
-    return RVAE(
+    return SpatialRVAE(
         len(card.channels),
         card.window_px,
         latent_dim=card.latent_dim,
@@ -304,7 +304,7 @@ def build(card: ModelCard) -> RVAE:
     )
 
 
-def together(model: RVAE, novelty: NoveltyModel) -> dict[str, Tensor]:
+def together(model: SpatialRVAE, novelty: NoveltyModel) -> dict[str, Tensor]:
     """Name the tensors of both parts as a checkpoint keeps them."""
     return model.state_dict() | {f"novelty.{name}": part for name, part in novelty._asdict().items()}
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.rvae import RVAE, Terms
+from models.spatial_rvae import SpatialRVAE, Terms
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,7 +25,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     epochs, batch, learning_rate
         Adam with a one-cycle rate whose peak is ``learning_rate``.
     latent_dim, hidden, rotation, shift, shift_prior, focus, metric_focus
-        Those of the RVAE.
+        Those of the SpatialRVAE.
     stress
         Weight of the stress in nats; 0 leaves the latents to the ELBO alone.
     warm_up
@@ -121,7 +121,7 @@ class _Run:
     def __init__(self, windows: Tensor, held_out: Tensor, config: TrainingConfig, restart: int) -> None:
         self.windows, self.held_out, self.config, self.restart = windows, held_out, config, restart
         self.random = torch.Generator().manual_seed(config.seed * 1009 + restart)
-        self.model = RVAE(
+        self.model = SpatialRVAE(
             windows.shape[1],
             windows.shape[2],
             latent_dim=config.latent_dim,
@@ -183,7 +183,7 @@ def _one_cycle(share: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (share - 0.1) / 0.9))
 
 
-def evaluate(model: RVAE, windows_NCHW: Tensor, *, seed: int = 0, batch: int = 256) -> Terms:
+def evaluate(model: SpatialRVAE, windows_NCHW: Tensor, *, seed: int = 0, batch: int = 256) -> Terms:
     """Compute the parts of the negative ELBO with all pixels; the model does not change.
 
     The sample is drawn from the written seed, so two evaluations of one model agree bit for bit.
@@ -220,7 +220,7 @@ def _ignore(_: Epoch) -> None:
 
 def train(
     windows_NCHW: NDArray[np.float32], config: TrainingConfig, progress: Progress = _ignore
-) -> tuple[RVAE, list[Epoch]]:
+) -> tuple[SpatialRVAE, list[Epoch]]:
     """Train an rVAE; the same windows and seed give the same weights on one thread of a CPU.
 
     Nothing outside is touched: no global seed, no file, no printing.

@@ -23,7 +23,7 @@ from models.encoder import (
     calibrated,
     together,
 )
-from models.rvae import pool
+from models.spatial_rvae import pool
 
 Float32 = NDArray[np.float32]
 CPU = torch.device("cpu")

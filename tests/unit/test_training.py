@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.rvae import RVAE
+from models.spatial_rvae import SpatialRVAE
 from models.training import Epoch, TrainingConfig, evaluate, split, train
 
 SIZE = 16
@@ -42,7 +42,7 @@ def dumbbells(n: int, seed: int, noise: float = 0.1) -> Dumbbells:
 
 
 class Trained(NamedTuple):
-    model: RVAE
+    model: SpatialRVAE
     history: list[Epoch]
     train: Dumbbells
 
@@ -54,7 +54,7 @@ def trained() -> Trained:
     return Trained(*train(part.windows_NCHW, SMALL), part)
 
 
-def encoded(model: RVAE, part: Dumbbells) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def encoded(model: SpatialRVAE, part: Dumbbells) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     with torch.inference_mode():
         told = model.encode(torch.from_numpy(part.windows_NCHW))
     return told.mean_NZ.numpy(), told.angle_N.numpy()

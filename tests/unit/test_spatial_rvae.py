@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.rvae import (
-    RVAE,
+from models.spatial_rvae import (
     Posterior,
+    SpatialRVAE,
     kl_normal,
     kl_wrapped_normal,
     pool,
@@ -21,8 +21,8 @@ from models.rvae import (
 )
 
 
-def model(window_px: int = 24, **arguments: object) -> RVAE:
-    return RVAE(1, window_px, generator=torch.Generator().manual_seed(1), **arguments).eval()  # type: ignore[arg-type]
+def model(window_px: int = 24, **arguments: object) -> SpatialRVAE:
+    return SpatialRVAE(1, window_px, generator=torch.Generator().manual_seed(1), **arguments).eval()  # type: ignore[arg-type]
 
 
 def windows(n: int = 6, channels: int = 1, size: int = 24) -> Tensor:
@@ -132,7 +132,7 @@ def test_pose_without_rotation_or_shift_is_none(rotation: bool, shift: bool) -> 
 
 
 def test_a_model_of_several_channels_draws_several() -> None:
-    rvae = RVAE(3, 16, latent_dim=4)
+    rvae = SpatialRVAE(3, 16, latent_dim=4)
     told = rvae.encode(windows(5, 3, 16))
     assert told.mean_NZ.shape == (5, 4)
     assert rvae.decode(told.mean_NZ).shape == (5, 3, 16, 16)

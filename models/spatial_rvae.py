@@ -154,7 +154,7 @@ def _linear(fan_in: int, fan_out: int, generator: torch.Generator, gain: float =
     return layer
 
 
-class RVAE(nn.Module):
+class SpatialRVAE(nn.Module):
     """Rotation- and shift-invariant variational autoencoder of windows.
 
     Parameters
