@@ -8,7 +8,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export NUMEXPR_NUM_THREADS ?= 1
 
-.PHONY: venv run test lint bench soak clean
+.PHONY: venv run test lint bench peers soak clean
 
 venv: $(VENV)/ready
 
@@ -32,9 +32,22 @@ test: lint
 bench: venv
 	$(BIN)/probeloop bench
 
+# AtomAI and pyroVED, in an environment of their own, for the benchmarks that compare with them. Without
+# their dependencies: AtomAI asks for a torchvision that fits one build of torch only, and does without.
+PEERS := tests/benchmarks/peers/constraints.txt
+peers: .peers/ready
+
+.peers/ready: $(PEERS)
+	$(PYTHON) -m venv .peers
+	.peers/bin/pip install --quiet --disable-pip-version-check --constraint $(PEERS) \
+		torch numpy scipy scikit-learn scikit-image gpytorch pandas matplotlib networkx \
+		opencv-python-headless progressbar2 pyro-ppl
+	.peers/bin/pip install --quiet --disable-pip-version-check --constraint $(PEERS) --no-deps atomai pyroved
+	touch $@
+
 # 20 minutes at half the rate that can be had, with a kill every minute; PROBELOOP_SOAK_S=300 takes five.
 soak: venv
 	$(BIN)/python -m tests.process.faults.soak
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf $(VENV) .peers build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
