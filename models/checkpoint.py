@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 import safetensors.torch
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _CARD = "probeloop"
 
 
@@ -29,21 +30,25 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     name
         Such as ``graphene-si``.
     family
-        ``rvae``.
+        ``harmonic`` (models/rvae.py), ``spatial`` (models/spatial_rvae.py) or ``finder``.
     channels
         Names of the channels of a window, in order.
     window_nm, window_px
         Edge of a window on the specimen, and its pixels.
-    latent_dim, hidden, rotation, shift, shift_prior, focus, metric_focus
-        Of the RVAE.
+    window_per_nm
+        Edge of a diffraction pattern in 1/nm; 0 for windows of the specimen.
     normalisation
-        What the brightness of a window means.
-    novelty_center, novelty_unit
-        Median and spread of the novelty statistics on held-out windows; see ``models.encoder``.
+        Name of the rule that made the windows of brightness; see ``models.normalisation``.
+    architecture
+        The fields of the family's configuration, priors included.
+    calibration
+        What was fitted on held-out windows after training, such as the novelty's centre and unit.
     data
         What it was trained on, in words.
     made_by
         The command that makes it again.
+    simulator
+        Version of the simulators that drew the windows; empty for recordings.
     seed
         Of the training.
     scores
@@ -53,37 +58,41 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     name: str
-    family: str = "rvae"
+    family: Literal["harmonic", "spatial", "finder"]
     channels: tuple[str, ...]
-    window_nm: float
+    window_nm: float = 0.0
     window_px: int
-    latent_dim: int
-    hidden: int
-    rotation: bool
-    shift: bool
-    shift_prior: float
-    focus: float
-    metric_focus: float
-    normalisation: str = "(image - background) / contrast"
-    novelty_center: tuple[float, float] = (0.0, 0.0)
-    novelty_unit: tuple[float, float] = (1.0, 1.0)
+    window_per_nm: float = 0.0
+    normalisation: str = "contrast"
+    architecture: dict[str, Any]
+    calibration: dict[str, list[float]] = {}
     data: str = ""
     made_by: str = ""
+    simulator: str = ""
     seed: int = 0
     scores: dict[str, float] = {}
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        for name, least, most in (("window_px", 8, 512), ("latent_dim", 1, 64), ("hidden", 1, 4096)):
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f"card.{name} is {getattr(self, name)}; it takes {least} to {most}")
-        for name in ("window_nm", "shift_prior", "focus", "metric_focus"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"card.{name} is {getattr(self, name)}; it takes numbers above 0")
+        if not 8 <= self.window_px <= 512:
+            raise ValueError(f"card.window_px is {self.window_px}; it takes 8 to 512")
+        for name in ("window_nm", "window_per_nm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"card.{name} is {getattr(self, name)}; it takes numbers from 0")
+        if (self.window_nm > 0) == (self.window_per_nm > 0):
+            raise ValueError(
+                "card has an edge of the window in nm or in 1/nm above 0; exactly one of the two"
+            )
         if not 1 <= len(self.channels) <= 16:
             raise ValueError(f"card.channels has {len(self.channels)} names; it takes 1 to 16")
-        if not all(unit > 0 for unit in self.novelty_unit):
-            raise ValueError(f"card.novelty_unit is {self.novelty_unit}; it takes numbers above 0")
+        for name, numbers in self.calibration.items():
+            if not all(math.isfinite(number) for number in numbers):
+                raise ValueError(f"card.calibration of {name!r} is {numbers}; it takes finite numbers")
+
+    @property
+    def latent_dim(self) -> int:
+        """How many content latents there are; 0 for a family without any."""
+        return int(self.architecture.get("latent_dim", 0))
 
 
 def save(path: Path, tensors: dict[str, Tensor], card: ModelCard) -> None:

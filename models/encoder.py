@@ -9,13 +9,14 @@ import math
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from models.checkpoint import CheckpointError, ModelCard, load, require_fit
-from models.spatial_rvae import SpatialRVAE, pool, pooled_px, unturned
+from models.spatial_rvae import SpatialConfig, SpatialRVAE, pool, pooled_px, unturned
 
 Float32 = NDArray[np.float32]
 Device = Literal["auto", "cpu", "cuda"]
@@ -151,8 +152,8 @@ class Encoder:
         self._reader = TurnedReader(model).to(device)
         self._model = model.to(device).eval()
         self._novelty = NoveltyModel(*(tensor.to(device) for tensor in novelty))
-        self._center = torch.tensor(card.novelty_center, device=device)
-        self._unit = torch.tensor(card.novelty_unit, device=device)
+        self._center = torch.tensor(card.calibration["novelty_center"], device=device)
+        self._unit = torch.tensor(card.calibration["novelty_unit"], device=device)
         self._row = torch.arange(BLOCK, device=device)
         self._block = torch.zeros(BLOCK, len(card.channels), card.window_px, card.window_px)
         self._filling: Float32 = self._block.numpy()
@@ -177,8 +178,8 @@ class Encoder:
         """
         file = SHIPPED if path is None else Path(path)
         tensors, card, revision = load(file)
-        if card.family != "rvae":
-            raise CheckpointError(f"{file}: weights of family {card.family!r}; the encoder takes 'rvae'")
+        if card.family != "spatial":
+            raise CheckpointError(f"{file}: weights of family {card.family!r}; the encoder takes 'spatial'")
         model = build(card)
         blank = NoveltyModel.blank(len(card.channels), card.window_px)
         require_fit(file, tensors, together(model, blank))
@@ -291,17 +292,7 @@ class Encoder:
 
 def build(card: ModelCard) -> SpatialRVAE:
     """Make the model that a card describes, with fresh weights."""
-    return SpatialRVAE(
-        len(card.channels),
-        card.window_px,
-        latent_dim=card.latent_dim,
-        rotation=card.rotation,
-        shift=card.shift,
-        hidden=card.hidden,
-        shift_prior=card.shift_prior,
-        focus=card.focus,
-        metric_focus=card.metric_focus,
-    )
+    return SpatialRVAE(len(card.channels), card.window_px, msgspec.convert(card.architecture, SpatialConfig))
 
 
 def together(model: SpatialRVAE, novelty: NoveltyModel) -> dict[str, Tensor]:

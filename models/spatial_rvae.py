@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -154,6 +155,50 @@ def _linear(fan_in: int, fan_out: int, generator: torch.Generator, gain: float =
     return layer
 
 
+class SpatialConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a SpatialRVAE is built as, and what it is trained for.
+
+    Attributes
+    ----------
+    latent_dim
+        Content latents.
+    hidden
+        Width of the two tanh layers each way; the papers take 128.
+    rotation, shift
+        Whether the pose has an angle and a shift.
+    shift_prior
+        Prior sd of the shift in windows. The papers' 0.1 counts half windows, which is 0.05 here; much
+        more, and a neighbour can be explained as the middle atom, displaced by a bond.
+    focus, metric_focus
+        Sd in half windows of the weight around the middle, for the likelihood and for the stress.
+    stress
+        Weight of the stress in nats; 0 leaves the latents to the ELBO alone.
+    pixels
+        Pixels of a window that each step of the training looks at; 0 takes all.
+    """
+
+    latent_dim: int = 2
+    hidden: int = 128
+    rotation: bool = True
+    shift: bool = True
+    shift_prior: float = 0.05
+    focus: float = 0.4
+    metric_focus: float = 0.25
+    stress: float = 300.0
+    pixels: int = 192
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("latent_dim", 1, 64), ("hidden", 1, 4096), ("pixels", 0, 1_000_000)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"architecture.{name} is {getattr(self, name)}; it takes {low} to {high}")
+        for name, below in (("shift_prior", 1.0), ("focus", 100.0), ("metric_focus", 100.0)):
+            value = getattr(self, name)
+            if not 0 < value < below:
+                raise ValueError(f"architecture.{name} is {value}; it takes numbers above 0, below {below:g}")
+        if not 0 <= self.stress <= 1e6:
+            raise ValueError(f"architecture.stress is {self.stress}; it takes 0 to 1000000")
+
+
 class SpatialRVAE(nn.Module):
     """Rotation- and shift-invariant variational autoencoder of windows.
 
@@ -161,17 +206,8 @@ class SpatialRVAE(nn.Module):
     ----------
     channels, window_px
         Windows are ``(N, channels, window_px, window_px)``, float32.
-    latent_dim
-        Content latents.
-    rotation, shift
-        Whether the pose has an angle and a shift.
-    hidden
-        Width of the two tanh layers each way; the papers take 128.
-    shift_prior
-        Prior sd of the shift in windows. The papers' 0.1 counts half windows, which is 0.05 here; much
-        more, and a neighbour can be explained as the middle atom, displaced by a bond.
-    focus, metric_focus
-        Sd in half windows of the weight around the middle, for the likelihood and for the stress.
+    config
+        Widths and priors.
     generator
         Where the first weights come from; None: seed 0.
     """
@@ -189,22 +225,17 @@ class SpatialRVAE(nn.Module):
         self,
         channels: int,
         window_px: int,
+        config: SpatialConfig,
         *,
-        latent_dim: int = 2,
-        rotation: bool = True,
-        shift: bool = True,
-        hidden: int = 128,
-        shift_prior: float = 0.05,
-        focus: float = 0.4,
-        metric_focus: float = 0.25,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         random = torch.Generator().manual_seed(0) if generator is None else generator
-        self.channels, self.window_px, self.latent_dim = channels, window_px, latent_dim
-        self.rotation, self.shift, self.hidden, self.shift_prior = rotation, shift, hidden, shift_prior
-        self.focus, self.metric_focus = focus, metric_focus
-        self.turns = 4 if rotation else 1
+        latent_dim, hidden = config.latent_dim, config.hidden
+        self.channels, self.window_px, self.latent_dim, self.config = channels, window_px, latent_dim, config
+        self.rotation, self.shift, self.hidden = config.rotation, config.shift, hidden
+        self.shift_prior = config.shift_prior
+        self.turns = 4 if self.rotation else 1
         features = channels * pooled_px(window_px) ** 2
         self.read = _linear(features, hidden, random)
         self.choose = _linear(hidden, 1, random)
@@ -218,8 +249,8 @@ class SpatialRVAE(nn.Module):
         grid = window_grid(window_px)
         self.register_buffer("grid_P2", grid, persistent=False)
         self.register_buffer("disc_P", (grid.norm(dim=1) <= 1.0).nonzero()[:, 0], persistent=False)
-        self.register_buffer("weight_P", _bell(grid, focus), persistent=False)
-        self.register_buffer("metric_P", _bell(grid, metric_focus).sqrt(), persistent=False)
+        self.register_buffer("weight_P", _bell(grid, config.focus), persistent=False)
+        self.register_buffer("metric_P", _bell(grid, config.metric_focus).sqrt(), persistent=False)
         axis = torch.linspace(-_REACH, _REACH, self.bumps)
         self.register_buffer("axis_B", axis, persistent=False)
         inside = torch.hypot(axis[:, None], axis[None]) <= _REACH + 1e-6

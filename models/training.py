@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.spatial_rvae import SpatialRVAE, Terms
+from models.spatial_rvae import SpatialConfig, SpatialRVAE, Terms
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,10 +24,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Of the first weights, the split, the batches and the samples.
     epochs, batch, learning_rate
         Adam with a one-cycle rate whose peak is ``learning_rate``.
-    latent_dim, hidden, rotation, shift, shift_prior, focus, metric_focus
-        Those of the SpatialRVAE.
-    stress
-        Weight of the stress in nats; 0 leaves the latents to the ELBO alone.
+    architecture
+        What is trained.
     warm_up
         Share of the steps over which the KL terms come in.
     validation
@@ -38,54 +36,33 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         How many first weights are tried; the best held-out bound after ``trial_epochs`` goes on.
     trial_epochs
         Epochs of a trial.
-    pixels
-        Pixels of a window that each step looks at; 0 takes all.
     """
 
+    architecture: SpatialConfig = SpatialConfig()
     seed: int = 0
     epochs: int = 24
     batch: int = 100
     learning_rate: float = 2e-3
-    latent_dim: int = 2
-    hidden: int = 128
-    rotation: bool = True
-    shift: bool = True
-    shift_prior: float = 0.05
-    focus: float = 0.4
-    metric_focus: float = 0.25
-    stress: float = 300.0
     warm_up: float = 0.3
     validation: float = 0.15
     patience: int = 10
     restarts: int = 2
     trial_epochs: int = 3
-    pixels: int = 192
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("epochs", 1, 100_000),
             ("batch", 1, 65_536),
-            ("latent_dim", 1, 64),
-            ("hidden", 1, 4096),
             ("patience", 1, 100_000),
             ("restarts", 1, 100),
             ("trial_epochs", 1, 1000),
-            ("pixels", 0, 1_000_000),
         ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it takes {low} to {high}")
-        for name, below in (
-            ("learning_rate", 1.0),
-            ("shift_prior", 1.0),
-            ("validation", 0.9),
-            ("focus", 100.0),
-            ("metric_focus", 100.0),
-        ):
+        for name, below in (("learning_rate", 1.0), ("validation", 0.9)):
             value = getattr(self, name)
             if not 0 < value < below:
                 raise ValueError(f"training.{name} is {value}; it takes numbers above 0 and below {below:g}")
-        if not 0 <= self.stress <= 1e6:
-            raise ValueError(f"training.stress is {self.stress}; it takes 0 to 1000000")
         if not 0 <= self.warm_up <= 1:
             raise ValueError(f"training.warm_up is {self.warm_up}; it takes 0 to 1")
 
@@ -122,16 +99,7 @@ class _Run:
         self.windows, self.held_out, self.config, self.restart = windows, held_out, config, restart
         self.random = torch.Generator().manual_seed(config.seed * 1009 + restart)
         self.model = SpatialRVAE(
-            windows.shape[1],
-            windows.shape[2],
-            latent_dim=config.latent_dim,
-            rotation=config.rotation,
-            shift=config.shift,
-            hidden=config.hidden,
-            shift_prior=config.shift_prior,
-            focus=config.focus,
-            metric_focus=config.metric_focus,
-            generator=self.random,
+            windows.shape[1], windows.shape[2], config.architecture, generator=self.random
         )
         self.model.fit_scale(windows)
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
@@ -150,10 +118,10 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.learning_rate * _one_cycle(self.step / self.steps)
         warmed = self.step / max(1.0, self.config.warm_up * self.steps)
-        terms = self.model.terms(batch, self.random, self.config.pixels or None)
+        terms = self.model.terms(batch, self.random, self.config.architecture.pixels or None)
         loss = terms.negative_elbo(min(1.0, warmed)).mean()
         self.optimiser.zero_grad()
-        (loss + terms.turn_N.mean() + self.config.stress * terms.stress_N.mean()).backward()  # type: ignore[no-untyped-call]
+        (loss + terms.turn_N.mean() + self.config.architecture.stress * terms.stress_N.mean()).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1000.0)
         self.optimiser.step()
         self.step += 1

@@ -22,16 +22,12 @@ def untrained(channels: int, window_px: int, *, rotation: bool, shift: bool) -> 
     def make(folder: Path) -> Path:
         card = ModelCard(
             name="untrained",
+            family="spatial",
             channels=tuple(f"channel {c}" for c in range(channels)),
             window_nm=1.0,
             window_px=window_px,
-            latent_dim=3,
-            hidden=16,
-            rotation=rotation,
-            shift=shift,
-            shift_prior=0.05,
-            focus=0.4,
-            metric_focus=0.25,
+            architecture={"latent_dim": 3, "hidden": 16, "rotation": rotation, "shift": shift},
+            calibration={"novelty_center": [0.0, 0.0], "novelty_unit": [1.0, 1.0]},
         )
         windows = torch.randn(300, channels, window_px, window_px, generator=torch.Generator().manual_seed(1))
         path = folder / "untrained.safetensors"

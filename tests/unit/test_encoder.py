@@ -80,25 +80,21 @@ def wrapped(angle: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.angle(np.exp(1j * angle.astype(np.float64)))
 
 
-def checkpoint(path: Path, *, rotation: bool = True, window_px: int = 24, family: str = "rvae") -> Path:
+def checkpoint(path: Path, *, rotation: bool = True, window_px: int = 24, family: str = "spatial") -> Path:
     card = ModelCard(
         name="test",
-        family=family,
+        family=family,  # type: ignore[arg-type]
         channels=("HAADF", "ABF"),
         window_nm=0.6,
         window_px=window_px,
-        latent_dim=3,
-        hidden=16,
-        rotation=rotation,
-        shift=True,
-        shift_prior=0.05,
-        focus=0.4,
-        metric_focus=0.25,
+        architecture={"latent_dim": 3, "hidden": 16, "rotation": rotation, "shift": True},
     )
     windows = torch.randn(200, 2, window_px, window_px, generator=torch.Generator().manual_seed(3))
     novelty = NoveltyModel.fit(windows)
     center, unit = calibrated(novelty, windows)
-    card = msgspec.structs.replace(card, novelty_center=center, novelty_unit=unit)
+    card = msgspec.structs.replace(
+        card, calibration={"novelty_center": list(center), "novelty_unit": list(unit)}
+    )
     save(path, together(build(card), novelty), card)
     return path
 
@@ -235,14 +231,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="family 'finder'; the encoder takes 'rvae'"):
+    with pytest.raises(CheckpointError, match="family 'finder'; the encoder takes 'spatial'"):
         Encoder.load(checkpoint(tmp_path / "w.safetensors", family="finder"))
 
 
 def test_tensors_that_do_not_fit_the_card_are_refused(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "w.safetensors")
     tensors, card, _ = load(path)
-    save(path, tensors, msgspec.structs.replace(card, latent_dim=4))
+    save(path, tensors, msgspec.structs.replace(card, architecture=card.architecture | {"latent_dim": 4}))
     with pytest.raises(CheckpointError, match=r"w\.safetensors: tensor content\.weight is"):
         Encoder.load(path)
     save(path, {name: one for name, one in tensors.items() if name != "novelty.sd_S"}, card)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.spatial_rvae import (
     Posterior,
+    SpatialConfig,
     SpatialRVAE,
     kl_normal,
     kl_wrapped_normal,
@@ -22,7 +23,8 @@ from models.spatial_rvae import (
 
 
 def model(window_px: int = 24, **arguments: object) -> SpatialRVAE:
-    return SpatialRVAE(1, window_px, generator=torch.Generator().manual_seed(1), **arguments).eval()  # type: ignore[arg-type]
+    config = SpatialConfig(**arguments)  # type: ignore[arg-type]
+    return SpatialRVAE(1, window_px, config, generator=torch.Generator().manual_seed(1)).eval()
 
 
 def windows(n: int = 6, channels: int = 1, size: int = 24) -> Tensor:
@@ -132,7 +134,7 @@ def test_pose_without_rotation_or_shift_is_none(rotation: bool, shift: bool) -> 
 
 
 def test_a_model_of_several_channels_draws_several() -> None:
-    rvae = SpatialRVAE(3, 16, latent_dim=4)
+    rvae = SpatialRVAE(3, 16, SpatialConfig(latent_dim=4))
     told = rvae.encode(windows(5, 3, 16))
     assert told.mean_NZ.shape == (5, 4)
     assert rvae.decode(told.mean_NZ).shape == (5, 3, 16, 16)
@@ -148,7 +150,7 @@ def test_a_sample_of_the_pixels_estimates_the_whole_bound() -> None:
 
 
 def test_the_likelihood_is_that_of_a_normal_with_the_learnt_noise() -> None:
-    rvae = model(focus=1e6)
+    rvae = model(focus=99.0)
     rvae.log_noise_C.data.fill_(math.log(0.3))
     true, drawn = windows(2).flatten(2), torch.zeros(2, 1, 576)
     expected = -torch.distributions.Normal(drawn, 0.3).log_prob(true).sum((1, 2))
@@ -159,3 +161,17 @@ def test_making_a_model_leaves_the_global_generator_alone() -> None:
     before = torch.random.get_rng_state()
     model()
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"latent_dim": 0}, "architecture.latent_dim is 0; it takes 1 to 64"),
+        ({"hidden": 10**9}, "architecture.hidden is 1000000000; it takes 1 to 4096"),
+        ({"shift_prior": math.nan}, "architecture.shift_prior is nan"),
+        ({"stress": -1.0}, "architecture.stress is -1.0"),
+    ],
+)
+def test_an_architecture_out_of_range_says_what_it_takes(fields: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SpatialConfig(**fields)  # type: ignore[arg-type]
