@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from streamer.messages import Atoms, Float32, Frame, Patches, Registration
 from streamer.position_covariance import on_specimen
 from streamer.stage import Rejected
-
-if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is read without it
-    import torch
 
 
 class CutWindows:
@@ -90,38 +86,99 @@ class CutWindows:
 
     def _sampled(self, frame: Frame, positions: Float32, background: float, contrast: float) -> Float32:
         """Sample the normalised frame bilinearly at every point of every window."""
-        import torch
-
+        pixel_nm = np.array(frame.geometry.pixel_size_nm)
         # Where a window's pixel is larger than the frame's, the frame is averaged over it first:
         # a Gaussian with the variance that the larger square has beyond the smaller, s²/12 - 1/12.
-        ratio = self.window_nm / self.window_px / np.array(frame.geometry.pixel_size_nm)
-        blur = np.sqrt(np.maximum(ratio**2 - 1, 0) / 12)
-        picture = np.empty((self.channels, *frame.geometry.shape), dtype=np.float32)
+        blur = np.sqrt(np.maximum((self.window_nm / self.window_px / pixel_nm) ** 2 - 1, 0) / 12)
+        down, across = (_bell(sd) for sd in blur)
+        offsets = self._offset_nm / pixel_nm[:, None]
+        windows = np.empty((len(positions), self.channels, self.window_px, self.window_px), dtype=np.float32)
         for channel in range(self.channels):
-            level = (frame.image[channel] - np.float32(background)) * np.float32(1 / contrast)
-            ndimage.gaussian_filter(level, blur, truncate=3, mode="nearest", output=picture[channel])
-        with torch.inference_mode():
-            sampled = torch.nn.functional.grid_sample(
-                torch.from_numpy(picture)[None],
-                self._grid(frame, positions),
-                mode="bilinear",
-                padding_mode="border",
-                align_corners=True,
-            )
-        n, edge = len(positions), self.window_px
-        windows = sampled.view(self.channels, n, edge, edge).transpose(0, 1)
-        return np.ascontiguousarray(windows.numpy())
+            picture = _blurred(np.ascontiguousarray(frame.image[channel], dtype=np.float32), down, across)
+            _gather(picture, positions, offsets, background, 1 / contrast, windows, channel)
+        return windows
 
-    def _grid(self, frame: Frame, positions: Float32) -> torch.Tensor:
-        """Sampling points of all windows in a column, ``(1, n · h, w, 2)`` as (x, y) from -1 to 1."""
-        import torch
 
-        rows, cols = frame.geometry.shape
-        height_nm, width_nm = frame.geometry.pixel_size_nm
-        n, edge = len(positions), self.window_px
-        row = positions[:, 0, None] + self._offset_nm / height_nm
-        col = positions[:, 1, None] + self._offset_nm / width_nm
-        grid = np.empty((n, edge, edge, 2), dtype=np.float32)
-        grid[..., 0] = (col * (2 / max(cols - 1, 1)) - 1)[:, None, :]
-        grid[..., 1] = (row * (2 / max(rows - 1, 1)) - 1)[:, :, None]
-        return torch.from_numpy(grid.reshape(1, n * edge, edge, 2))
+def _bell(sd_px: float) -> Float32:
+    """Half of a normalised Gaussian, from its middle outwards to three sd, shape ``(reach + 1,)``."""
+    reach = int(3 * sd_px + 0.5)
+    if reach == 0:
+        return np.ones(1, dtype=np.float32)
+    half = np.exp(-0.5 * (np.arange(reach + 1) / sd_px) ** 2)
+    return (half / (half[0] + 2 * half[1:].sum())).astype(np.float32)
+
+
+def _blurred(image: Float32, down: Float32, across: Float32) -> Float32:
+    """Average an image over its neighbours; beyond the border it goes on as at the border."""
+    if len(down) == 1 and len(across) == 1:
+        return image
+    blurred = np.empty_like(image)
+    _blur(image, down, across, blurred)
+    return blurred
+
+
+@njit(cache=True)
+def _blur(image: Float32, down: Float32, across: Float32, out: Float32) -> None:
+    """Blur row by row: the rows above and below are added up while they are in the cache, then along."""
+    rows, cols = image.shape
+    reach = len(across) - 1
+    line = np.empty(cols + 2 * reach, dtype=np.float32)
+    for row in range(rows):
+        inner = line[reach : reach + cols]
+        inner[:] = down[0] * image[row]
+        for k in range(1, len(down)):
+            above, below = image[max(row - k, 0)], image[min(row + k, rows - 1)]
+            for col in range(cols):
+                inner[col] += down[k] * (above[col] + below[col])
+        line[:reach] = inner[0]
+        line[reach + cols :] = inner[cols - 1]
+        out[row] = across[0] * inner
+        for k in range(1, reach + 1):
+            left, right = line[reach - k : reach - k + cols], line[reach + k : reach + k + cols]
+            for col in range(cols):
+                out[row, col] += across[k] * (left[col] + right[col])
+
+
+@njit(cache=True)
+def _gather(
+    picture: Float32,
+    positions: Float32,
+    offsets: NDArray[np.float64],
+    background: float,
+    scale: float,
+    windows: Float32,
+    channel: int,
+) -> None:
+    """Sample ``(picture - background) * scale`` around each position into one channel of the windows.
+
+    A window's axes are those of the picture, so the places along a row and along a column are found once
+    a window: a sample costs two look-ups in a line that lies between two rows of the picture.
+    """
+    rows, cols = picture.shape
+    n, edge = windows.shape[0], windows.shape[2]
+    # Unsigned, because numba asks of every signed index whether it counts from the end.
+    left, right = np.empty(edge, dtype=np.uint32), np.empty(edge, dtype=np.uint32)
+    part = np.empty(edge, dtype=np.float32)
+    line = np.empty(cols, dtype=np.float32)
+    factor, level = np.float32(scale), np.float32(background)
+    for i in range(n):
+        first = 0
+        for k in range(edge):
+            place = min(max(positions[i, 1] + offsets[1, k], 0.0), cols - 1.0)
+            col = min(int(place), max(cols - 2, 0))
+            first = col if k == 0 else first
+            left[k], right[k] = col - first, min(col + 1, cols - 1) - first
+            part[k] = place - col
+        wide = int(right[edge - 1]) + 1
+        for k in range(edge):
+            place = min(max(positions[i, 0] + offsets[0, k], 0.0), rows - 1.0)
+            top = min(int(place), max(rows - 2, 0))
+            share = np.float32(place - top)
+            upper = picture[top, first : first + wide]
+            lower = picture[min(top + 1, rows - 1), first : first + wide]
+            for j in range(wide):
+                line[j] = ((upper[j] + share * (lower[j] - upper[j])) - level) * factor
+            out = windows[i, channel, k]
+            for j in range(edge):
+                here = line[left[j]]
+                out[j] = here + part[j] * (line[right[j]] - here)

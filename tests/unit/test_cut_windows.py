@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from streamer.messages import Atoms, Frame, Registration, ScanGeometry
 from streamer.stage import Rejected
@@ -100,6 +103,22 @@ def test_shrinking_averages_the_noise_instead_of_picking_pixels() -> None:
     coarse = CutWindows(96 * PIXEL_NM, 24).process(atoms(noise, [(100, 100)])).windows
     # A pixel of the window covers 16 of the frame.
     assert coarse.std() == pytest.approx(1 / 4, rel=0.3)
+
+
+@pytest.mark.parametrize("pixel_nm", [(0.0125, 0.0125), (0.01, 0.04), (0.03, 0.02)])
+def test_windows_are_what_scipy_says_in_double_precision(pixel_nm: tuple[float, float]) -> None:
+    rng = np.random.default_rng(2)
+    image = rng.normal(20, 5, (150, 170))
+    found = atoms(image, [tuple(rng.uniform(40, 100, 2)) for _ in range(9)], 3.0, 17.0, pixel_nm)
+    blur = [math.sqrt(max((0.025 / px) ** 2 - 1, 0) / 12) for px in pixel_nm]
+    level = (found.frame.image[0].astype(np.float64) - 3) / 17
+    smooth = ndimage.gaussian_filter(level, blur, truncate=3, mode="nearest")
+    step = ((np.arange(24) - 11.5) * 0.025)[:, None] / pixel_nm
+    places = found.positions_px.astype(np.float64)[:, None] + step
+    grids = [np.meshgrid(place[:, 0], place[:, 1], indexing="ij") for place in places]
+    expected = [ndimage.map_coordinates(smooth, grid, order=1) for grid in grids]
+    windows = CutWindows(0.6, 24).process(found).windows
+    np.testing.assert_allclose(windows[:, 0], expected, atol=2e-6)
 
 
 def test_atoms_whose_window_leaves_the_frame_have_none() -> None:
