@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from models.normalisation import Rule, normalised
 from streamer.messages import Atoms, Float32, Frame, Patches, Registration
 from streamer.position_covariance import on_specimen
 from streamer.stage import Rejected
+
+PICTURE_RULES = ("contrast", "response", "height")
 
 
 class CutWindows:
     """Sample every window in one gather.
 
     A window is centred on its atom, has its axes along rows and columns of the corrected frame and
-    is normalised: 0 at the background of the frame, 1 at the top of a typical column.
+    is normalised as the encoder's card says: by ``contrast``, 0 at the background of the frame and 1 at the
+    top of a typical column.
 
     Parameters
     ----------
@@ -27,20 +32,29 @@ class CutWindows:
         Pixels along that edge.
     channels
         How many of the frame's channels are cut, from the first.
+    normalisation
+        Name of the rule: ``contrast``, ``response`` or ``height``; see ``models.normalisation``.
     """
 
     name = "windows"
 
-    def __init__(self, window_nm: float, window_px: int, channels: int = 1) -> None:
+    def __init__(
+        self, window_nm: float, window_px: int, channels: int = 1, normalisation: str = "contrast"
+    ) -> None:
         if not (math.isfinite(window_nm) and window_nm > 0):
             raise ValueError(f"windows.window_nm is {window_nm}; it takes numbers above 0")
         if not 2 <= window_px <= 512:
             raise ValueError(f"windows.window_px is {window_px}; it takes 2 to 512")
         if channels < 1:
             raise ValueError(f"windows.channels is {channels}; it takes 1 and above")
+        if normalisation not in PICTURE_RULES:
+            raise ValueError(
+                f"windows.normalisation is {normalisation!r}; it takes {', '.join(PICTURE_RULES)}"
+            )
         self.window_nm = window_nm
         self.window_px = window_px
         self.channels = channels
+        self.normalisation = cast(Rule, normalisation)
         step_nm = window_nm / window_px
         self._offset_nm = (np.arange(window_px) - (window_px - 1) / 2) * step_nm
 
@@ -76,6 +90,13 @@ class CutWindows:
             ),
         )
 
+    def warm_up(self) -> None:
+        """Compile what is not compiled yet: a first frame would wait for it."""
+        bell = _bell(0.5)
+        picture = _blurred(np.zeros((9, 9), np.float32), bell, bell)
+        windows = np.empty((1, self.channels, 2, 2), dtype=np.float32)
+        _gather(picture, np.full((1, 2), 4, np.float32), np.zeros((2, 2)), 0.0, 1.0, windows, 0)
+
     def _inside(self, atoms: Atoms) -> NDArray[np.bool_]:
         """Mark the atoms whose outermost samples are still pixels of the frame."""
         reach_px = self._offset_nm[-1] / np.array(atoms.frame.geometry.pixel_size_nm)
@@ -93,19 +114,24 @@ class CutWindows:
         down, across = (_bell(sd) for sd in blur)
         offsets = self._offset_nm / pixel_nm[:, None]
         windows = np.empty((len(positions), self.channels, self.window_px, self.window_px), dtype=np.float32)
+        image = frame.image[: self.channels]
+        if self.normalisation != "contrast":  # which is linear, and done to the samples alone
+            image = normalised(self.normalisation, image, background, contrast)
+            background, contrast = 0.0, 1.0
         for channel in range(self.channels):
-            picture = _blurred(np.ascontiguousarray(frame.image[channel], dtype=np.float32), down, across)
+            picture = _blurred(np.ascontiguousarray(image[channel], dtype=np.float32), down, across)
             _gather(picture, positions, offsets, background, 1 / contrast, windows, channel)
         return windows
 
 
 def _bell(sd_px: float) -> Float32:
     """Half of a normalised Gaussian, from its middle outwards to three sd, shape ``(reach + 1,)``."""
-    reach = int(3 * sd_px + 0.5)
+    reach = int(3 * sd_px + 0.5 + 1e-9)  # of two pixels in one, exactly half an sd, rounding must not decide
     if reach == 0:
         return np.ones(1, dtype=np.float32)
     half = np.exp(-0.5 * (np.arange(reach + 1) / sd_px) ** 2)
-    return (half / (half[0] + 2 * half[1:].sum())).astype(np.float32)
+    normalised: Float32 = (half / (half[0] + 2 * half[1:].sum())).astype(np.float32)
+    return normalised
 
 
 def _blurred(image: Float32, down: Float32, across: Float32) -> Float32:

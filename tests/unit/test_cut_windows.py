@@ -110,7 +110,7 @@ def test_windows_are_what_scipy_says_in_double_precision(pixel_nm: tuple[float, 
     rng = np.random.default_rng(2)
     image = rng.normal(20, 5, (150, 170))
     found = atoms(image, [tuple(rng.uniform(40, 100, 2)) for _ in range(9)], 3.0, 17.0, pixel_nm)
-    blur = [math.sqrt(max((0.025 / px) ** 2 - 1, 0) / 12) for px in pixel_nm]
+    blur = [math.sqrt(max((0.025 / px) ** 2 - 1, 0) / 12) + 1e-12 for px in pixel_nm]
     level = (found.frame.image[0].astype(np.float64) - 3) / 17
     smooth = ndimage.gaussian_filter(level, blur, truncate=3, mode="nearest")
     step = ((np.arange(24) - 11.5) * 0.025)[:, None] / pixel_nm
@@ -153,6 +153,20 @@ def test_a_frame_with_too_few_channels_is_rejected() -> None:
 def test_a_frame_smaller_than_a_window_is_rejected() -> None:
     with pytest.raises(Rejected, match="no windows"):
         CutWindows(5.0, 24).process(atoms(plane(), [(50, 50)]))
+
+
+def test_heights_are_cut_from_the_levelled_face() -> None:
+    tilted = plane() / 100
+    tilted[50:53, 60:63] += 8.0
+    found = atoms(tilted, [(51, 61)], background=0.0, contrast=8.0)
+    window = CutWindows(9 * PIXEL_NM, 9, normalisation="height").process(found).windows[0, 0]
+    assert window[4, 4] == pytest.approx(1.0, abs=0.05)
+    assert window[0, 0] == pytest.approx(window[8, 8], abs=0.01)
+
+
+def test_a_rule_that_is_not_for_pictures_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="'pattern'; it takes contrast, response, height"):
+        CutWindows(0.6, 24, normalisation="pattern")
 
 
 @pytest.mark.parametrize(("window_nm", "window_px", "channels"), [(0.0, 24, 1), (0.6, 1, 1), (0.6, 24, 0)])
