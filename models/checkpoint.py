@@ -34,7 +34,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     channels
         Names of the channels of a window, in order.
     window_nm, window_px
-        Edge of a window on the specimen, and its pixels.
+        Edge of a window on the specimen, and its pixels; of a finder 0, and the edge of a training image.
     window_per_nm
         Edge of a diffraction pattern in 1/nm; 0 for windows of the specimen.
     normalisation
@@ -79,7 +79,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         for name in ("window_nm", "window_per_nm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"card.{name} is {getattr(self, name)}; it takes numbers from 0")
-        if (self.window_nm > 0) == (self.window_per_nm > 0):
+        if self.family != "finder" and (self.window_nm > 0) == (self.window_per_nm > 0):
             raise ValueError(
                 "card has an edge of the window in nm or in 1/nm above 0; exactly one of the two"
             )
