@@ -2,8 +2,8 @@
 
 A spot has a standard deviation of 1.5 to 4 pixels, whatever the microscope: that is the scale to which a
 finder brings its frames. What else is on a frame varies more widely than on any one instrument: lattices and
-single heavy atoms on an amorphous support, boundaries, dopants, vacancies, contamination, texture seen through
-the same lens, jitter and gain of lines, fly-back, afterglow, streaks, blanked and saturated parts.
+single heavy atoms on an amorphous support, boundaries, dopants, vacancies, contamination, texture as the lens
+shows it, jitter and gain of lines, fly-back, afterglow, streaks, blanked and saturated parts.
 """
 
 from __future__ import annotations
