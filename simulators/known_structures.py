@@ -1,4 +1,4 @@
-"""Four structures of our own making, with the source of their lattice constants, and any by name or file."""
+"""Six structures of our own making, with the source of their lattice constants, and any by name or file."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ GAAS_NM = 0.565325  # at 300 K: Vurgaftman, Meyer and Ram-Mohan, J. Appl. Phys. 
 # 2H-MoS2: a = 3.1602(2), c = 12.294(4) A, z(S) = 0.621: Bronsema, de Boer and Jellinek, Z. Anorg. Allg.
 # Chem. 540, 15 (1986); the sheet of S lies (0.75 - 0.621) c above that of Mo.
 MOS2_NM, MOS2_HEIGHT_NM = 0.31602, (0.75 - 0.621) * 1.2294
+STRONTIUM_TITANATE_NM = 0.3905  # cubic, at room temperature: Okazaki and Kawaminami, MRB 8, 545 (1973)
+# PbTiO3 at room temperature, P4mm: a = 3.902, c = 4.156 A, z(Ti) = 0.5377, z(O) = 0.1118 above the lead and
+# 0.6174 beside the titanium: Nelmes and Kuhs, Solid State Commun. 54, 721 (1985)
+LEAD_TITANATE_NM = (0.3902, 0.4156)
+LEAD_TITANATE_Z = (0.5377, 0.1118, 0.6174)
 SILICON_BOND_NM = 0.176  # threefold Si in graphene, 0.169 to 0.178: Zhou et al., PRL 109, 206803 (2012)
 SHEET_NM = 2.0  # height of the cell of a sheet; it does not repeat along it
 
@@ -72,11 +77,41 @@ def mos2() -> Structure:
     )
 
 
+def strontium_titanate() -> Structure:
+    """Strontium titanate, the cubic perovskite, five atoms a cell."""
+    places = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    return Structure(
+        cell_nm=STRONTIUM_TITANATE_NM * np.eye(3),
+        positions_nm=STRONTIUM_TITANATE_NM * np.array(places),
+        numbers=np.array([38, 22, 8, 8, 8]),
+        name="strontium-titanate",
+        space_group="Pm-3m",
+        source="a = 3.905 A: Okazaki and Kawaminami, Mater. Res. Bull. 8, 545 (1973)",
+    )
+
+
+def lead_titanate() -> Structure:
+    """Lead titanate, a polar tetragonal perovskite, displaced along the third axis."""
+    a, c = LEAD_TITANATE_NM
+    titanium, above, beside = LEAD_TITANATE_Z
+    places = [[0, 0, 0], [0.5, 0.5, titanium], [0.5, 0.5, above], [0.5, 0, beside], [0, 0.5, beside]]
+    return Structure(
+        cell_nm=np.diag([a, a, c]),
+        positions_nm=np.array(places) * [a, a, c],
+        numbers=np.array([82, 22, 8, 8, 8]),
+        name="lead-titanate",
+        space_group="P4mm",
+        source="a = 3.902, c = 4.156 A: Nelmes and Kuhs, Solid State Commun. 54, 721 (1985)",
+    )
+
+
 KNOWN: dict[str, Callable[[], Structure]] = {
     "graphene": graphene,
     "silicon-in-graphene": silicon_in_graphene,
     "gaas": gaas,
     "mos2": mos2,
+    "strontium-titanate": strontium_titanate,
+    "lead-titanate": lead_titanate,
 }
 
 

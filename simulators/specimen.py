@@ -56,8 +56,9 @@ class SpecimenConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     Attributes
     ----------
     structure
-        A file (CIF, POSCAR, XYZ, JSON of JARVIS) or graphene, silicon-in-graphene, gaas, mos2; empty is the
-        sheet. A relative path starts where the program was started.
+        A file (CIF, POSCAR, XYZ, JSON of JARVIS) or graphene, silicon-in-graphene, gaas, mos2,
+        strontium-titanate, lead-titanate; empty is the sheet. A relative path starts where the program was
+        started.
     orientation_deg
         Angle from x to a zigzag row of the grain in the middle; x right, y down.
     three_fold_si_per_nm2, four_fold_si_per_nm2

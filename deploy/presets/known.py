@@ -9,6 +9,8 @@ from deploy.presets.preset import Preset
 # A module and the name in it: presets are imported when they are asked for, each brings its simulator.
 KNOWN = {
     "graphene-si": ("graphene_si", "PRESET"),
+    "perovskite": ("lattice", "PRESET"),
+    "mos2": ("mos2", "PRESET"),
 }
 
 

@@ -90,6 +90,20 @@ def drawn(part: Labelled, count: int, rng: np.random.Generator) -> Labelled:
     return part.only(rng.permutation(len(part.class_N))[:count])
 
 
+def thinned(part: Labelled, count: int, rng: np.random.Generator) -> Labelled:
+    """Draw ``count`` windows, the classes as evenly as there are enough; what has no class counts as one.
+
+    Perfect crystal is most of any frame: as many windows of it as there are would be all that is learnt.
+    """
+    order = rng.permutation(len(part.class_N))
+    class_N = part.class_N[order]
+    rank = np.zeros(len(order), dtype=np.int64)
+    for kind in np.unique(class_N):
+        rank[class_N == kind] = np.arange(np.count_nonzero(class_N == kind))
+    chosen = np.argsort(rank, kind="stable")[:count]
+    return part.only(order[rng.permutation(chosen)])
+
+
 class Preset(msgspec.Struct, frozen=True, kw_only=True):
     """One kind of specimen under one kind of instrument.
 
