@@ -1,0 +1,146 @@
+"""How well an encoder does on what a preset shows, each figure against the simulated truth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from deploy.presets.groups import mixture_groups
+from deploy.presets.preset import Labelled, Preset
+from models.encoder import Encoded, Encoder
+from simulators.scoring import adjusted_rand_index
+
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+JUDGED_WINDOWS = 1500
+NEIGHBOURS = 15
+LEAST_OF_A_CLASS = 15
+# Of a normal distribution, within 1 and 1.96 sd.
+COVERS = {"cover_68": 0.9945, "cover_95": 1.95996}
+MEANINGS = {
+    "ari": "agreement of a mixture fitted to the latents without labels with the true classes; 1 is the same",
+    "knn": "how often the true classes of the 15 nearest latents tell the class; 1 is always",
+    "invariance": "variance of a place's latents over turns, by that of the classes' means; 0 is best",
+    "r_mean": "how well angles follow the truth, |mean exp(i n error)|, mean over the classes; 1 is best",
+    "r_min": "the same, of the worst class",
+    "cover_68": "how often the true angle is within the sd that is said for 68 %; 0.68 is best",
+    "cover_95": "how often it is within the interval for 95 %; 0.95 is best",
+    "shift_rms_nm": "root mean square error of the shift along an axis",
+    "novel_share": "windows of the preset's own kind that are called novel (above 3); about 0.003",
+    "novel_noise_share": "windows of white noise that are called novel; 1 is best",
+    "held_out_nats": "negative evidence bound of a held-out window; lower is better",
+    "site_ari": "agreement of two groups of latents with silicon and carbon, the worst of three frames",
+    "novel_share_default": "the same as novel_share, in frames of the simulated instrument",
+}
+
+
+def judged(preset: Preset, encoder: Encoder, seed: int) -> dict[str, float]:
+    """Measure what all presets share, on windows of an odd seed that training never saw.
+
+    Parameters
+    ----------
+    preset
+        With the window of the encoder.
+    seed
+        Odd.
+
+    Returns
+    -------
+    scores
+        Named as in ``MEANINGS``; what cannot be known of this preset is left out.
+
+    Raises
+    ------
+    ValueError
+        If the seed is even.
+    """
+    if seed % 2 == 0:
+        raise ValueError(f"seed is {seed}; figures are measured on odd ones")
+    rng = np.random.default_rng(seed)
+    part = preset.simulate(preset, JUDGED_WINDOWS, rng)
+    seen = encoder.encode(part.windows_NCHW)
+    told = class_scores(seen.mean, part.class_N)
+    told |= angle_scores(preset, seen, part)
+    told |= shift_scores(preset, seen, part)
+    told |= novelty_scores(encoder, seen, part, rng)
+    if preset.series is not None:
+        shown = preset.series(preset, rng)
+        told["invariance"] = invariance(encoder.encode(shown.windows_NCHW).mean, shown)
+    return told | dict(preset.judge(preset, encoder) if preset.judge is not None else {})
+
+
+def class_scores(mean_NZ: NDArray[np.float32], class_N: Int64) -> dict[str, float]:
+    """Compare latents with classes, of windows that have one; needs two classes."""
+    known = class_N >= 0
+    mean_NZ, class_N = mean_NZ[known], class_N[known]
+    kinds = len(np.unique(class_N))
+    if kinds < 2:
+        return {}
+    ari = adjusted_rand_index(class_N, mixture_groups(mean_NZ, kinds))
+    return {"ari": ari, "knn": nearest_agree(mean_NZ, class_N)}
+
+
+def nearest_agree(mean_NZ: NDArray[np.float32], class_N: Int64) -> float:
+    """How often the majority of a latent's nearest others, each latent of unit sd, has its class."""
+    scaled = mean_NZ / np.maximum(mean_NZ.std(0), 1e-12)
+    _, near = cKDTree(scaled).query(scaled, k=NEIGHBOURS + 1)
+    votes = np.eye(class_N.max() + 1)[class_N[near[:, 1:]]].sum(1)
+    return float((votes.argmax(1) == class_N).mean())
+
+
+def angle_scores(preset: Preset, seen: Encoded, part: Labelled) -> dict[str, float]:
+    """Compare angles with the truth: turns that leave a class as it is do not count as errors."""
+    concentration, errors_in_sd = [], []
+    for kind, folds in enumerate(preset.symmetry):
+        chosen = (part.class_N == kind) & np.isfinite(part.angle_N)
+        if folds == 0 or chosen.sum() < LEAST_OF_A_CLASS:
+            continue
+        away = np.exp(1j * folds * (seen.angle_rad[chosen] - part.angle_N[chosen]))
+        # The model's zero of a class is any direction: one offset for the class is no error.
+        error = np.angle(away / away.mean()) / folds
+        concentration.append(abs(away.mean()))
+        errors_in_sd.append(np.abs(error) / seen.angle_sd_rad[chosen])
+    if not concentration:
+        return {}
+    inside = np.concatenate(errors_in_sd)
+    covers = {name: float((inside < sds).mean()) for name, sds in COVERS.items()}
+    return {"r_mean": float(np.mean(concentration)), "r_min": float(min(concentration)), **covers}
+
+
+def shift_scores(preset: Preset, seen: Encoded, part: Labelled) -> dict[str, float]:
+    """Compare shifts with the truth, each class up to the offset of what the model draws for it."""
+    known = np.isfinite(part.shift_N2).all(1)
+    if not known.any() or not preset.training.architecture.shift:
+        return {}
+    pixel_nm = (preset.window_nm or preset.window_per_nm) / preset.window_px
+    error_nm = seen.offset_px[known, ::-1] * pixel_nm - part.shift_N2[known]
+    return {"shift_rms_nm": float(np.sqrt((error_nm**2).mean()))}
+
+
+def novelty_scores(
+    encoder: Encoder, seen: Encoded, part: Labelled, rng: np.random.Generator
+) -> dict[str, float]:
+    """Count novel windows, of the preset's kind and of noise with the same mean and sd."""
+    windows = part.windows_NCHW[:300]
+    noise = rng.normal(windows.mean(), windows.std(), windows.shape).astype(np.float32)
+    return {
+        "novel_share": float((seen.novelty > 3).mean()),
+        "novel_noise_share": float((encoder.encode(noise).novelty > 3).mean()),
+    }
+
+
+def invariance(mean_NZ: NDArray[np.float32], shown: Labelled) -> float:
+    """Mean variance of a place's latents over its turns, by the variance of the classes' means."""
+    within = []
+    for place in np.unique(shown.same_N[shown.same_N >= 0]):
+        turns = mean_NZ[shown.same_N == place]
+        if len(turns) >= 6:
+            within.append(turns.var(0).sum())
+    known = shown.class_N >= 0
+    kinds = np.unique(shown.class_N[known])
+    middles = np.array([mean_NZ[known & (shown.class_N == kind)].mean(0) for kind in kinds])
+    return float(np.mean(within) / max(middles.var(0).sum(), 1e-12)) if within else math.nan
