@@ -65,6 +65,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         limit.
     max_suggestions
         End of the experiment as far as the agent goes; 0 leaves it to the streamer.
+    encoder
+        Whose latents are decided on: the name of one beside the main encoder; empty for the main one.
     min_confidence
         Atoms that the finder is less sure of are no candidates.
     min_distance_nm
@@ -96,6 +98,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_pending: int = 2
     max_per_frame: int = 1
     max_suggestions: int = 0
+    encoder: str = ""
     min_confidence: float = 0.5
     min_distance_nm: float = 0.07
     max_miss_nm: float = 0.15

@@ -139,7 +139,7 @@ class SiteAgent(ABC):
             case StrainMap():
                 self._take_strain(message)
             # a sub-scan shows a part of the field from close by, a batch of patterns a few rows of it
-            case Latents(request_id=None, is_delivered=False):
+            case Latents(request_id=None, is_delivered=False) if message.encoder == self.config.encoder:
                 self._candidates = Candidates.of(message, self.config.min_confidence)
                 self._ledger.new_frame()
             case _:

@@ -47,6 +47,14 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     agent: AgentConfig = AgentConfig()
     simulate: SimulateConfig = SimulateConfig()
 
+    def __post_init__(self) -> None:
+        names = ["", *(one.name for one in self.streamer.pipeline.encode.beside)]
+        if self.agent.encoder not in names:
+            raise ValueError(
+                f"agent.encoder is {self.agent.encoder!r}; it takes the name of an encoder of "
+                f"streamer.pipeline.encode: {', '.join(map(repr, names))}"
+            )
+
 
 def read_run_config(path: Path | None) -> RunConfig:
     """Read the configuration of a run; no path gives the defaults.
@@ -80,5 +88,5 @@ def check(tables: Tables, origin: str = "") -> RunConfig:
             agent=convert(tables.get("agent", {}), AgentConfig, "agent"),
             simulate=convert(tables.get("simulate", {}), SimulateConfig, "simulate"),
         )
-    except ConfigError as error:
+    except ValueError as error:
         raise ConfigError(f"{origin}{error}") from None

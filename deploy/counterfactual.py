@@ -199,12 +199,15 @@ def read_pool(folder: Path, objective: Objective) -> Pool:
     return pool
 
 
-def read_turns(folder: Path, pool: Pool) -> Iterator[Latents | StrainMap | None]:
-    """Read the latents of each frame and the maps, and None where a measurement of the pool was made."""
+def read_turns(folder: Path, pool: Pool, encoder: str = "") -> Iterator[Latents | StrainMap | None]:
+    """Read an encoder's latents of each frame and the maps, and None where the pool's next was measured."""
     known = {measured.outcome.id for measured in pool.all}
     for message in _messages(folder, "latents", "outcome", "strain_map"):
         if isinstance(message, StrainMap) or (
-            isinstance(message, Latents) and message.request_id is None and not message.is_delivered
+            isinstance(message, Latents)
+            and message.encoder == encoder
+            and message.request_id is None
+            and not message.is_delivered
         ):
             yield message
         elif isinstance(message, Outcome) and message.id in known:
@@ -305,7 +308,7 @@ def compare(folder: Path, config: AgentConfig) -> Counterfactual:
             "another agent.objective, or a session with measurements"
         )
     other = OtherAgent(agent, pool)
-    other.decide(read_turns(folder, pool))
+    other.decide(read_turns(folder, pool, config.encoder))
     sign = 1.0 if config.goal == "maximise" else -1.0
     site_values = sign * np.array([measured.value for measured in pool.all])
     level = near_best(site_values)

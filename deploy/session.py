@@ -298,7 +298,7 @@ def _take(session: Session, seen: _Gathering, received_s: float, message: AnyMes
             session.atoms = message
         case Patches():
             session.patterns += len(message.windows)
-        case Latents(request_id=None, is_delivered=False):
+        case Latents(request_id=None, is_delivered=False, encoder=""):
             _keep(seen.latents, message.number, message)
             _take_registration(session, message, seen.rasters.pop(message.number, message.geometry))
             if message.number in seen.received_s:

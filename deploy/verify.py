@@ -213,6 +213,7 @@ class FrameCheck:
         self._findings = findings
         self._after = after
         self._open: dict[int, Latents | str] = {}  # what came out, until the journal has its answer
+        self._beside: dict[tuple[int, str], Latents] = {}  # and what other encoders made of it
         self._is_other_model = False
 
     def take(self, record: int, message: AnyMessage) -> None:
@@ -220,6 +221,8 @@ class FrameCheck:
         match message:
             case Frame() | Patches() if message.number > self._after:
                 self._open[message.number] = self._analyse(message)
+            case Latents(is_beside=True) if message.number > self._after:
+                self._compare_beside(record, message)
             case Latents() if message.number > self._after:
                 self._compare(record, message.number, "latents", message)
             case Event(what="frame rejected"):
@@ -238,28 +241,42 @@ class FrameCheck:
     def _analyse(self, frame: Frame | Patches) -> Latents | str:
         meter = _NoMeter()
         processed = self._pipeline.process(frame, meter)
-        return meter.rejection if processed is None else processed.latents
+        if processed is None:
+            return meter.rejection
+        self._beside |= {(frame.number, one.encoder): one for one in processed.beside}
+        return processed.latents
 
     def _compare(self, record: int, number: int, kind: str, recorded: Latents | str) -> None:
         now = self._open.pop(number, f"no frame {number}")
-        if isinstance(recorded, Latents) and self._is_of_another_model(record, recorded):
+        if isinstance(recorded, Latents) and self._is_of_another_model(record, recorded, now):
             return
         is_equal = self._findings.compare("frames", record, f"{kind} of frame {number}", recorded, now)
         if isinstance(recorded, Latents):
-            check = self._findings.checks["latents"]
-            check.checked += 1
-            check.equal += is_equal
+            self._count_latents(is_equal)
 
-    def _is_of_another_model(self, record: int, recorded: Latents) -> bool:
+    def _compare_beside(self, record: int, recorded: Latents) -> None:
+        """Compare what another encoder than the main one said of a frame."""
+        now = self._beside.pop((recorded.number, recorded.encoder), None)
+        if now is None or self._is_of_another_model(record, recorded, now):
+            return  # a checkpoint may come between the two
+        name = f"latents {recorded.encoder} of frame {recorded.number}"
+        self._count_latents(self._findings.compare("frames", record, name, recorded, now))
+
+    def _count_latents(self, is_equal: bool) -> None:
+        check = self._findings.checks["latents"]
+        check.checked += 1
+        check.equal += is_equal
+
+    def _is_of_another_model(self, record: int, recorded: Latents, now: Latents | str) -> bool:
         """Say once that other weights made these latents; nothing is compared then."""
-        here = self._pipeline.encode.encoder.revision
-        if recorded.model_revision == here:
+        if isinstance(now, str) or recorded.model_revision == now.model_revision:
             return False
         if not self._is_other_model:
             self._is_other_model = True
-            self._findings.compare("latents", record, "latents.model_revision", recorded.model_revision, here)
+            have, here = recorded.model_revision, now.model_revision
+            self._findings.compare("latents", record, "latents.model_revision", have, here)
             self._findings.notes.append(
-                f"the session was analysed with the weights {recorded.model_revision}, here are {here}: its "
+                f"the session was analysed with the weights {have}, here are {here}: its "
                 "latents were not compared; name its weights in streamer.pipeline.encode.weights of --config"
             )
         return True

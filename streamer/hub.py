@@ -23,6 +23,7 @@ from streamer.admission import refuse_out_of_season, why_not_frame
 from streamer.codec import Numbered, Parts, WireError, decode_numbered, encode
 from streamer.config import ExperimentConfig, HubConfig
 from streamer.distortion_status import distortion_status
+from streamer.encoders import Missing
 from streamer.envelope import Envelope, RefusedError
 from streamer.full_disk import SLACK_BYTES, Arrival, DiskRoom, size_of
 from streamer.holds import DISK, MODEL, Holds
@@ -151,6 +152,7 @@ class Hub:
         self._frame_s = 0.0
         self._result_bytes = SLACK_BYTES
         self._unkept: set[int] = set()
+        self._missing: dict[str, str] = {}  # encoders that had nothing to say lately, and why
         self._recovery = Recovery()
 
     # -- a restart -----------------------------------------------------------------------------
@@ -840,7 +842,14 @@ class Hub:
     def _compare_again(self, known: Latents | None, result: Result) -> None:
         """A frame that the journal has an answer to was only analysed to bring the pipeline up to date."""
         again = None if result.processed is None else result.processed.latents
-        if not is_same_answer(known, again):
+        is_same = is_same_answer(known, again)
+        for latents in () if result.processed is None else result.processed.beside:
+            before = self._recovery.beside.pop((latents.number, latents.encoder), None)
+            if before is None:  # the earlier process ended between the two
+                self._tell_beside(latents)
+            else:
+                is_same = is_same and is_same_answer(before, latents)
+        if not is_same:
             self.telemetry.message_refused("recovered differently")
             self._event("recovered differently", "another result than before", result.frame.number)
         is_frame = isinstance(result.frame, Frame)
@@ -861,6 +870,9 @@ class Hub:
             self._undecided_s[frame.number] = arrived_s
         self._record(Numbered(latents))
         self._publisher.publish(latents)
+        for further in processed.beside:
+            self._tell_beside(further)
+        self._note_missing(processed.missing, frame.number)
         for message in processed.also:
             was_mapped = self.progress.separation.map_frames > 0
             self._record(Numbered(message))
@@ -875,6 +887,20 @@ class Hub:
             self._separate(frame)
         for number in [n for n in self._undecided_s if n < frame.number - 256]:
             del self._undecided_s[number]
+
+    def _tell_beside(self, latents: Latents) -> None:
+        """Send on what an encoder beside the main one says of a frame."""
+        self._missing.pop(latents.encoder, None)
+        self._record(Numbered(latents))
+        self._publisher.publish(latents)
+
+    def _note_missing(self, missing: Iterable[Missing], number: int) -> None:
+        """Count encoders that had nothing to say of a frame; the first time in a row a person is told."""
+        for encoder, reason in missing:
+            self.telemetry.encoder_missed(encoder, reason)
+            if self._missing.get(encoder) != reason:
+                self._missing[encoder] = reason
+                self._event("not encoded", f"{encoder}: {reason}", number)
 
     def _keep_state(self, state: PipelineState) -> None:
         """Write all that a restart needs, so that it need not read what lies before."""

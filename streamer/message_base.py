@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import msgspec
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 PairNm = tuple[float, float]
+_REVISION = re.compile(r"[0-9a-f]{12}")
 
 
 class Message(
@@ -50,3 +52,9 @@ def require_time(owner: str, name: str, value: float) -> None:
 def require_positive(owner: str, name: str, *values: float) -> None:
     if not all(math.isfinite(value) and value > 0 for value in values):
         raise ValueError(f"{owner}.{name} is {values}; it takes numbers above 0")
+
+
+def require_revision(owner: str, revision: str) -> None:
+    """Raise ValueError unless it is the hash of weights, which also names their file."""
+    if not _REVISION.fullmatch(revision):
+        raise ValueError(f"{owner}.revision is {revision[:20]!r}; it takes 12 hexadecimal digits")

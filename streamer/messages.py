@@ -30,6 +30,7 @@ from streamer.message_base import (
     require_count,
     require_finite,
     require_positive,
+    require_revision,
     require_time,
 )
 from streamer.strain_map import StrainMap as StrainMap
@@ -37,6 +38,7 @@ from streamer.strain_map import StrainMap as StrainMap
 Role = Literal["instrument", "agent", "operator", "viewer"]
 Action = Literal["spectrum", "scan"]
 OutcomeStatus = Literal["ok", "failed", "refused", "skipped", "aborted"]
+MOST_WEIGHTS_BYTES = 64 << 20
 
 
 class Frame(Message, frozen=True, kw_only=True, eq=False, tag="frame"):
@@ -253,6 +255,11 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
     is_delivered
         Whether the windows were delivered by a detector and not cut from a frame: then these are a part
         of a scan, uncorrected and not linked.
+    encoder
+        Name of the encoder, as it is configured beside the main one, whose own name is empty.
+    gain, defocus
+        Brightness of the content against that of the training windows, and how much wider its spots are,
+        shape ``(n,)``, float32; None from an encoder that does not say it.
     """
 
     session: str
@@ -276,6 +283,9 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
     request_id: str | None = None
     position_covariance_nm2: Float32 | None = None
     is_delivered: bool = False
+    encoder: str = ""
+    gain: Float32 | None = None
+    defocus: Float32 | None = None
 
     def __post_init__(self) -> None:
         require_array("latents", "mean", self.mean, (None, None), "float32")
@@ -286,11 +296,19 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
             require_array("latents", name, getattr(self, name), (n, 2), "float32")
         for name in ("angle_rad", "angle_sd_rad", "novelty", "confidence"):
             require_array("latents", name, getattr(self, name), (n,), "float32")
+        for name in ("gain", "defocus"):
+            if getattr(self, name) is not None:
+                require_array("latents", name, getattr(self, name), (n,), "float32")
         require_array("latents", "track", self.track, (n,), "int64")
         if self.position_covariance_nm2 is not None:
             require_array(
                 "latents", "position_covariance_nm2", self.position_covariance_nm2, (n, 2, 2), "float32"
             )
+
+    @property
+    def is_beside(self) -> bool:
+        """Say whether they are a further view of a frame, beside the main encoder's, which are its answer."""
+        return self.encoder != "" and not self.is_delivered
 
 
 class Suggestion(Message, frozen=True, kw_only=True, eq=False, tag="suggestion"):
@@ -616,21 +634,31 @@ class Control(Message, frozen=True, kw_only=True, eq=False, tag="control"):
         ``pause`` (beam parked, no new requests) and ``resume``; ``stop`` ends the session in order;
         ``abort`` parks the beam at once, breaks off what is under way and holds until ``resume``;
         ``veto`` forbids a request under way (``id``) or a place (``position_nm``); ``separate`` asks for
-        the four scans that tell strain from distortion.
+        the four scans that tell strain from distortion; ``encoder`` asks for other weights.
     id
         Of the vetoed suggestion or request; empty for none.
     position_nm, radius_nm
         Specimen position ``(x, y)`` around which nothing more is measured.
     reason
         For the journal.
+    encoder
+        With ``encoder``: which one, as in ``Latents.encoder``.
+    revision
+        With ``encoder``: of the weights wanted, the first 12 hexadecimal digits of the file's SHA-256.
+    weights
+        With ``encoder``: the bytes of that file, uint8; None for weights that the session has already, and
+        in the journal, beside which they are kept.
     """
 
     session: str = ""
-    action: Literal["pause", "resume", "stop", "abort", "veto", "separate"]
+    action: Literal["pause", "resume", "stop", "abort", "veto", "separate", "encoder"]
     id: str = ""
     position_nm: PairNm | None = None
     radius_nm: float = 0.0
     reason: str = ""
+    encoder: str = ""
+    revision: str = ""
+    weights: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         require_finite("control", "position_nm", *(self.position_nm or ()))
@@ -638,6 +666,16 @@ class Control(Message, frozen=True, kw_only=True, eq=False, tag="control"):
             raise ValueError(f"control.radius_nm is {self.radius_nm}; it takes 0 and above")
         if self.action == "veto" and not self.id and self.position_nm is None:
             raise ValueError("control.id and position_nm are missing; a veto takes one of them")
+        if (self.action == "encoder") != bool(self.revision):
+            raise ValueError("control.revision goes with action 'encoder', and only with it")
+        if self.revision:
+            require_revision("control", self.revision)
+        if self.weights is not None:
+            require_array("control", "weights", self.weights, (None,), "uint8")
+            if self.weights.size > MOST_WEIGHTS_BYTES:
+                raise ValueError(
+                    f"control.weights has {self.weights.size} bytes; it takes up to {MOST_WEIGHTS_BYTES}"
+                )
 
 
 class Command(Message, frozen=True, kw_only=True, eq=False, tag="command"):
@@ -685,6 +723,37 @@ class ModelRevision(Message, frozen=True, kw_only=True, eq=False, tag="model_rev
     told: int
     observations: int
     parameters: dict[str, list[float]]
+
+
+class EncoderInUse(Message, frozen=True, kw_only=True, eq=False, tag="encoder_in_use"):
+    """From one frame on an encoder has these weights; the session's folder keeps them by their revision.
+
+    Attributes
+    ----------
+    session
+        Name of the session.
+    encoder
+        Which encoder, as in ``Latents.encoder``.
+    number
+        Of the first frame, or batch of patches, that is encoded with them.
+    revision
+        What the latents say as ``model_revision``.
+    name
+        What the model card calls the weights.
+    reason
+        Who asked for them, and why.
+    """
+
+    session: str
+    encoder: str
+    number: int
+    revision: str
+    name: str = ""
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        require_count("encoder_in_use", "number", self.number)
+        require_revision("encoder_in_use", self.revision)
 
 
 class Checkpoint(Message, frozen=True, kw_only=True, eq=False, tag="checkpoint"):
@@ -833,5 +902,5 @@ class Score(Message, frozen=True, kw_only=True, eq=False, tag="score"):
 AnyMessage = (
     Frame | Atoms | Patches | Latents | StrainMap | Suggestion | Request | Outcome | Score
     | Hello | Welcome | Ack | Heartbeat | Resend | Bye | Control | Command
-    | ModelRevision | Checkpoint | Event | Status
+    | ModelRevision | EncoderInUse | Checkpoint | Event | Status
 )  # fmt: skip

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
 from streamer.codec import pack, unpack
+from streamer.encoders import MAIN, Encoders, Missing
 from streamer.messages import Atoms, Frame, Latents, ModelRevision, Patches, StrainMap
 from streamer.stage import Meter, drive
 from streamer.stages.check_frame import CheckConfig, CheckFrame
@@ -20,13 +21,9 @@ from streamer.stages.correct_distortion import (
     CorrectDistortion,
     CorrectState,
 )
-from streamer.stages.cut_windows import CutWindows
-from streamer.stages.encode import Encode, EncodeConfig, FitsEncoder
+from streamer.stages.encode import EncodeConfig, WindowEncoder
 from streamer.stages.find_atoms import FindAtoms, FindConfig
 from streamer.stages.link_atoms import LinkAtoms, LinkConfig, LinkState
-
-if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is read without it
-    from models.encoder import Encoder
 
 
 class PipelineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,6 +50,10 @@ class Processed(msgspec.Struct, frozen=True, kw_only=True):
         All columns found in it; None likewise.
     latents
         Those whose window lies in the frame, encoded and linked; of patches, each of them encoded.
+    beside
+        What the encoders beside the main one say of the frame.
+    missing
+        Those of them that had nothing to say of it.
     also
         What else was learnt from it, for the journal and whoever listens.
     """
@@ -60,6 +61,8 @@ class Processed(msgspec.Struct, frozen=True, kw_only=True):
     corrected: Frame | None
     atoms: Atoms | None
     latents: Latents
+    beside: tuple[Latents, ...] = ()
+    missing: tuple[Missing, ...] = ()
     also: tuple[ModelRevision | StrainMap, ...] = ()
 
 
@@ -104,25 +107,27 @@ class Pipeline:
         A loaded model; its card sets the windows.
     calibrations
         Finds the calibration of a scan; None where there are none.
+    beside
+        Further encoders by their names.
     """
 
     def __init__(
-        self, config: PipelineConfig, encoder: Encoder, calibrations: Calibrations | None = None
+        self,
+        config: PipelineConfig,
+        encoder: WindowEncoder,
+        calibrations: Calibrations | None = None,
+        beside: Mapping[str, WindowEncoder] | None = None,
     ) -> None:
-        card = encoder.card
         self.check = CheckFrame(config.check)
         self.correct = CorrectDistortion(config.correct, calibrations)
         self.find = FindAtoms(config.find)
-        self.windows = CutWindows(card.window_nm, card.window_px, len(card.channels))
-        self.fits = FitsEncoder(card.channels, card.window_nm, card.window_px)
-        self.encode = Encode(encoder)
+        self.encoders = Encoders({MAIN: encoder} | dict(beside or {}))
         self.link = LinkAtoms(config.link)
-        self._window_shape = (len(card.channels), card.window_px, card.window_px)
         self._number = -1
 
     @classmethod
     def build(cls, config: PipelineConfig) -> Pipeline:
-        """Load the encoder that the configuration names and put the stages together.
+        """Load the encoders that the configuration names and put the stages together.
 
         Raises
         ------
@@ -141,12 +146,13 @@ class Pipeline:
             config,
             Encoder.load(config.encode.weights or None),
             partial(load, Path(folder)) if folder else None,
+            {one.name: Encoder.load(one.weights) for one in config.encode.beside},
         )
 
     def warm_up(self) -> None:
         """Do everything once: a first call takes far longer, above all where nothing is compiled yet."""
         self.correct.warm_up()
-        self.encode.encoder.encode(np.zeros((1, *self._window_shape), dtype=np.float32))
+        self.encoders.warm_up()
 
     def state(self) -> PipelineState:
         """Say what was learnt, at the cost of a few numbers: arrays are shared."""
@@ -195,27 +201,29 @@ class Pipeline:
         atoms = drive(self.find, corrected, meter)
         if atoms is None:
             return None
-        patches = drive(self.windows, atoms, meter)
-        if patches is None:
-            return None
-        latents = drive(self.encode, patches, meter)
+        latents = self.encoders.main.see(atoms, meter)
         if latents is None:
             return None
         if frame.request_id is not None:
             # A sub-scan shows a few atoms from close by: linking it would end the tracks of all others.
-            latents = msgspec.structs.replace(latents, request_id=frame.request_id)
-            return Processed(corrected=corrected, atoms=atoms, latents=latents, also=self.correct.news())
-        linked = drive(self.link, latents, meter)
-        if linked is None:
+            answer: Latents | None = msgspec.structs.replace(latents, request_id=frame.request_id)
+        else:
+            answer = drive(self.link, latents, meter)
+        if answer is None:
             return None
-        return Processed(corrected=corrected, atoms=atoms, latents=linked, also=self.correct.news())
+        beside, missing = self.encoders.see_beside(atoms, answer, meter)
+        return Processed(
+            corrected=corrected,
+            atoms=atoms,
+            latents=answer,
+            beside=tuple(beside),
+            missing=tuple(missing),
+            also=self.correct.news(),
+        )
 
     def _process_delivered(self, patches: Patches, meter: Meter) -> Processed | None:
         """Take windows that a detector cut to their latents: nothing is left to be found in them."""
-        fitting = drive(self.fits, patches, meter)
-        if fitting is None:
-            return None
-        latents = drive(self.encode, fitting, meter)
+        latents = self.encoders.see_delivered(patches, meter)
         if latents is None:
             return None
         latents = msgspec.structs.replace(latents, request_id=patches.request_id, is_delivered=True)

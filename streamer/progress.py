@@ -220,7 +220,7 @@ class Progress:
             case Latents() as latents:
                 if latents.request_id is None and not latents.is_delivered:
                     self.envelope.observe_registration(latents.registration)
-                self.tally["published"] += 1
+                self.tally["published"] += not latents.is_beside
             case Hello() as hello:
                 self._join(record, hello)
             case Suggestion() as suggestion:

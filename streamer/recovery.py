@@ -89,12 +89,15 @@ class Recovery:
         Their records in the journal, by the number of the frame.
     answers
         What the journal has of them, by the number of the frame: latents, or None for a rejected one.
+    beside
+        What it has of them from other encoders than the main one, by number and name.
     """
 
     state: PipelineState | None = None
     frames: list[Frame | Patches] = field(default_factory=list)
     records: dict[int, int] = field(default_factory=dict)
     answers: dict[int, Latents | None] = field(default_factory=dict)
+    beside: dict[tuple[int, str], Latents] = field(default_factory=dict)
 
     @property
     def first_unanswered(self) -> int | None:
@@ -128,6 +131,8 @@ def recover(journal: Journal, progress: Progress) -> Recovery:
             case Frame() | Patches() as frame if frame.number > last_number:
                 found.frames.append(frame)
                 found.records[frame.number] = record.number
+            case Latents(is_beside=True) as latents if latents.number > last_number:
+                found.beside[latents.number, latents.encoder] = latents
             case Latents() as latents if latents.number > last_number:
                 found.answers[latents.number] = latents
             case Event(what="frame rejected") as event if event.number > last_number:

@@ -33,7 +33,7 @@ OLD_MAGIC = b"PLJ1"
 KINDS = (
     "other", "frame", "atoms", "patches", "latents", "suggestion", "request", "outcome", "score",
     "hello", "welcome", "ack", "heartbeat", "resend", "bye", "control", "command",
-    "model_revision", "checkpoint", "event", "status", "strain_map",
+    "model_revision", "checkpoint", "event", "status", "strain_map", "encoder_in_use",
 )  # fmt: skip
 _CODES = {kind: code for code, kind in enumerate(KINDS)}
 _CHECKPOINT = _CODES["checkpoint"]

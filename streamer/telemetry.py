@@ -62,6 +62,12 @@ class Telemetry:
         self._published = counter("frames_published_total", "Frames whose latents were sent on")
         self._rejected = counter("frames_rejected_total", "Frames refused or unusable", "stage", "reason")
         self._dropped = counter("frames_dropped_total", "Frames kept but not analysed", "reason")
+        self._not_encoded = counter(
+            "frames_not_encoded_total",
+            "Frames of which an encoder beside the main one had nothing to say",
+            "encoder",
+            "reason",
+        )
         self._missed = counter("frames_missed_total", "Gaps in the numbering of the instrument")
         self._messages_refused = counter(
             "messages_refused_total", "Messages other than frames refused", "reason"
@@ -187,6 +193,11 @@ class Telemetry:
         """Count a gap in the instrument's numbering."""
         self._missed.inc(count)
         self._count("missed", times=count)
+
+    def encoder_missed(self, encoder: str, reason: str) -> None:
+        """Count a frame of which an encoder beside the main one had nothing to say."""
+        self._not_encoded.labels(encoder, reason).inc()
+        self._count(f"not encoded {encoder}")
 
     def frame_published(self, age_s: float) -> None:
         """Count a frame whose latents were sent on, this long after it came."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
+import re
+from typing import TYPE_CHECKING, Protocol, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from models.normalisation import of_patterns
 from streamer.messages import Float32, Latents, Patches
 from streamer.stage import Rejected
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is read without it
+    from models.checkpoint import ModelCard
     from models.encoder import Encoded
 
 
@@ -20,16 +23,50 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is rea
 WIDTH_TOLERANCE = 0.02
 
 
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+
+
+class BesideConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One more encoder, which looks at windows of its own around the same places.
+
+    Attributes
+    ----------
+    name
+        That its latents carry.
+    weights
+        Path of a checkpoint.
+    """
+
+    name: str
+    weights: str
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"encode.beside.name is {self.name!r}; it takes up to 32 small letters, digits, - and _"
+            )
+        if not self.weights:
+            raise ValueError(f"encode.beside.weights of {self.name!r} is empty; it takes a .safetensors file")
+
+
 class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which encoder is used.
+    """Which encoders are used.
 
     Attributes
     ----------
     weights
-        Path of a checkpoint; empty takes the one that is shipped.
+        Path of a checkpoint; empty takes the shipped one for silicon in graphene.
+    beside
+        Further encoders, of other windows; agents are told what they say under their names.
     """
 
     weights: str = ""
+    beside: tuple[BesideConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [one.name for one in self.beside]
+        if len(set(names)) < len(names):
+            raise ValueError(f"encode.beside has the names {', '.join(names)}; it takes each once")
 
 
 class WindowEncoder(Protocol):
@@ -40,6 +77,11 @@ class WindowEncoder(Protocol):
         """Hash of the weights."""
         ...
 
+    @property
+    def card(self) -> ModelCard:
+        """What its windows are."""
+        ...
+
     def encode(self, windows_NCHW: Float32, /) -> Encoded:
         """Encode normalised windows."""
         ...
@@ -48,34 +90,60 @@ class WindowEncoder(Protocol):
 class FitsEncoder:
     """Let patches pass that a detector delivered, where the encoder was trained on such windows.
 
+    Diffraction patterns leave it as the encoder sees them: the middle of each, at the card's size.
+
     Parameters
     ----------
-    channels, window_nm, window_px
+    channels, window_nm, window_px, window_per_nm
         As on the encoder's card.
     """
 
     name = "fits"
 
-    def __init__(self, channels: tuple[str, ...], window_nm: float, window_px: int) -> None:
+    def __init__(
+        self, channels: tuple[str, ...], window_nm: float, window_px: int, window_per_nm: float = 0.0
+    ) -> None:
         self._channels = channels
         self._window_nm = window_nm
         self._window_px = window_px
+        self._window_per_nm = window_per_nm
+
+    @classmethod
+    def of(cls, card: ModelCard) -> Self:
+        """Make it from the encoder's card."""
+        return cls(card.channels, card.window_nm, card.window_px, card.window_per_nm)
+
+    def why_not(self, patches: Patches) -> str:
+        """Say in a fixed word what the encoder does not know of these; nothing if it knows such windows."""
+        if patches.channels != self._channels:
+            return "other channels"
+        height, width = patches.windows.shape[2:]
+        if self._window_per_nm:
+            is_enough = patches.window_per_nm >= self._window_per_nm * (1 - 1e-6)
+            return "" if height == width and is_enough else "other window"
+        is_as_wide = math.isclose(patches.window_nm, self._window_nm, rel_tol=WIDTH_TOLERANCE)
+        is_known = (height, width) == (self._window_px, self._window_px) and patches.window_per_nm == 0
+        return "" if is_known and is_as_wide else "other window"
 
     def process(self, patches: Patches, /) -> Patches:
-        """Return the patches themselves.
+        """Return the patches as the encoder takes them.
 
         Raises
         ------
         Rejected
             ``other channels`` or ``other window`` than the encoder knows: what it would say of them is
-            worth nothing.
+            worth nothing; ``not finite`` for patterns with a NaN or an infinity.
         """
-        if patches.channels != self._channels:
-            raise Rejected("other channels")
-        is_as_wide = math.isclose(patches.window_nm, self._window_nm, rel_tol=WIDTH_TOLERANCE)
-        if patches.windows.shape[2:] != (self._window_px, self._window_px) or not is_as_wide:
-            raise Rejected("other window")
-        return patches
+        if why := self.why_not(patches):
+            raise Rejected(why)
+        if not self._window_per_nm:
+            return patches
+        if not np.isfinite(patches.windows).all():
+            raise Rejected("not finite")
+        seen = of_patterns(
+            patches.windows, patches.window_per_nm, to_per_nm=self._window_per_nm, to_px=self._window_px
+        )
+        return msgspec.structs.replace(patches, windows=seen, window_per_nm=self._window_per_nm)
 
 
 class Encode:
@@ -84,12 +152,19 @@ class Encode:
     The encoder speaks of its window: an angle from the column axis towards the row axis, an offset
     in window pixels ``(row, col)``. The latents speak of the specimen: the scan rotation is added to
     the angle and the offset is turned by it into nanometres ``(x, y)``.
+
+    Parameters
+    ----------
+    encoder
+        A loaded model.
+    called
+        The name that the latents carry; empty for the main encoder.
     """
 
-    name = "encode"
-
-    def __init__(self, encoder: WindowEncoder) -> None:
+    def __init__(self, encoder: WindowEncoder, called: str = "") -> None:
         self.encoder = encoder
+        self.called = called
+        self.name = f"encode {called}".rstrip()
 
     def process(self, patches: Patches, /) -> Latents:
         """Return the latents, not yet linked.
@@ -104,7 +179,7 @@ class Encode:
             raise Rejected("not finite")
         # Windows that came over the wire are read-only, which torch does not take.
         seen = self.encoder.encode(np.require(patches.windows, requirements="W"))
-        if not all(np.isfinite(answer).all() for answer in seen):
+        if not all(answer is None or np.isfinite(answer).all() for answer in seen):
             raise Rejected("model not finite")
         rotation = patches.geometry.rotation_rad
         edge_nm = patches.window_nm / np.array(patches.windows.shape[2:], dtype=np.float32)
@@ -128,6 +203,9 @@ class Encode:
             geometry=patches.geometry,
             registration=patches.registration,
             position_covariance_nm2=patches.position_covariance_nm2,
+            encoder=self.called,
+            gain=getattr(seen, "gain", None),
+            defocus=getattr(seen, "defocus", None),
         )
 
 

@@ -373,3 +373,20 @@ def test_a_sub_scan_does_not_take_the_place_of_the_frame(policy, make_latents):
     suggestion = agent.ask()
     assert suggestion is not None
     assert suggestion.number == 0
+
+
+def test_an_agent_decides_on_the_latents_of_its_own_encoder_alone(policy):
+    one, alike = agent(policy, encoder="wide"), agent(policy, encoder="wide")
+    for other in ("", "narrow"):
+        one.tell(latents(number=0, seed=5, encoder=other))
+        assert one.ask() is None
+    for step in range(10):
+        for each in (one, alike):
+            each.tell(latents(number=step, encoder="wide"))
+        one.tell(latents(n=12, number=step, seed=5))
+        suggestion, same = one.ask(), alike.ask()
+        assert suggestion is not None
+        assert (suggestion.id, suggestion.track) == (same.id, same.track)
+        for each in (one, alike):
+            each.tell(outcome(suggestion))
+            each.refit()

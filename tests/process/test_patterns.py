@@ -30,14 +30,15 @@ from streamer.telemetry import Telemetry
 from streamer.wire import Publisher, Router
 
 WAIT_S = 10.0
+WINDOW_PER_NM = 8.0  # of the patterns of make_patches
 
 
 class KnowsPatterns:
     """Analyses patterns that fit an encoder, and rejects frames as one that finds no atoms in them."""
 
-    def __init__(self, make_latents: Callable[..., Latents], window_px: int) -> None:
+    def __init__(self, make_latents: Callable[..., Latents], window_per_nm: float) -> None:
         self._make_latents = make_latents
-        self._fits = FitsEncoder(("diffraction",), 2.0, window_px)
+        self._fits = FitsEncoder(("diffraction",), 0.0, 16, window_per_nm)
 
     def process(self, item: Frame | Patches, meter: Any) -> Processed | None:
         if isinstance(item, Frame):
@@ -85,7 +86,7 @@ class Camera:
 def run_camera(tmp_path, make_latents, make_patches, make_frame):
     """Play an instrument through a hub to the end; give the hub and the folder."""
 
-    def run(instrument: Any = None, window_px: int = 16) -> Hub:
+    def run(instrument: Any = None, window_per_nm: float = WINDOW_PER_NM) -> Hub:
         router, publisher = Router("tcp://127.0.0.1:0"), Publisher("tcp://127.0.0.1:0")
         journal = Journal(tmp_path, JournalConfig())
         hub = Hub(
@@ -95,7 +96,7 @@ def run_camera(tmp_path, make_latents, make_patches, make_frame):
             journal=journal,
             envelope=Envelope(EnvelopeConfig(beam_current_pa=0.0)),
             telemetry=Telemetry(),
-            processor=KnowsPatterns(make_latents, window_px),
+            processor=KnowsPatterns(make_latents, window_per_nm),
             hub_config=HubConfig(last_words_s=0.1, window=2),
             experiment=ExperimentConfig(max_measurements=0),
         )
@@ -137,7 +138,7 @@ def test_patterns_are_numbered_with_the_frames_kept_and_counted(run_camera, tmp_
 def test_patterns_that_the_encoder_does_not_know_are_rejected_with_a_reason_that_is_kept(
     run_camera, tmp_path
 ):
-    hub = run_camera(window_px=24)
+    hub = run_camera(window_per_nm=2 * WINDOW_PER_NM)
 
     assert hub.telemetry.tally["rejected fits: other window"] == 8
     reasons = [m.detail for _, m in read_messages(tmp_path) if getattr(m, "what", "") == "frame rejected"]

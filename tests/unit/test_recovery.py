@@ -127,3 +127,14 @@ def test_same_answer_is_the_same_bit_for_bit(make_latents):
     assert is_same_answer(None, None)
     assert not is_same_answer(before, None)
     assert not is_same_answer(None, before)
+
+
+def test_what_other_encoders_said_of_a_frame_is_no_answer_to_it(past, make_frame, make_latents):
+    past.keep(make_frame(number=0), make_latents(number=0, encoder="wide"), make_frame(number=1))
+    past.keep(make_latents(number=1, encoder="wide"), make_latents(number=1))
+    progress = new_progress()
+    found = recover(past.journal, progress)
+    assert found.answers.keys() == {1}
+    assert found.beside.keys() == {(0, "wide"), (1, "wide")}
+    assert found.first_unanswered == 0
+    assert progress.tally["published"] == 1
