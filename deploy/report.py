@@ -10,19 +10,19 @@ import html
 import math
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from agents.config import AgentConfig
 from agents.objective import ObjectiveConfig
 from deploy import distortion_figures, figures
 from deploy.distortion import columns_motion, flag_rows, in_words
+from deploy.html_parts import counted, facts, folded, nothing, paragraph, picture, table
 from deploy.learning_curve import best_so_far, chance, draws_to_find, measurements_to_reach, reading_order
 from deploy.live_view import clock_text, in_stage_order, milliseconds_text, number_text, position_text
 from deploy.material import NEAR_NM, Material, nearest, true_drift_nm
@@ -97,49 +97,13 @@ def _weights(tables: dict[str, Any]) -> Path | None:
     return Path(table) if isinstance(table, str) and table else None
 
 
-# -- HTML ------------------------------------------------------------------------------------------
-
-
-def _p(text: str) -> str:
-    return f"<p>{html.escape(text)}</p>"
-
-
-def _nothing(text: str) -> str:
-    return f'<p class="nothing">{html.escape(text)}</p>'
-
-
-def _picture(figure: Figure, caption: str) -> str:
-    words = html.escape(caption)
-    return (
-        f'<figure><img src="{figures.to_data_uri(figure)}" alt="{words}">'
-        f"<figcaption>{words}</figcaption></figure>"
-    )
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _facts(rows: Iterable[tuple[str, str]]) -> str:
-    body = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows)
-    return f'<table class="facts"><tbody>{body}</tbody></table>'
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
 # -- the sections ----------------------------------------------------------------------------------
 
 
 def overview(material: Material) -> str:
     """Say what happened in one paragraph and two tables."""
-    facts, latencies = _facts(_fact_rows(material)), _latencies(material)
-    return f"{_p(_story(material))}<div class='columns'>{facts}{latencies}</div>"
+    known, latencies = facts(_fact_rows(material)), _latencies(material)
+    return f"{paragraph(_story(material))}<div class='columns'>{known}{latencies}</div>"
 
 
 def _story(material: Material) -> str:
@@ -153,10 +117,10 @@ def _story(material: Material) -> str:
     if not session.measurements:
         told.append("Nothing was measured.")
     elif best is None:
-        told.append(f"{_count(len(session.measurements), 'request')} had an outcome, and none gave a value.")
+        told.append(f"{counted(len(session.measurements), 'request')} had an outcome, and none gave a value.")
     else:
         told.append(
-            f"{_count(len(session.measured), 'measurement')} gave a value; "
+            f"{counted(len(session.measured), 'measurement')} gave a value; "
             f"the best, {number_text(best.value)} ({material.objective.name}), "
             f"came as number {best.order} at {position_text(best.position_nm)}."
         )
@@ -166,16 +130,16 @@ def _story(material: Material) -> str:
 def _frames_sentence(session: Session) -> str:
     if not session.frames:
         return "No frame was kept."
-    sentence = f"{_count(session.frames, 'frame')} of the experiment"
+    sentence = f"{counted(session.frames, 'frame')} of the experiment"
     if session.subscans:
-        sentence += f" and {_count(session.subscans, 'sub-scan')}"
+        sentence += f" and {counted(session.subscans, 'sub-scan')}"
     were = "was" if session.frames + session.subscans == 1 else "were"
     sentence += f" {were} kept"
     if session.patterns:
-        sentence += f" with {_count(session.patterns, 'diffraction pattern')}"
+        sentence += f" with {counted(session.patterns, 'diffraction pattern')}"
     sentence += f", and {len(session.drift):,} came through the analysis"
     if session.atoms is not None:
-        sentence += f", the last with {_count(len(session.atoms.positions_px), 'atom')}"
+        sentence += f", the last with {counted(len(session.atoms.positions_px), 'atom')}"
     return sentence + "."
 
 
@@ -234,8 +198,8 @@ def _latencies(material: Material) -> str:
         slow = np.percentile(ages, [50, 99])
         rows.append(("in the journal: frame → latents", *(milliseconds_text(float(v)) for v in slow)))
     if not rows:
-        return _nothing("No latencies were noted.")
-    return _table(("latency in ms", "p50", "p99"), rows)
+        return nothing("No latencies were noted.")
+    return table(("latency in ms", "p50", "p99"), rows)
 
 
 def frames(material: Material) -> str:
@@ -243,14 +207,14 @@ def frames(material: Material) -> str:
     session = material.session
     if session.atoms is None:
         if session.frames == 0:
-            return _nothing("No frame came.")
-        return _nothing(
-            f"{_count(session.frames, 'frame')} came, but none is kept in its corrected form: "
+            return nothing("No frame came.")
+        return nothing(
+            f"{counted(session.frames, 'frame')} came, but none is kept in its corrected form: "
             "all were rejected (why stands below, under refusals), or the session did not end in order."
         )
     corrected, raw, latents = session.atoms.frame, session.last_raw, session.latents
     same = latents is not None and latents.number == corrected.number and latents.mean.shape[1] > 0
-    return _picture(
+    return picture(
         figures.frames_figure(
             None if raw is None else raw.image[0],
             None if raw is None else raw.geometry,
@@ -270,7 +234,7 @@ def latent_space(material: Material) -> str:
     """Show the latents of the last frame, as a plane and over the field."""
     latents = material.session.latents
     if latents is None or not latents.mean.size:
-        return _nothing("No atom was encoded.")
+        return nothing("No atom was encoded.")
     measured = material.session.measured
     atoms = _atoms_of(measured, material)
     found = atoms >= 0
@@ -278,7 +242,7 @@ def latent_space(material: Material) -> str:
     figure = figures.latents_figure(
         latents.mean, latents.positions_px, latents.geometry, atoms[found], values, material.objective.name
     )
-    return _picture(
+    return picture(
         figure,
         f"The {len(latents.mean):,} atoms of frame {latents.number}. Left: in the plane of the latents, "
         "measured ones coloured by their value. Right: both latents over the field.",
@@ -301,13 +265,13 @@ def manifold(material: Material) -> str:
     """Show what the encoder has learnt: its decoder over a grid that spans the latents seen."""
     latents = material.session.latents
     if latents is None or not latents.mean.size:
-        return _nothing("No atom was encoded, so there is no range of latents to show.")
+        return nothing("No atom was encoded, so there is no range of latents to show.")
     try:
         encoder = material.load_encoder()
     except (OSError, ValueError) as error:
-        return _nothing(f"The weights could not be loaded: {error}")
+        return nothing(f"The weights could not be loaded: {error}")
     if encoder.card.latent_dim != latents.mean.shape[1]:
-        return _nothing(
+        return nothing(
             f"The weights at hand have {encoder.card.latent_dim} latents, "
             f"the session has {latents.mean.shape[1]}."
         )
@@ -317,7 +281,7 @@ def manifold(material: Material) -> str:
     first, second, grid = latent_grid(latents.mean)
     decoded = np.asarray(encoder.decode(grid))[:, 0]
     tiles = decoded.reshape(len(second), len(first), *decoded.shape[1:])
-    return _picture(
+    return picture(
         figures.manifold_figure(tiles, first, second),
         f"Windows of {encoder.card.window_nm:g} nm as the decoder draws them for latents across "
         f"the range seen in frame {latents.number}.{note}",
@@ -348,14 +312,14 @@ def path(material: Material) -> str:
     """Show where it was measured, and the best spectrum."""
     session = material.session
     if not session.measurements:
-        return _nothing("No measurement was asked for, or none came to an outcome.")
+        return nothing("No measurement was asked for, or none came to an outcome.")
     return _path_picture(material) + _best_spectrum(material)
 
 
 def _path_picture(material: Material) -> str:
     session = material.session
     if session.atoms is None:
-        return _nothing("There is no corrected frame to draw the path on.")
+        return nothing("There is no corrected frame to draw the path on.")
     geometry = session.atoms.frame.geometry
     placed = [m for m in session.measurements if m.position_nm is not None]
     visited = [m for m in placed if m.outcome.status == "ok"]
@@ -369,10 +333,10 @@ def _path_picture(material: Material) -> str:
         _pixels(geometry, refused),
         material.objective.name,
     )
-    return _picture(
+    return picture(
         figure,
-        f"{_count(len(visited), 'measurement')} in the order of the numbers, on the last corrected frame; "
-        f"{_count(len(refused), 'request')} came to nothing.",
+        f"{counted(len(visited), 'measurement')} in the order of the numbers, on the last corrected frame; "
+        f"{counted(len(refused), 'request')} came to nothing.",
     )
 
 
@@ -383,7 +347,7 @@ def _pixels(geometry: ScanGeometry, measurements: Sequence[Measurement]) -> Floa
 def _best_spectrum(material: Material) -> str:
     best = material.best
     if best is None or best.outcome.spectrum is None:
-        return _nothing("No measurement brought a spectrum.")
+        return nothing("No measurement brought a spectrum.")
     outcome = best.outcome
     assert outcome.spectrum is not None
     counts = outcome.spectrum
@@ -394,7 +358,7 @@ def _best_spectrum(material: Material) -> str:
         if m is not best and m.outcome.spectrum is not None and len(m.outcome.spectrum) == len(counts)
     ]
     typical = np.median(others, axis=0) if others else None
-    return _picture(
+    return picture(
         figures.spectrum_figure(energy, counts, typical, objective_windows(material.agent.objective)),
         f"The spectrum of measurement {best.order}, the best, with {number_text(best.value)}; "
         f"exposure {outcome.dwell_time_us / 1000:g} ms.",
@@ -421,15 +385,15 @@ def learning(material: Material) -> str:
     """Show how fast the best was found, against the baselines where the truth is known."""
     measured = material.session.measured
     if not measured:
-        return _nothing("No measurement gave a value, so there is nothing to learn from.")
+        return nothing("No measurement gave a value, so there is nothing to learn from.")
     values = np.array([m.value for m in measured])
     sites, sign = material.sites, material.sign
     if sites is None:
         curve = figures.Curve(
             name="best measured", values=sign * best_so_far(sign * values), colour=figures.BLUE
         )
-        picture = figures.learning_figure(values, [curve], None, material.objective.name)
-        return _picture(picture, "Best value so far.") + _nothing(
+        figure = figures.learning_figure(values, [curve], None, material.objective.name)
+        return picture(figure, "Best value so far.") + nothing(
             "The truth is not known here, so there are no baselines to compare with."
         )
     on_site = nearest(sites.positions_nm, [m.position_nm for m in measured], NEAR_NM)
@@ -452,7 +416,7 @@ def learning(material: Material) -> str:
         "Random: expectation over all orders, with the band from the tenth to the ninetieth percentile. "
         "Dots: values as measured, with their noise."
     )
-    return _picture(figure, caption) + _p(_verdict(curves[0].values, sign * sites.values))
+    return picture(figure, caption) + paragraph(_verdict(curves[0].values, sign * sites.values))
 
 
 def _curves(true_values: Float64, site_values: Float64, positions_nm: Float64) -> list[figures.Curve]:
@@ -479,7 +443,7 @@ def _verdict(reached: Float64, site_values: Float64) -> str:
     how_near = f"within {1 - GOOD_ENOUGH:.0%} of the best possible"
     session = f"This session did not come {how_near}."
     if count is not None:
-        session = f"This session came {how_near} after {_count(count, 'measurement')}."
+        session = f"This session came {how_near} after {counted(count, 'measurement')}."
     of = "is 1 site" if good == 1 else f"are {good:,} sites"
     return (
         f"{session} There {of} as good as that; random order finds the first "
@@ -491,7 +455,7 @@ def drift(material: Material) -> str:
     """Show the drift that was found, against the truth where it is known."""
     session = material.session
     if len(session.drift) < 2:
-        return _nothing("Fewer than two frames came through, so there is no drift to show.")
+        return nothing("Fewer than two frames came through, so there is no drift to show.")
     revision = session.drift[-1][2].revision
     shown = [entry for entry in session.drift if entry[2].revision == revision]
     numbers = np.array([number for number, _, _ in shown])
@@ -506,17 +470,17 @@ def drift(material: Material) -> str:
         error_nm = float(np.sqrt(((found - truth) ** 2).sum(axis=1).mean()))
         error_px = error_nm / session.atoms.frame.geometry.pixel_size_nm[1]
         caption += f" Root mean square error {error_nm * 1000:.1f} pm, {error_px:.2f} pixels."
-    return _picture(figure, caption)
+    return picture(figure, caption)
 
 
 def distortion(material: Material) -> str:
     """Show what the scan did to the frames, what of it was corrected, and the specimen's own strain."""
     frames = material.session.distortions
     if not frames:
-        return _nothing("No distortion was estimated: frames were put back as a whole, or not at all.")
-    told = "".join(_p(sentence) for sentence in in_words(frames))
+        return nothing("No distortion was estimated: frames were put back as a whole, or not at all.")
+    told = "".join(paragraph(sentence) for sentence in in_words(frames))
     flags = flag_rows(frames)
-    met = _table(("flag", "meaning", "frames"), flags) if flags else _nothing("No frame was flagged.")
+    met = table(("flag", "meaning", "frames"), flags) if flags else nothing("No frame was flagged.")
     session = material.session
     pictures = _distortion_pictures(session) + _motion_picture(session) + _strain_picture(session)
     return told + met + _positions_known(session) + pictures
@@ -529,7 +493,7 @@ def _positions_known(session: Session) -> str:
         return ""
     worst_nm2 = np.linalg.eigvalsh(latents.position_covariance_nm2.astype(np.float64))[:, -1]
     median_pm, tenth_pm = 1000 * np.sqrt(np.percentile(worst_nm2, (50, 90)))
-    return _p(
+    return paragraph(
         f"Positions of atoms in frame {latents.number} have a standard deviation of {median_pm:.1f} pm in "
         f"the median, of more than {tenth_pm:.1f} pm for one in ten: from noise and neighbours in finding "
         "them, and from what the correction leaves unknown. What the mode leaves in the images is not in it."
@@ -540,15 +504,15 @@ def _distortion_pictures(session: Session) -> str:
     last, raster, frames = session.last_distortion, session.distorted_raster, session.distortions
     assert last is not None
     assert raster is not None
-    field = _picture(
+    field = picture(
         distortion_figures.distortion_figure(last, raster),
-        f"Distortion of frame {frames[-1].number}, found from {_count(last.observations, 'observation')}: "
+        f"Distortion of frame {frames[-1].number}, found from {counted(last.observations, 'observation')}: "
         "how far from its place in the raster each pixel was recorded. The offsets of single rows, right, "
         "are not in the maps.",
     )
     left = [one.residual_px for one in frames if math.isfinite(one.residual_px)]
     known = f" Median of what is left: {np.median(left):.3f} px." if left else " No places were held out."
-    course = _picture(
+    course = picture(
         distortion_figures.course_figure(frames),
         "Left: root mean square over the frame. Right: what the correction leaves at places that it was not "
         f"fitted to, their own noise taken off, and what it says of itself.{known}",
@@ -559,12 +523,12 @@ def _distortion_pictures(session: Session) -> str:
 def _motion_picture(session: Session) -> str:
     summary = columns_motion(session)
     if summary is None:
-        return _nothing("Too few columns were followed for long enough to tell common motion from local.")
+        return nothing("Too few columns were followed for long enough to tell common motion from local.")
     before, after = (math.sqrt(one.common_px2) for one in (summary.before, summary.after))
-    return _picture(
+    return picture(
         distortion_figures.motion_figure(summary),
-        f"Trajectories of {_count(summary.columns, 'column')} through the last "
-        f"{_count(summary.frames, 'frame')}, before and after the correction, without the drift of whole "
+        f"Trajectories of {counted(summary.columns, 'column')} through the last "
+        f"{counted(summary.frames, 'frame')}, before and after the correction, without the drift of whole "
         f"frames. Motion that many columns share, which is the scan's: {before:.3f} px before, "
         f"{after:.3f} px after. What single ones do is noise, jitter of their rows, and motion of their own.",
     )
@@ -573,13 +537,13 @@ def _motion_picture(session: Session) -> str:
 def _strain_picture(session: Session) -> str:
     strain = session.strain
     if strain is None:
-        return _nothing(
+        return nothing(
             "There is no map of strain: that takes scans turned by a quarter and with the specimen moved "
             "(mode «separate»)."
         )
-    return _picture(
+    return picture(
         distortion_figures.strain_figure(strain),
-        f"Strain of the specimen, told from distortion by {_count(strain.frames, 'frame')} up to "
+        f"Strain of the specimen, told from distortion by {counted(strain.frames, 'frame')} up to "
         f"number {strain.number}. The mean strain and rotation of the field are not in it: they cannot be "
         "told from a wrong pixel size and rotation of the scan.",
     )
@@ -595,15 +559,15 @@ def events(material: Material) -> str:
     )
     reasons.update((one.what, one.detail) for one in session.events if one.what == "frame rejected")
     told = (
-        _table(
+        table(
             ("what", "reason", "times"),
             [(status, reason, f"{n:,}") for (status, reason), n in reasons.most_common()],
         )
         if reasons
-        else _nothing("Nothing was refused, and nothing failed.")
+        else nothing("Nothing was refused, and nothing failed.")
     )
     if not session.events:
-        return told + _nothing("No events were noted.")
+        return told + nothing("No events were noted.")
     rows = [
         (
             clock_text(event.at_s - session.first_received_s),
@@ -613,9 +577,9 @@ def events(material: Material) -> str:
         for event in session.events[:EVENTS_SHOWN]
     ]
     left_out = len(session.events) - len(rows)
-    more = _p(f"{left_out:,} later events are in the journal.") if left_out > 0 else ""
-    table = _table(("time", "what", "detail"), rows)
-    return told + _folded(_count(len(session.events), "event"), table + more)
+    more = paragraph(f"{left_out:,} later events are in the journal.") if left_out > 0 else ""
+    listed = table(("time", "what", "detail"), rows)
+    return told + folded(counted(len(session.events), "event"), listed + more)
 
 
 def configuration(material: Material) -> str:
@@ -626,16 +590,12 @@ def configuration(material: Material) -> str:
         ("config.toml", session.configuration),
         ("summary.json", _pretty(session.summary) if session.summary else ""),
     ):
-        told += _folded(name, f"<pre>{html.escape(text)}</pre>") if text else _nothing(f"There is no {name}.")
+        told += folded(name, f"<pre>{html.escape(text)}</pre>") if text else nothing(f"There is no {name}.")
     return told
 
 
 def _pretty(content: dict[str, Any]) -> str:
     return msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
-
-
-def _folded(title: str, content: str) -> str:
-    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
 
 
 # -- the page --------------------------------------------------------------------------------------
