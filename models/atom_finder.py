@@ -1,0 +1,635 @@
+"""Finds columns with a small convolutional network: where, how surely, how exactly, and whether heavy.
+
+The network sees a frame at one scale, where a spot has a standard deviation of 1.5 to 4 pixels and columns
+are bright. Beside the pixels it is given what a classical finder has: the responses of two differences of
+Gaussians, in units of the noise and of the texture around each place.
+
+Axes of tensors: N image, C channel, H row, W column; of half resolution, unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models import checkpoint
+from models.checkpoint import CheckpointError, ModelCard
+
+Bool = NDArray[np.bool_]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+SHIPPED = "finder.safetensors"
+FEATURES = 8
+OUTPUTS = 5  # logit of a column, offset by row and column (px), log variance of it (px²), logit of heavy
+STRIDE_PX = 8  # between pixels of the network's coarsest maps
+REACH_PX = (
+    96  # from further away nothing enters an answer but through local noise, which the whole frame gives
+)
+TILE_PX = 1024
+_BLUR_HALF_PX = (0.9, 1.35, 2.3)  # each on top of the one before: 1.8, 3.2 and 5.6 px in all
+_AROUND_HALF_PX = 24  # in which noise and texture are measured, each way
+_MEAN_TO_SD = 1.2533  # of the absolute value of normal numbers
+_SAMPLED = 20_000  # pixels are enough to say median and spread to a hundredth
+_QUIET_ROW = 1e-3  # of the spread of a typical row: a row below it was not scanned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Found:
+    """Columns that were found in an image, the surest first.
+
+    Attributes
+    ----------
+    positions_px
+        ``(row, col)``, shape ``(n, 2)``, float32; the centre of the first pixel is ``(0, 0)``.
+    confidence
+        Probability that there is a column, 0 to 1, shape ``(n,)``, float32.
+    sd_px
+        Standard deviation of a position along each axis, shape ``(n,)``, float32.
+    heavy_probability
+        Probability that it is clearly brighter than most, or a heavy atom on a support, shape ``(n,)``.
+    """
+
+    positions_px: Float32
+    confidence: Float32
+    sd_px: Float32
+    heavy_probability: Float32
+
+
+class FinderConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Size of the network.
+
+    Attributes
+    ----------
+    half, quarter, eighth
+        Channels at a half, a quarter and an eighth of the resolution.
+    """
+
+    half: int = 16
+    quarter: int = 32
+    eighth: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("half", "quarter", "eighth"):
+            if not 4 <= getattr(self, name) <= 512:
+                raise ValueError(f"finder.{name} is {getattr(self, name)}; it takes 4 to 512")
+
+
+# -- what the network sees -----------------------------------------------------------------------------
+
+
+def level_and_spread(image_HW: Float32) -> tuple[float, float]:
+    """Median and robust standard deviation of the part of an image that was scanned.
+
+    Rows without any spread were blanked, and pixels that are no numbers are not counted.
+
+    Returns
+    -------
+    level, spread
+        Both 0 where nothing varies.
+    """
+    step = max(1, math.isqrt(image_HW.size // _SAMPLED))
+    sample = image_HW[::step, ::step] if min(image_HW.shape) > step else image_HW
+    finite = np.where(np.isfinite(sample), sample, np.nan)
+    rows = finite[np.isfinite(finite).any(axis=1)]
+    if rows.size == 0:
+        return 0.0, 0.0
+    spread = np.nanmax(rows, axis=1) - np.nanmin(rows, axis=1)
+    pixels = rows[spread > _QUIET_ROW * spread.max()].ravel()
+    pixels = pixels[np.isfinite(pixels)]
+    if pixels.size == 0:
+        return 0.0, 0.0
+    level = float(np.median(pixels))
+    deviation = np.abs(pixels - level)
+    robust = 1.4826 * float(np.median(deviation))
+    # Where most of the frame is flat, as around a few particles, what is not has to say the unit.
+    return level, max(robust, 0.1 * float(deviation.mean()), 1e-6 * abs(level))
+
+
+def features(image_HW: Float32) -> Float32:
+    """Turn an image into what the network sees.
+
+    Parameters
+    ----------
+    image_HW
+        Bright columns, any unit, shape ``(height, width)``, both even.
+
+    Returns
+    -------
+    features
+        Shape ``(8, height / 2, width / 2)``, float32: the four pixels of a cell; a narrow difference of
+        Gaussians in units of the white noise and of the texture around, a wide one in those of the texture,
+        and by how much texture exceeds the noise.
+    """
+    level, spread = level_and_spread(image_HW)
+    rows, cols = image_HW.shape
+    seen = np.zeros((FEATURES, rows // 2, cols // 2), dtype=np.float32)
+    if not spread > 0:
+        return seen
+    scaled = (image_HW - np.float32(level)) * np.float32(0.5 / spread)
+    np.nan_to_num(scaled, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    # Linear in the noise, logarithmic above: a bright dopant leaves its neighbours in sight.
+    np.arcsinh(scaled, out=scaled)
+    scaled *= np.float32(2)
+    cells, rough = seen[:4], np.empty(seen.shape[1:], dtype=np.float32)
+    mean = np.empty_like(rough)
+    _split(scaled, cells, mean, rough)
+    first = _blurred(mean, _BLUR_HALF_PX[0])
+    second = _blurred(first, _BLUR_HALF_PX[1])
+    third = _blurred(second, _BLUR_HALF_PX[2])
+    noise = _mean_around(rough, _AROUND_HALF_PX)
+    _whiten(first - second, second - third, noise, seen[4:])
+    return seen
+
+
+@njit(cache=True)
+def _split(image: Float32, cells: Float32, mean: Float32, rough: Float32) -> None:
+    """Split into cells of 2 × 2: the pixels, their mean, and the size of their crosswise difference."""
+    for i in range(mean.shape[0]):
+        upper, lower = image[2 * i], image[2 * i + 1]
+        for j in range(mean.shape[1]):
+            a, b, c, d = upper[2 * j], upper[2 * j + 1], lower[2 * j], lower[2 * j + 1]
+            cells[0, i, j], cells[1, i, j], cells[2, i, j], cells[3, i, j] = a, b, c, d
+            mean[i, j] = np.float32(0.25) * (a + b + c + d)
+            rough[i, j] = np.float32(0.5) * abs(a - b - c + d)
+
+
+def _blurred(image: Float32, sigma: float) -> Float32:
+    """Gaussian blur whose kernel is cut where it is below 2 %; beyond the edge the edge goes on."""
+    reach = math.ceil(2.8 * sigma)
+    kernel = np.exp(-((np.arange(reach + 1) / sigma) ** 2) / 2)
+    kernel = (kernel / (2 * kernel.sum() - kernel[0])).astype(np.float32)
+    result = np.empty_like(image)
+    _blur(image, kernel, result)
+    return result
+
+
+@njit(cache=True)
+def _blur(image: Float32, kernel: Float32, result: Float32) -> None:
+    rows, cols = image.shape
+    reach = len(kernel) - 1
+    line = np.empty(cols + 2 * reach, dtype=np.float32)
+    for i in range(rows):
+        middle = line[reach : reach + cols]
+        middle[:] = kernel[0] * image[i]
+        for k in range(1, reach + 1):
+            above, below = image[max(i - k, 0)], image[min(i + k, rows - 1)]
+            for j in range(cols):
+                middle[j] += kernel[k] * (above[j] + below[j])
+        line[:reach] = middle[0]
+        line[reach + cols :] = middle[cols - 1]
+        out = result[i]
+        out[:] = kernel[0] * middle
+        for k in range(1, reach + 1):
+            left, right = line[reach - k : reach - k + cols], line[reach + k : reach + k + cols]
+            for j in range(cols):
+                out[j] += kernel[k] * (left[j] + right[j])
+
+
+@njit(cache=True)
+def _mean_around(image: Float32, reach: int) -> Float32:
+    """Mean over a square of ``2 reach + 1``, of the part of it that is there."""
+    rows, cols = image.shape
+    result = np.empty_like(image)
+    column = np.zeros(cols, dtype=np.float64)
+    for i in range(min(reach, rows)):
+        column += image[i]
+    for i in range(rows):
+        if i + reach < rows:
+            column += image[i + reach]
+        if i - reach - 1 >= 0:
+            column -= image[i - reach - 1]
+        high = min(i + reach, rows - 1) - max(i - reach, 0) + 1
+        total = 0.0
+        for j in range(min(reach, cols)):
+            total += column[j]
+        for j in range(cols):
+            if j + reach < cols:
+                total += column[j + reach]
+            if j - reach - 1 >= 0:
+                total -= column[j - reach - 1]
+            wide = min(j + reach, cols - 1) - max(j - reach, 0) + 1
+            result[i, j] = max(total, 0.0) / (high * wide)
+    return result
+
+
+def _whiten(narrow: Float32, wide: Float32, noise: Float32, out: Float32) -> None:
+    """Divide responses by what noise and texture give to them; see ``features``."""
+    texture = _mean_around(np.abs(narrow), _AROUND_HALF_PX) * np.float32(_MEAN_TO_SD)
+    coarse = _mean_around(np.abs(wide), _AROUND_HALF_PX) * np.float32(_MEAN_TO_SD)
+    least = np.float32(1e-4)
+    # Resampling from coarser pixels takes all white noise away: the unit stays above a tenth of the texture.
+    white = np.maximum(noise * np.float32(_MEAN_TO_SD * _white_gain()), np.float32(0.1) * texture + least)
+    np.arcsinh(narrow / (white * np.float32(4)), out=out[0])
+    np.arcsinh(narrow / (texture + least), out=out[1])
+    np.arcsinh(wide / (coarse + least), out=out[2])
+    np.log((texture + least) / white, out=out[3])
+
+
+def _white_gain() -> float:
+    """Sd that white noise of 1 in the pixels has behind the narrow difference of Gaussians."""
+    narrow, wide = _BLUR_HALF_PX[0], math.hypot(*_BLUR_HALF_PX[:2])
+    energy = (1 / narrow**2 + 1 / wide**2) / (4 * math.pi) - 1 / (math.pi * (narrow**2 + wide**2))
+    return 0.5 * math.sqrt(energy)
+
+
+# -- the network ---------------------------------------------------------------------------------------
+
+
+class ColumnNet(nn.Module):
+    """Features ``(N, 8, H, W)`` to maps ``(N, 5, H, W)`` of the same, that is half, resolution.
+
+    Parameters
+    ----------
+    config
+        Channels.
+    norm
+        Whether batches are normalised behind each convolution, as in training; ``folded`` has none.
+    """
+
+    def __init__(self, config: FinderConfig, *, norm: bool = False) -> None:
+        super().__init__()
+        half, quarter, eighth = config.half, config.quarter, config.eighth
+        self.config, self.norm = config, norm
+        self.stem = _Convolution(FEATURES, half, norm=norm)
+        self.down = _Convolution(half, quarter, stride=2, norm=norm)
+        self.quarter = _Convolution(quarter, quarter, norm=norm)
+        self.deeper = _Convolution(quarter, eighth, stride=2, norm=norm)
+        self.near = _Convolution(eighth, eighth, norm=norm)
+        self.far = _Convolution(eighth, eighth, dilation=2, norm=norm)
+        self.farther = _Convolution(eighth, eighth, dilation=4, norm=norm)
+        self.up = _Convolution(eighth, quarter, kernel=1, norm=norm)
+        self.join = _Convolution(quarter, quarter, norm=norm)
+        self.upper = _Convolution(quarter, half, kernel=1, norm=norm)
+        self.fuse = _Convolution(half, half, norm=norm)
+        self.head = nn.Conv2d(half, OUTPUTS, 1)
+
+    def forward(self, features_NCHW: Tensor) -> Tensor:
+        stem = self.stem(features_NCHW).relu_()
+        down = self.down(stem).relu_()
+        quarter = (self.quarter(down) + down).relu_()
+        deeper = self.deeper(quarter).relu_()
+        for layer in (self.near, self.far, self.farther):
+            deeper = (layer(deeper) + deeper).relu_()
+        joined = self.join(_plus_coarse(quarter, self.up(deeper)).relu_()).relu_()
+        fused = self.fuse(_plus_coarse(stem, self.upper(joined)).relu_()).relu_()
+        # The head stays in float32: rounded to 8 bits, offsets would be off by hundredths of a pixel.
+        with torch.autocast(fused.device.type, enabled=False):
+            maps: Tensor = self.head(fused.float())
+        return maps
+
+    def folded(self) -> ColumnNet:
+        """Return the same network with the normalisations folded into the convolutions, to be used."""
+        result = ColumnNet(self.config)
+        for name, part in self.named_children():
+            if isinstance(part, _Convolution):
+                result.get_submodule(name).load_state_dict(part.folded())
+            else:
+                result.get_submodule(name).load_state_dict(part.state_dict())
+        return result.eval()
+
+    def to_precision(self, dtype: torch.dtype) -> ColumnNet:
+        """Compute in this type, but for the head."""
+        self.to(dtype)
+        self.head.float()
+        return self
+
+
+def _plus_coarse(fine_NCHW: Tensor, coarse_NCHW: Tensor) -> Tensor:
+    """Add a map of half the size to each 2 × 2 pixels, without ever making it large."""
+    n, channels, height, width = coarse_NCHW.shape
+    fine = fine_NCHW.permute(0, 2, 3, 1).reshape(n, height, 2, width, 2, channels)
+    total = fine + coarse_NCHW.permute(0, 2, 3, 1)[:, :, None, :, None, :]
+    return total.reshape(n, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+
+
+class _Convolution(nn.Module):
+    """Convolution with a bias, or with a normalisation that brings one."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, dilation: int = 1, norm: bool
+    ) -> None:
+        super().__init__()
+        pad = dilation * (kernel // 2)
+        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, pad, dilation, bias=not norm)
+        self.norm = nn.BatchNorm2d(outputs) if norm else None
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        result: Tensor = self.convolution(x_NCHW)
+        return result if self.norm is None else self.norm(result)
+
+    def folded(self) -> dict[str, Tensor]:
+        """Weights and bias that do the same as convolution and normalisation with its running figures."""
+        if self.norm is None:
+            return dict(self.state_dict())
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None
+        assert variance is not None
+        gain = self.norm.weight / torch.sqrt(variance + self.norm.eps)
+        weight = self.convolution.weight * gain[:, None, None, None]
+        bias = self.norm.bias - mean * gain
+        return {"convolution.weight": weight.detach(), "convolution.bias": bias.detach()}
+
+
+# -- maps to columns -----------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def peaks(logit_HW: Float32, least: float) -> Int64:
+    """Cells ``(row, col)`` that are above all eight neighbours and not below a logit, shape ``(n, 2)``.
+
+    Of two equal neighbours the first counts.
+    """
+    rows, cols = logit_HW.shape
+    found = np.empty((1024, 2), dtype=np.int64)
+    count = 0
+    for i in range(rows):
+        for j in range(cols):
+            value = logit_HW[i, j]
+            if value < least or not _is_peak(logit_HW, i, j, value):
+                continue
+            if count == len(found):
+                longer = np.empty((2 * count, 2), dtype=np.int64)
+                longer[:count] = found
+                found = longer
+            found[count, 0], found[count, 1] = i, j
+            count += 1
+    return found[:count].copy()
+
+
+@njit(cache=True)
+def _is_peak(map_HW: Float32, i: int, j: int, value: np.float32) -> bool:
+    rows, cols = map_HW.shape
+    for y in range(max(i - 1, 0), min(i + 2, rows)):
+        for x in range(max(j - 1, 0), min(j + 2, cols)):
+            other = map_HW[y, x]
+            if other > value or (other == value and (y < i or (y == i and x < j))):
+                return False
+    return True
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the network's numbers are worth, fitted on simulated images that training never saw.
+
+    Attributes
+    ----------
+    logit, probability
+        Knots of a line that never falls: the logit of a peak, and how often there is a column.
+    sd_factor, sd_floor_px
+        The standard deviation is ``hypot(sd_factor * sd, sd_floor_px)``.
+    threshold
+        Confidence from which on a column is believed: the best F1 on single atoms.
+    """
+
+    logit: tuple[float, ...] = (-8.0, 8.0)
+    probability: tuple[float, ...] = (0.0, 1.0)
+    sd_factor: tuple[float] = (1.0,)
+    sd_floor_px: tuple[float] = (0.0,)
+    threshold: tuple[float] = (0.5,)
+
+    def __post_init__(self) -> None:
+        if len(self.logit) != len(self.probability) or len(self.logit) < 2:
+            raise ValueError("card.calibration: logit and probability take as many knots, two or more")
+        if np.any(np.diff(self.logit) <= 0) or np.any(np.diff(self.probability) < 0):
+            raise ValueError("card.calibration: logits take rising knots, probabilities such that never fall")
+
+    def confidence(self, logit: Float32) -> Float64:
+        """Probability of a column for each logit of a peak."""
+        return np.interp(logit, self.logit, self.probability)
+
+    def least_logit(self, confidence: float) -> float:
+        """Say from which logit on there is at least this probability."""
+        place = int(np.searchsorted(self.probability, confidence))
+        if place == 0:
+            return self.logit[0] if confidence > 0 else -math.inf
+        if place == len(self.probability):
+            return math.inf
+        low, high = self.probability[place - 1], self.probability[place]
+        share = (confidence - low) / (high - low)
+        return self.logit[place - 1] + share * (self.logit[place] - self.logit[place - 1])
+
+
+def columns_of(maps_CHW: Float32, least_logit: float) -> tuple[Float64, Float32]:
+    """Turn maps into places and what belongs to them.
+
+    Parameters
+    ----------
+    maps_CHW
+        What the network gives, shape ``(5, H, W)``.
+    least_logit
+        Peaks below are left out.
+
+    Returns
+    -------
+    positions_px, values
+        ``(row, col)`` in pixels of the image, shape ``(n, 2)``; logit of a column, log variance and logit of
+        heavy, shape ``(n, 3)``.
+    """
+    cells = peaks(maps_CHW[0], least_logit)
+    there = maps_CHW[:, cells[:, 0], cells[:, 1]].T
+    positions = 2.0 * cells + 0.5 + there[:, 1:3].astype(np.float64)
+    return positions.astype(np.float64), there[:, [0, 3, 4]]
+
+
+# -- the finder ----------------------------------------------------------------------------------------
+
+
+class AtomFinder:
+    """Finds columns in images of one scale.
+
+    Parameters
+    ----------
+    net
+        Folded.
+    card
+        Of its weights.
+    revision
+        Of its weights.
+    precision
+        ``auto`` computes in bfloat16 where the processor multiplies in it, else in float32.
+
+    Attributes
+    ----------
+    canonical_sigma_px
+        Standard deviation that a spot should have; see ``sigma_limits_px``.
+    sigma_limits_px
+        What training has seen.
+    threshold
+        Confidence from which on a column is believed.
+    """
+
+    def __init__(
+        self, net: ColumnNet, card: ModelCard, revision: str = "", *, precision: Precision = "auto"
+    ) -> None:
+        self.card, self.revision = card, revision
+        architecture = dict(card.architecture)
+        self.canonical_sigma_px = float(architecture["canonical_sigma_px"])
+        low, high = architecture["sigma_limits_px"]
+        self.sigma_limits_px = (float(low), float(high))
+        self.calibration = msgspec.convert(card.calibration, Calibration)
+        self.threshold = self.calibration.threshold[0]
+        self._dtype = _dtype_of(precision)
+        net = net.eval().to_precision(self._dtype)
+        self._net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @classmethod
+    def load(cls, path: Path | None = None, *, precision: Precision = "auto") -> AtomFinder:
+        """Load weights, the shipped ones by default.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is missing, damaged, or not a finder; the text names it and the cure.
+        """
+        if path is None:
+            with resources.as_file(resources.files("models.weights") / SHIPPED) as shipped:
+                return cls.load(shipped, precision=precision)
+        tensors, card, revision = checkpoint.load(path)
+        if card.family != "finder":
+            raise CheckpointError(f"{path}: weights of family {card.family!r}; a finder's are needed here")
+        net = build(path, card)
+        checkpoint.require_fit(path, tensors, net.state_dict())
+        net.load_state_dict(tensors)
+        try:
+            return cls(net, card, revision, precision=precision)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: damaged model card: {error}") from None
+
+    def find(self, image_HW: Float32, min_confidence: float | None = None) -> Found:
+        """Find the columns of an image.
+
+        Parameters
+        ----------
+        image_HW
+            Bright columns at the scale of ``canonical_sigma_px``, any unit, shape ``(height, width)``.
+            Pixels that are no numbers count as background, and nothing is found on them; a constant image
+            has no columns.
+        min_confidence
+            Columns below are left out; ``threshold`` by default.
+
+        Raises
+        ------
+        ValueError
+            If the image has not two axes.
+        """
+        if image_HW.ndim != 2:
+            raise ValueError(f"image has shape {image_HW.shape}; the finder takes (height, width)")
+        least = self.threshold if min_confidence is None else min_confidence
+        image = np.asarray(image_HW, dtype=np.float32)
+        positions, values = columns_of(self.maps(image), self.calibration.least_logit(least))
+        keep = _is_on_image(positions, image)
+        return self._found(positions[keep], values[keep])
+
+    def _found(self, positions: Float64, values: Float32) -> Found:
+        surest_first = np.argsort(-values[:, 0], kind="stable")
+        logit, log_variance, heavy = values[surest_first].astype(np.float64).T
+        sd = np.exp(0.5 * np.clip(log_variance, -16, 8)) * self.calibration.sd_factor[0]
+        return Found(
+            positions_px=positions[surest_first].astype(np.float32),
+            confidence=self.calibration.confidence(logit).astype(np.float32),
+            sd_px=np.hypot(sd, self.calibration.sd_floor_px[0]).astype(np.float32),
+            heavy_probability=(1 / (1 + np.exp(-np.clip(heavy, -30, 30)))).astype(np.float32),
+        )
+
+    def maps(self, image_HW: Float32) -> Float32:
+        """Compute the network's maps of an image, shape ``(5, ⌈height / 2⌉, ⌈width / 2⌉)``, float32.
+
+        A large image is computed in tiles, which overlap by more than the network sees.
+        """
+        rows, cols = image_HW.shape
+        if rows == 0 or cols == 0:
+            return np.full((OUTPUTS, rows, cols), -np.inf, dtype=np.float32)
+        even = np.pad(image_HW, ((0, rows % 2), (0, cols % 2)), mode="edge")
+        seen = _padded(features(even))
+        high, wide = even.shape[0] // 2, even.shape[1] // 2
+        if max(seen.shape[1:]) * 2 <= TILE_PX + 2 * REACH_PX:
+            return self._forward(seen)[:, :high, :wide]
+        maps = np.empty((OUTPUTS, seen.shape[1], seen.shape[2]), dtype=np.float32)
+        for rows_of in _tiles(seen.shape[1]):
+            for cols_of in _tiles(seen.shape[2]):
+                tile = self._forward(seen[:, rows_of.read, cols_of.read])
+                maps[:, rows_of.write, cols_of.write] = tile[:, rows_of.kept, cols_of.kept]
+        return maps[:, :high, :wide]
+
+    def _forward(self, features_CHW: Float32) -> Float32:
+        with torch.inference_mode():
+            # From planes to pixels at once: a convolution then reads all channels of a pixel together.
+            batch = torch.from_numpy(features_CHW)[None]
+            batch = batch.to(self._dtype, memory_format=torch.channels_last)
+            maps: Float32 = self._net(batch)[0].contiguous().numpy()
+        return maps
+
+
+def build(path: Path, card: ModelCard) -> ColumnNet:
+    """Make the empty network that a card describes.
+
+    Raises
+    ------
+    CheckpointError
+        If it describes none.
+    """
+    fields = {
+        name: value for name, value in card.architecture.items() if name in FinderConfig.__struct_fields__
+    }
+    try:
+        return ColumnNet(msgspec.convert(fields, FinderConfig))
+    except (ValueError, msgspec.ValidationError) as error:
+        raise CheckpointError(f"{path}: damaged model card: {error}") from None
+
+
+def _dtype_of(precision: Precision) -> torch.dtype:
+    """Choose by what the processor can, never by a stopwatch: the same machine gives the same answer."""
+    if precision == "float32":
+        return torch.float32
+    is_quick = torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if precision == "bfloat16" or is_quick else torch.float32
+
+
+def _padded(seen: Float32) -> Float32:
+    """Add zeros below and to the right, up to whole cells of the coarsest maps."""
+    step = STRIDE_PX // 2
+    rows, cols = seen.shape[1:]
+    return np.pad(seen, ((0, 0), (0, -rows % step), (0, -cols % step)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """Along one axis: what is read, what of it is kept, and where that is written."""
+
+    read: slice
+    kept: slice
+    write: slice
+
+
+def _tiles(length: int) -> list[_Tile]:
+    """Cut an axis of half resolution into tiles that overlap by the network's reach on each side."""
+    inner, reach = TILE_PX // 2, REACH_PX // 2
+    tiles = []
+    for first in range(0, length, inner):
+        last = min(first + inner, length)
+        start, stop = max(first - reach, 0), min(last + reach, length)
+        tiles.append(_Tile(slice(start, stop), slice(first - start, last - start), slice(first, last)))
+    return tiles
+
+
+def _is_on_image(positions: Float64, image: Float32) -> Bool:
+    """Mark places on pixels that are numbers."""
+    if len(positions) == 0:
+        return np.zeros(0, dtype=bool)
+    shape = np.array(image.shape)
+    inside = np.all((positions >= -0.5) & (positions <= shape - 0.5), axis=1)
+    row, col = np.clip(np.rint(positions).astype(np.int64), 0, shape - 1).T
+    seen: Bool = inside & np.isfinite(image[row, col])
+    return seen
