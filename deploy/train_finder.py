@@ -2,7 +2,7 @@
 
 Image ``i`` of a training is drawn from the seed and ``i`` alone: a training that was broken off goes on as if
 it had not been. What is used in the end is a running mean of the weights, so a training that is cut short
-leaves usable ones. Held-out images, those of the calibration and of the scores come from streams of their own.
+leaves usable ones. Held-out images, those of calibration and of scores come from streams of their own.
 """
 
 from __future__ import annotations
