@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,13 @@ MEANINGS = {
     "site_ari": "agreement of two groups of latents with silicon and carbon, the worst of three frames",
     "novel_share_default": "the same as novel_share, in frames of the simulated instrument",
 }
+
+
+class AngleErrors(NamedTuple):
+    """Of the windows of one class, shape ``(n,)``: how far the angle is off, and the sd that is said."""
+
+    error_rad: Float64
+    sd_rad: Float64
 
 
 def judged(preset: Preset, encoder: Encoder, seed: int) -> dict[str, float]:
@@ -92,23 +100,34 @@ def nearest_agree(mean_NZ: NDArray[np.float32], class_N: Int64) -> float:
     return float((votes.argmax(1) == class_N).mean())
 
 
-def angle_scores(preset: Preset, seen: Encoded, part: Labelled) -> dict[str, float]:
-    """Compare angles with the truth: turns that leave a class as it is do not count as errors."""
-    concentration, errors_in_sd = [], []
-    for kind, folds in enumerate(preset.symmetry):
+def angle_errors(symmetry: tuple[int, ...], seen: Encoded, part: Labelled) -> dict[int, AngleErrors]:
+    """Compare angles with the truth, by class: turns that leave a class as it is are no errors.
+
+    Nor is one offset for the whole class: the model's zero of a class is any direction.
+    """
+    errors = {}
+    for kind, folds in enumerate(symmetry):
         chosen = (part.class_N == kind) & np.isfinite(part.angle_N)
         if folds == 0 or chosen.sum() < LEAST_OF_A_CLASS:
             continue
         away = np.exp(1j * folds * (seen.angle_rad[chosen] - part.angle_N[chosen]))
-        # The model's zero of a class is any direction: one offset for the class is no error.
-        error = np.angle(away / away.mean()) / folds
-        concentration.append(abs(away.mean()))
-        errors_in_sd.append(np.abs(error) / seen.angle_sd_rad[chosen])
-    if not concentration:
+        error = np.abs(np.angle(away / away.mean())) / folds
+        errors[kind] = AngleErrors(error, seen.angle_sd_rad[chosen].astype(np.float64))
+    return errors
+
+
+def angle_scores(preset: Preset, seen: Encoded, part: Labelled) -> dict[str, float]:
+    """Say how well angles follow the truth, and whether their sds are true."""
+    errors = angle_errors(preset.symmetry, seen, part)
+    if not errors:
         return {}
-    inside = np.concatenate(errors_in_sd)
-    covers = {name: float((inside < sds).mean()) for name, sds in COVERS.items()}
-    return {"r_mean": float(np.mean(concentration)), "r_min": float(min(concentration)), **covers}
+    away = seen.angle_rad - part.angle_N
+    follow = [
+        abs(np.nanmean(np.exp(1j * preset.symmetry[kind] * away[part.class_N == kind]))) for kind in errors
+    ]
+    in_sd = np.concatenate([one.error_rad / one.sd_rad for one in errors.values()])
+    covers = {name: float((in_sd < sds).mean()) for name, sds in COVERS.items()}
+    return {"r_mean": float(np.mean(follow)), "r_min": float(min(follow)), **covers}
 
 
 def shift_scores(preset: Preset, seen: Encoded, part: Labelled) -> dict[str, float]:
