@@ -11,8 +11,9 @@ import msgspec
 from numpy.typing import NDArray
 
 from streamer.codec import pack, unpack
-from streamer.encoders import MAIN, Encoders, Missing
+from streamer.encoders import MAIN, Encoders, Lane, Missing
 from streamer.messages import Atoms, Frame, Latents, ModelRevision, Patches, StrainMap
+from streamer.response_parts import as_read, in_parts
 from streamer.stage import Meter, drive
 from streamer.stages.check_frame import CheckConfig, CheckFrame
 from streamer.stages.correct_distortion import (
@@ -22,8 +23,10 @@ from streamer.stages.correct_distortion import (
     CorrectState,
 )
 from streamer.stages.encode import EncodeConfig, WindowEncoder
-from streamer.stages.find_atoms import FindAtoms, FindConfig
+from streamer.stages.find_atoms import FindConfig
+from streamer.stages.find_sites import FindSites, SitesConfig
 from streamer.stages.link_atoms import LinkAtoms, LinkConfig, LinkState
+from streamer.weights import configured
 
 
 class PipelineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,6 +37,7 @@ class PipelineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     check: CheckConfig = CheckConfig()
     correct: CorrectConfig = CorrectConfig()
+    sites: SitesConfig = SitesConfig()
     find: FindConfig = FindConfig()
     encode: EncodeConfig = EncodeConfig()
     link: LinkConfig = LinkConfig()
@@ -120,14 +124,21 @@ class Pipeline:
     ) -> None:
         self.check = CheckFrame(config.check)
         self.correct = CorrectDistortion(config.correct, calibrations)
-        self.find = FindAtoms(config.find)
+        self.find = FindSites(config.sites, config.find)
         self.encoders = Encoders({MAIN: encoder} | dict(beside or {}))
         self.link = LinkAtoms(config.link)
         self._number = -1
 
     @classmethod
-    def build(cls, config: PipelineConfig) -> Pipeline:
+    def build(cls, config: PipelineConfig, weights: Mapping[str, Path] | None = None) -> Pipeline:
         """Load the encoders that the configuration names and put the stages together.
+
+        Parameters
+        ----------
+        config
+            Settings of the stages.
+        weights
+            Where the weights of each encoder are, by its name; None takes those that are configured.
 
         Raises
         ------
@@ -142,12 +153,9 @@ class Pipeline:
         # Two pools of threads on one machine cost a factor of 100.
         torch.set_num_threads(1)
         folder = config.correct.calibrations
-        return cls(
-            config,
-            Encoder.load(config.encode.weights or None),
-            partial(load, Path(folder)) if folder else None,
-            {one.name: Encoder.load(one.weights) for one in config.encode.beside},
-        )
+        paths = configured(config.encode) if weights is None else weights
+        encoders = {name: Encoder.load(path) for name, path in paths.items()}
+        return cls(config, encoders.pop(MAIN), partial(load, Path(folder)) if folder else None, encoders)
 
     def warm_up(self) -> None:
         """Do everything once: a first call takes far longer, above all where nothing is compiled yet."""
@@ -187,6 +195,10 @@ class Pipeline:
             raise ValueError(f"the pipeline's state lacks the array {error}; start without it") from None
         self.correct, self.link, self._number = correct, link, state.number
 
+    def use(self, lane: Lane) -> None:
+        """Encode with other weights from the next frame on; call it between two frames."""
+        self.encoders.use(lane)
+
     def process(self, frame: Frame | Patches, meter: Meter) -> Processed | None:
         """Take a frame to its latents; None when a stage rejected it, which the meter has counted."""
         self._number = frame.number
@@ -195,9 +207,11 @@ class Pipeline:
         good = drive(self.check, frame, meter)
         if good is None:
             return None
-        corrected = drive(self.correct, good, meter)
+        # A phase, which wraps, cannot be resampled: a response goes through the correction in parts.
+        corrected = drive(self.correct, in_parts(good), meter)
         if corrected is None:
             return None
+        corrected = as_read(corrected)
         atoms = drive(self.find, corrected, meter)
         if atoms is None:
             return None

@@ -17,13 +17,15 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from scipy.spatial import cKDTree
 
-from streamer.messages import Latents
+from streamer.messages import Latents, ScanGeometry
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Places = NDArray[np.intp]
 
 _MOST_NEIGHBOURS = 10  # as trackpy: beyond that, atoms are too crowded to be told apart anyway
+_PIXELS = 4.0
+_OF_NEIGHBOURS = 0.4
 
 
 class LinkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,7 +34,9 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes
     ----------
     search_range_nm
-        Keep it below half the distance of neighbours: then hardly a link is in doubt.
+        Keep it below half the distance of neighbours: then hardly a link is in doubt. Where four pixels of
+        the frame are more, as of a PFM or an AFM, it is these, and no more than 0.4 of the distance of
+        neighbours.
     memory_frames
         An atom that was missing for as many frames keeps its track.
     """
@@ -116,13 +120,21 @@ class LinkAtoms:
         revision = latents.registration.revision
         if revision != self._revision or len(positions_nm) == 0:
             self._forget()
-        tracks = self._go_on(positions_nm)
+        tracks = self._go_on(positions_nm, self._range_nm(positions_nm, latents.geometry))
         self._revision = revision if len(positions_nm) else None
         return msgspec.structs.replace(latents, track=tracks)
 
-    def _go_on(self, positions_nm: Float64) -> Int64:
+    def _range_nm(self, positions_nm: Float64, geometry: ScanGeometry) -> float:
+        """How far to look: a site is not known better than to a few pixels, whatever it is."""
+        least_nm, coarse_nm = self.config.search_range_nm, _PIXELS * max(geometry.pixel_size_nm)
+        if coarse_nm <= least_nm or len(positions_nm) < 2:
+            return least_nm
+        nearest_nm = cKDTree(positions_nm).query(positions_nm, k=2)[0][:, 1]
+        return max(least_nm, min(coarse_nm, _OF_NEIGHBOURS * float(np.median(nearest_nm))))
+
+    def _go_on(self, positions_nm: Float64, reach_nm: float) -> Int64:
         """Link to the atoms known, and number those that are new in their order."""
-        source = linked(self._positions_nm, positions_nm, self.config.search_range_nm)
+        source = linked(self._positions_nm, positions_nm, reach_nm)
         is_new = source < 0
         tracks = np.empty(len(positions_nm), dtype=np.int64)
         tracks[~is_new] = self._track[source[~is_new]]

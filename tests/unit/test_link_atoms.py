@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import trackpy
 from numpy.typing import NDArray
 
-from streamer.messages import Latents, Registration
+from streamer.messages import Latents, Registration, ScanGeometry
 from streamer.stages.link_atoms import LinkAtoms, LinkConfig, linked
 
 Make = Callable[..., Latents]
@@ -71,6 +72,29 @@ def test_an_atom_that_jumped_further_than_the_range_is_a_new_one(seen: Make) -> 
     jumped = PLACES.copy()
     jumped[3] += 5.0
     assert link.process(seen(jumped)).track[3] == 20
+
+
+def test_where_pixels_are_coarse_a_site_may_go_four_of_them(seen: Make) -> None:
+    def coarse(places: NDArray[np.floating]) -> Latents:
+        raster = ScanGeometry(shape=(256, 256), field_of_view_nm=(1024.0, 1024.0))
+        return msgspec.structs.replace(seen(places), geometry=raster)
+
+    link = LinkAtoms()
+    link.process(coarse(300 * PLACES))
+    moved = 300 * PLACES
+    moved[3, 0] += 14
+    moved[8, 0] += 19
+    tracks = link.process(coarse(moved)).track
+    assert (tracks[3], tracks[8]) == (3, 20)
+
+
+def test_crowded_sites_are_not_taken_for_each_other_where_pixels_are_coarse(seen: Make) -> None:
+    raster = ScanGeometry(shape=(256, 256), field_of_view_nm=(1024.0, 1024.0))
+    link = LinkAtoms()
+    link.process(msgspec.structs.replace(seen(40 * PLACES), geometry=raster))
+    moved = 40 * PLACES
+    moved[-1] += [3.0, 0.0]  # neighbours are 5.7 nm apart
+    assert link.process(msgspec.structs.replace(seen(moved), geometry=raster)).track[-1] == 20
 
 
 def test_new_atoms_are_numbered_in_their_order(seen: Make) -> None:
