@@ -158,8 +158,9 @@ def frames_figure(
     atoms_px: Array,
     coloured_px: Array,
     colour_by: Array | None,
+    many: str = "atoms",
 ) -> Figure:
-    """Draw the raw and the corrected frame side by side, a ring on every atom of the corrected one.
+    """Draw the raw and the corrected frame side by side, a ring on everything found in the corrected one.
 
     Parameters
     ----------
@@ -171,6 +172,8 @@ def frames_figure(
         All atoms found, ``(row, col)``, shape ``(n, 2)``.
     coloured_px, colour_by
         Those that the encoder has seen, and its first latent, shape ``(m,)``.
+    many
+        What they are called.
     """
     with mpl.rc_context(STYLE):
         figure = new_figure(11.0, 5.4)
@@ -180,7 +183,7 @@ def frames_figure(
             left.set_axis_off()
         else:
             _show_image(left, raw, raw_geometry, "as acquired")
-        title = f"corrected, with {len(atoms_px):,} atoms"
+        title = f"corrected, with {len(atoms_px):,} {many}"
         _show_image(right, smoothed(corrected, atoms_px), geometry, title, brightness=0.6)
         size = _ring_size(4.6, corrected.shape[1], typical_spacing(atoms_px))
         _draw_rings(right, atoms_px, size, "#bbbbbb", 0.5)

@@ -23,6 +23,8 @@ from agents.objective import ObjectiveConfig
 from deploy import distortion_figures, figures
 from deploy.distortion import columns_motion, flag_rows, in_words
 from deploy.html_parts import counted, facts, folded, nothing, paragraph, picture, table
+from deploy.latent_course import WORDS, Words
+from deploy.latent_sections import read_outs
 from deploy.learning_curve import best_so_far, chance, draws_to_find, measurements_to_reach, reading_order
 from deploy.live_view import clock_text, in_stage_order, milliseconds_text, number_text, position_text
 from deploy.material import NEAR_NM, Material, nearest, true_drift_nm
@@ -127,6 +129,11 @@ def _story(material: Material) -> str:
     return " ".join(told)
 
 
+def _words(session: Session) -> Words:
+    """Name what windows are cut around; frames that come beside patterns show columns."""
+    return WORDS["columns" if session.kind == "patterns" else session.kind]
+
+
 def _frames_sentence(session: Session) -> str:
     if not session.frames:
         return "No frame was kept."
@@ -139,7 +146,8 @@ def _frames_sentence(session: Session) -> str:
         sentence += f" with {counted(session.patterns, 'diffraction pattern')}"
     sentence += f", and {len(session.drift):,} came through the analysis"
     if session.atoms is not None:
-        sentence += f", the last with {counted(len(session.atoms.positions_px), 'atom')}"
+        number, words = len(session.atoms.positions_px), _words(session)
+        sentence += f", the last with {number:,} {words.one if number == 1 else words.many}"
     return sentence + "."
 
 
@@ -203,7 +211,7 @@ def _latencies(material: Material) -> str:
 
 
 def frames(material: Material) -> str:
-    """Show the last frame, raw and corrected, with its atoms."""
+    """Show the last frame, raw and corrected, with what was found in it."""
     session = material.session
     if session.atoms is None:
         if session.frames == 0:
@@ -213,6 +221,7 @@ def frames(material: Material) -> str:
             "all were rejected (why stands below, under refusals), or the session did not end in order."
         )
     corrected, raw, latents = session.atoms.frame, session.last_raw, session.latents
+    many = _words(session).many
     same = latents is not None and latents.number == corrected.number and latents.mean.shape[1] > 0
     return picture(
         figures.frames_figure(
@@ -223,9 +232,10 @@ def frames(material: Material) -> str:
             session.atoms.positions_px,
             latents.positions_px if same and latents is not None else np.empty((0, 2)),
             latents.mean[:, 0] if same and latents is not None else None,
+            many,
         ),
-        f"Frame {corrected.number} ({corrected.channels[0]}). Rings: atoms, coloured by the first latent; "
-        "grey rings are atoms whose window leaves the frame. "
+        f"Frame {corrected.number} ({corrected.channels[0]}). Rings: {many}, coloured by the first "
+        f"latent; grey rings are {many} whose window leaves the frame. "
         "The corrected frame is smoothed a little for the eye.",
     )
 
@@ -234,7 +244,7 @@ def latent_space(material: Material) -> str:
     """Show the latents of the last frame, as a plane and over the field."""
     latents = material.session.latents
     if latents is None or not latents.mean.size:
-        return nothing("No atom was encoded.")
+        return nothing(f"No {_words(material.session).one} was encoded.")
     measured = material.session.measured
     atoms = _atoms_of(measured, material)
     found = atoms >= 0
@@ -244,8 +254,8 @@ def latent_space(material: Material) -> str:
     )
     return picture(
         figure,
-        f"The {len(latents.mean):,} atoms of frame {latents.number}. Left: in the plane of the latents, "
-        "measured ones coloured by their value. Right: both latents over the field.",
+        f"The {len(latents.mean):,} {_words(material.session).many} of frame {latents.number}. Left: in the plane "
+        "of the latents, measured ones coloured by their value. Right: both latents over the field.",
     )
 
 
@@ -261,11 +271,17 @@ def _atoms_of(measured: Sequence[Measurement], material: Material) -> NDArray[np
     return atoms
 
 
+def latents_in_all(material: Material) -> str:
+    """Show what the latents of all frames come to."""
+    return read_outs(material.session)
+
+
 def manifold(material: Material) -> str:
     """Show what the encoder has learnt: its decoder over a grid that spans the latents seen."""
     latents = material.session.latents
     if latents is None or not latents.mean.size:
-        return nothing("No atom was encoded, so there is no range of latents to show.")
+        one = _words(material.session).one
+        return nothing(f"No {one} was encoded, so there is no range of latents to show.")
     try:
         encoder = material.load_encoder()
     except (OSError, ValueError) as error:
@@ -494,8 +510,8 @@ def _positions_known(session: Session) -> str:
     worst_nm2 = np.linalg.eigvalsh(latents.position_covariance_nm2.astype(np.float64))[:, -1]
     median_pm, tenth_pm = 1000 * np.sqrt(np.percentile(worst_nm2, (50, 90)))
     return paragraph(
-        f"Positions of atoms in frame {latents.number} have a standard deviation of {median_pm:.1f} pm in "
-        f"the median, of more than {tenth_pm:.1f} pm for one in ten: from noise and neighbours in finding "
+        f"Positions of {_words(session).many} in frame {latents.number} have a standard deviation "
+        f"of {median_pm:.1f} pm in the median, of more than {tenth_pm:.1f} pm for one in ten: from noise and neighbours in finding "
         "them, and from what the correction leaves unknown. What the mode leaves in the images is not in it."
     )
 
@@ -605,6 +621,7 @@ SECTIONS: tuple[tuple[str, Callable[[Material], str]], ...] = (
     ("The last frame", frames),
     ("What the encoder saw", latent_space),
     ("What the encoder has learnt", manifold),
+    ("What the latents say", latents_in_all),
     ("Where it was measured", path),
     ("How fast the best was found", learning),
     ("Drift", drift),
@@ -618,6 +635,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #1a1a1a; background: #fff;
        max-width: 1120px; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h1 small { font-weight: normal; color: #555; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 h2 { font-size: 1.15rem; border-bottom: 1px solid #ccc; padding-bottom: .2rem; margin-top: 2.2rem; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; display: block; }
 figcaption { color: #444; font-size: .88rem; margin-top: .3rem; max-width: 60rem; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 import zipfile
 from collections import deque
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.latent_course import Kind, LatentCourse, kind_of_sites
 from streamer.journal import read_messages
 from streamer.messages import (
     AnyMessage,
@@ -194,6 +196,10 @@ class Session:
         None where nothing is known.
     instrument
         The name by which it said Hello, the last one; empty if it is not in the journal.
+    course
+        What the latents of all frames came to.
+    true_order
+        Order parameter and director of the rods in each frame, shape ``(frames, 2)``; None where not known.
     """
 
     folder: Path
@@ -218,6 +224,16 @@ class Session:
     events: list[Event] = field(default_factory=list)
     truth: Truth | None = None
     instrument: str = ""
+    course: LatentCourse = field(default_factory=LatentCourse)
+    true_order: Float64 | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What windows were cut around."""
+        frame = self.last_raw if self.atoms is None else self.atoms.frame
+        if self.course.delivered and not self.course.seen:
+            return "patterns"
+        return kind_of_sites(() if frame is None else frame.channels, _configured_sites(self.configuration))
 
     @property
     def duration_s(self) -> float:
@@ -229,6 +245,17 @@ class Session:
     def measured(self) -> list[Measurement]:
         """The measurements that gave a value."""
         return [m for m in self.measurements if m.outcome.status == "ok" and math.isfinite(m.value)]
+
+
+def _configured_sites(configuration: str) -> str:
+    """Read what the session was told to cut windows around; ``auto`` where that cannot be read."""
+    try:
+        table: Any = tomllib.loads(configuration)
+    except tomllib.TOMLDecodeError:  # the report says so where it needs more of it
+        return "auto"
+    for name in ("streamer", "pipeline", "sites", "kind"):
+        table = table.get(name) if isinstance(table, dict) else None
+    return table if isinstance(table, str) else "auto"
 
 
 @dataclass(slots=True)
@@ -265,6 +292,8 @@ def gather(folder: Path, messages: Iterable[tuple[float, AnyMessage]]) -> Sessio
     """
     session, seen = Session(folder=folder), _Gathering()
     for received_s, message in messages:
+        if isinstance(message, Latents):
+            session.course.add(message)
         if math.isnan(session.first_received_s):
             session.first_received_s = received_s
         session.last_received_s = received_s
@@ -376,7 +405,18 @@ def read_session(folder: Path) -> Session:
     session.summary = _read_summary(folder / "summary.json")
     session.configuration = _read_text(folder / "config.toml")
     session.truth = read_truth(folder / "truth.npz")
+    session.true_order = _read_order(folder / "truth.npz")
     return session
+
+
+def _read_order(path: Path) -> Float64 | None:
+    """Read the true order of rods, which only a simulation of rods knows; the file was looked at before."""
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        if "frame_order" not in arrays.files or "frame_director_rad" not in arrays.files:
+            return None
+        return np.column_stack([arrays["frame_order"], arrays["frame_director_rad"]]).astype(np.float64)
 
 
 def _read_text(path: Path) -> str:
