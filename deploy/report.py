@@ -254,8 +254,8 @@ def latent_space(material: Material) -> str:
     )
     return picture(
         figure,
-        f"The {len(latents.mean):,} {_words(material.session).many} of frame {latents.number}. Left: in the plane "
-        "of the latents, measured ones coloured by their value. Right: both latents over the field.",
+        f"The {len(latents.mean):,} {_words(material.session).many} of frame {latents.number}. Left: in the "
+        "plane of the latents, measured ones coloured by their value. Right: both latents over the field.",
     )
 
 
@@ -511,8 +511,8 @@ def _positions_known(session: Session) -> str:
     median_pm, tenth_pm = 1000 * np.sqrt(np.percentile(worst_nm2, (50, 90)))
     return paragraph(
         f"Positions of {_words(session).many} in frame {latents.number} have a standard deviation "
-        f"of {median_pm:.1f} pm in the median, of more than {tenth_pm:.1f} pm for one in ten: from noise and neighbours in finding "
-        "them, and from what the correction leaves unknown. What the mode leaves in the images is not in it."
+        f"of {median_pm:.1f} pm in the median, of more than {tenth_pm:.1f} pm for one in ten: from noise and "
+        "neighbours in finding them, and from what the correction leaves unknown. What the mode leaves in the images is not in it."
     )
 
 
