@@ -512,7 +512,8 @@ def _positions_known(session: Session) -> str:
     return paragraph(
         f"Positions of {_words(session).many} in frame {latents.number} have a standard deviation "
         f"of {median_pm:.1f} pm in the median, of more than {tenth_pm:.1f} pm for one in ten: from noise and "
-        "neighbours in finding them, and from what the correction leaves unknown. What the mode leaves in the images is not in it."
+        "neighbours in finding them, and from what the correction leaves unknown. What the mode leaves in "
+        "the images is not in it."
     )
 
 
