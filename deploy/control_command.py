@@ -5,8 +5,10 @@ Only what ``--help`` needs is imported here; each command imports the rest when 
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import math
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
     from streamer.keys import PeerKeys
     from streamer.link import Link
     from streamer.messages import Ack, AnyMessage, Control, Outcome, Role, Status, Suggestion
+    from streamer.wire import Subscriber
 
 ANSWER_S = 10.0
 MEASURE_S = 30.0
+LOAD_S = 60.0
 STATUS_S = 1.0
 
 app = typer.Typer(
@@ -105,6 +109,69 @@ def separate(
         "four scans are asked for, one after the other; the strain map follows",
         reason,
     )
+
+
+@app.command()
+def encoder(
+    weights: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|REVISION",
+            help="Weights of [bold]probeloop train[/bold], or the revision of some that the session had.",
+        ),
+    ],
+    name: Annotated[
+        str, typer.Option(help="Of one of the encoders beside the main one.", show_default="the main one")
+    ] = "",
+    connect: Connect = None,
+    session_folder: SessionFolder = None,
+    key: Key = None,
+    reason: Reason = "",
+) -> None:
+    """Encode with other weights from the next frame on; the session keeps them and goes on meanwhile."""
+    control = _control_of_weights(weights, name, reason)
+    console = _Console(connect, session_folder, key)
+    with contextlib.ExitStack() as stack:
+        view = console.view("encoder_in_use", "event")
+        if view is not None:
+            stack.callback(view.close)
+        ack = _ack_of(stack.enter_context(console.link("operator")), control)
+        if ack.status == "refused":
+            fail(f"refused: {ack.reason}")
+        if view is None:
+            typer.echo(f"asked for {control.revision}; the journal says from which frame on, or why not")
+        else:
+            _say_what_came_of(view, control)
+
+
+def _control_of_weights(weights: str, name: str, reason: str) -> Control:
+    """Read the file, or take its name for a revision where there is none."""
+    from streamer.messages import Control
+    from streamer.weights import as_control
+
+    try:
+        if not Path(weights).exists() and re.fullmatch("[0-9a-f]{12}", weights):
+            return Control(action="encoder", encoder=name, revision=weights, reason=reason)
+        return as_control(Path(weights).read_bytes(), encoder=name, reason=reason or Path(weights).name)
+    except OSError as error:
+        refuse(f"{weights}: cannot be read: {error.strerror}; name a .safetensors file of 'probeloop train'")
+    except ValueError as error:
+        refuse(error)
+
+
+def _say_what_came_of(view: Subscriber, control: Control) -> None:
+    """Wait until the weights are in use, or refused."""
+    from streamer.messages import EncoderInUse, Event
+
+    deadline_s = time.monotonic() + LOAD_S
+    while (left_s := deadline_s - time.monotonic()) > 0:
+        message = view.receive(left_s)
+        if isinstance(message, EncoderInUse) and message.revision == control.revision:
+            typer.echo(f"{message.name} ({message.revision}) encodes from frame {message.number} on")
+            return
+        if isinstance(message, Event) and message.what == "encoder refused":
+            fail(f"refused: {message.detail}; the session goes on with what it had")
+    fail(f"the streamer did not say within {LOAD_S:g} s whether it took them; see the live view")
 
 
 @app.command()
@@ -270,15 +337,27 @@ class _Console:
         return found.registration.revision if isinstance(found, Latents) else 0
 
     def _see(self, kind: str, timeout_s: float) -> object:
-        from streamer.wire import Subscriber
-
-        if self.view_address is None:
+        subscriber = self._subscriber(kind)
+        if subscriber is None:
             return None
-        subscriber = Subscriber(self.view_address, (kind,), keys=self.keys(None))
         try:
             return subscriber.receive(timeout_s)
         finally:
             subscriber.close()
+
+    def view(self, *kinds: str) -> Subscriber | None:
+        """Listen to the streamer from now on; None where it is not known where."""
+        subscriber = self._subscriber("status", *kinds)
+        if subscriber is not None and subscriber.receive(ANSWER_S) is None:
+            fail(f"the streamer published nothing within {ANSWER_S:g} s")
+        return subscriber
+
+    def _subscriber(self, *kinds: str) -> Subscriber | None:
+        from streamer.wire import Subscriber
+
+        if self.view_address is None:
+            return None
+        return Subscriber(self.view_address, kinds, keys=self.keys(None))
 
 
 def _decide(

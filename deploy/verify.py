@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ from agents.policies import make_agent
 from agents.protocol import Agent, Decision
 from deploy.config import RunConfig, read_run_config
 from deploy.refusals import refuse
+from streamer import weights
 from streamer.admission import OUT_OF_SEASON
 from streamer.calibrations import of_session
 from streamer.codec import Numbered, WireError
@@ -33,6 +34,7 @@ from streamer.journal import read_records
 from streamer.messages import (
     AnyMessage,
     Checkpoint,
+    EncoderInUse,
     Event,
     Frame,
     Hello,
@@ -46,8 +48,9 @@ from streamer.messages import (
 )
 from streamer.pipeline import Pipeline
 from streamer.progress import Progress, row_name
-from streamer.recovery import facts_of, pipeline_state_of
+from streamer.recovery import facts_of, latest_before, pipeline_state_of
 from streamer.segment import Damage, Record
+from streamer.weights import Shelf
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 PARTS = ("frames", "latents", "suggestions", "fits", "scores", "requests", "outcomes")
@@ -206,12 +209,25 @@ class FrameCheck:
         Where the result goes.
     after
         Number of the last frame that the pipeline knows already.
+    shelf
+        Has the weights that were put in place while the session ran; None where none were.
+    changes
+        Of encoders, before the first record.
     """
 
-    def __init__(self, pipeline: Pipeline, findings: Findings, after: int = -1) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        findings: Findings,
+        after: int = -1,
+        shelf: Shelf | None = None,
+        changes: Sequence[EncoderInUse] = (),
+    ) -> None:
         self._pipeline = pipeline
         self._findings = findings
         self._after = after
+        self._shelf = shelf
+        self._changes = latest_before(changes, after + 1)
         self._open: dict[int, Latents | str] = {}  # what came out, until the journal has its answer
         self._beside: dict[tuple[int, str], Latents] = {}  # and what other encoders made of it
         self._is_other_model = False
@@ -219,7 +235,10 @@ class FrameCheck:
     def take(self, record: int, message: AnyMessage) -> None:
         """Take the next record."""
         match message:
+            case EncoderInUse():
+                self._changes.append(message)
             case Frame() | Patches() if message.number > self._after:
+                self._change_encoders(message.number)
                 self._open[message.number] = self._analyse(message)
             case Latents(is_beside=True) if message.number > self._after:
                 self._compare_beside(record, message)
@@ -237,6 +256,13 @@ class FrameCheck:
             self._findings.notes.append(
                 f"{len(self._open)} frames at the end have no latents in the journal: it ended before"
             )
+
+    def _change_encoders(self, number: int) -> None:
+        """Put the weights in place that a frame of this number was encoded with."""
+        while self._changes and self._changes[0].number <= number:
+            change = self._changes.pop(0)
+            if self._shelf is not None:
+                self._pipeline.use(self._shelf.load(change.encoder, change.revision))
 
     def _analyse(self, frame: Frame | Patches) -> Latents | str:
         meter = _NoMeter()
@@ -408,16 +434,19 @@ class Verifier:
         Of the session.
     pipeline
         Built as it says, and new.
+    shelf
+        Has the weights that were put in place while the session ran; None where none were.
     """
 
-    def __init__(self, config: RunConfig, pipeline: Pipeline) -> None:
+    def __init__(self, config: RunConfig, pipeline: Pipeline, shelf: Shelf | None = None) -> None:
         self.findings = Findings()
         self._config = config
         self._pipeline = pipeline
         self._progress = Progress(Envelope(config.streamer.envelope))
         self._row = ""  # of the agent
         self._first = self._known = self._agent_from = 0
-        self._frames = FrameCheck(pipeline, self.findings)
+        self._shelf = shelf
+        self._frames = FrameCheck(pipeline, self.findings, shelf=shelf)
         self._agent = AgentCheck(make_agent(config.agent), self.findings)
         self._envelope = EnvelopeCheck(self.findings)
         self._next = 0
@@ -485,7 +514,13 @@ class Verifier:
         facts = facts_of(checkpoint)
         self._progress.restore(facts.progress)
         self._pipeline.restore(pipeline_state_of(checkpoint))
-        self._frames = FrameCheck(self._pipeline, self.findings, after=facts.pipeline_number)
+        self._frames = FrameCheck(
+            self._pipeline,
+            self.findings,
+            after=facts.pipeline_number,
+            shelf=self._shelf,
+            changes=facts.progress.encoders,
+        )
         self._first, self._known = facts.replay_from, kept
         self._note(f"the journal begins with record {record}: verified from the checkpoint in record {kept}")
         self._begin_agent(folder)
@@ -557,8 +592,13 @@ def verify(folder: Path, config: Path | None = None) -> Findings:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; give the settings of the session with --config")
     settings = read_run_config(path)
-    pipeline = Pipeline.build(of_session(settings.streamer.pipeline, folder))
-    return Verifier(settings, pipeline).run(folder)
+    stages = of_session(settings.streamer.pipeline, folder)
+    pipeline = Pipeline.build(stages, weights.of_session(stages.encode, folder))
+    shelf = Shelf(folder, pipeline.encoders.cards())
+    try:
+        return Verifier(settings, pipeline, shelf).run(folder)
+    finally:
+        shelf.close()
 
 
 def as_table(findings: Findings) -> Table:

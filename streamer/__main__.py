@@ -14,6 +14,7 @@ import msgspec
 import structlog
 import typer
 
+from streamer import weights
 from streamer.calibrations import adopt, keep
 from streamer.compiled import start_anew_if_compiled
 from streamer.config import StreamerConfig
@@ -50,7 +51,8 @@ def main(
         server_keys = ServerKeys(settings.hub.keys) if settings.hub.keys else None
         calibrating = settings.pipeline.correct.mode == "calibrate"
         pipeline = Pipeline.build(
-            settings.pipeline if calibrating else adopt(settings.pipeline, session_folder)
+            settings.pipeline if calibrating else adopt(settings.pipeline, session_folder),
+            weights.adopt(settings.pipeline.encode, session_folder),
         )
         pipeline.warm_up()
         start_anew_if_compiled()
@@ -99,15 +101,16 @@ def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path, keys: Serv
         hub_config=settings.hub,
         experiment=settings.experiment,
         keys=keys,
+        shelf=weights.Shelf(folder, pipeline.encoders.cards()),
     )
-    state = hub.recover()
-    if state is not None:
-        try:
+    try:
+        state = hub.recover()
+        if state is not None:
             pipeline.restore(state)
-        except ValueError as error:
-            raise OSError(
-                f"{folder}: its journal cannot be gone on with: {error}; choose another --session-folder"
-            ) from None
+    except ValueError as error:
+        raise OSError(
+            f"{folder}: its journal cannot be gone on with: {error}; choose another --session-folder"
+        ) from None
     # What lives as long as the process need not be looked through whenever memory is tidied up.
     gc.collect()
     gc.freeze()

@@ -87,13 +87,13 @@ class Encoders:
         """The one whose latents are linked and decided on."""
         return self._lanes[MAIN]
 
-    def in_use(self) -> dict[str, WindowEncoder]:
-        """Give the encoders by their names."""
-        return {name: lane.encoder for name, lane in self._lanes.items()}
+    def cards(self) -> dict[str, ModelCard]:
+        """Give the cards of the encoders at work, by their names."""
+        return {name: lane.encoder.card for name, lane in self._lanes.items()}
 
-    def use(self, name: str, encoder: WindowEncoder) -> None:
-        """Put another encoder in the place of one, from the next item on."""
-        self._lanes[name] = Lane(name, encoder)
+    def use(self, lane: Lane) -> None:
+        """Put an encoder in the place of the one of its name, from the next item on."""
+        self._lanes[lane.name] = lane
 
     def warm_up(self) -> None:
         """Do everything once."""

@@ -23,7 +23,7 @@ from streamer.admission import refuse_out_of_season, why_not_frame
 from streamer.codec import Numbered, Parts, WireError, decode_numbered, encode
 from streamer.config import ExperimentConfig, HubConfig
 from streamer.distortion_status import distortion_status
-from streamer.encoders import Missing
+from streamer.encoders import Lane, Missing
 from streamer.envelope import Envelope, RefusedError
 from streamer.full_disk import SLACK_BYTES, Arrival, DiskRoom, size_of
 from streamer.holds import DISK, MODEL, Holds
@@ -37,6 +37,7 @@ from streamer.messages import (
     Checkpoint,
     Command,
     Control,
+    EncoderInUse,
     Event,
     Frame,
     Heartbeat,
@@ -54,10 +55,11 @@ from streamer.messages import (
 from streamer.motion import ColumnsMotion
 from streamer.peers import Peer, Peers, Turn
 from streamer.pipeline import PipelineState
-from streamer.progress import INSTRUMENT, Progress, row_name
-from streamer.recovery import Recovery, is_same_answer, make_checkpoint, recover
+from streamer.progress import ENCODER_REFUSED, INSTRUMENT, Progress, row_name
+from streamer.recovery import Recovery, is_same_answer, latest_before, make_checkpoint, recover
 from streamer.separation import is_of_separation, next_scan
 from streamer.telemetry import Telemetry
+from streamer.weights import Shelf
 from streamer.wire import Publisher, Router
 from streamer.worker import FrameProcessor, Result, Worker
 
@@ -93,6 +95,8 @@ class Hub:
         How much may be on the way, and when the session ends.
     keys
         Who may connect and as what; None on a machine of one's own.
+    shelf
+        Makes other weights ready for the encoders; None where they cannot be changed.
     """
 
     def __init__(
@@ -108,6 +112,7 @@ class Hub:
         hub_config: HubConfig,
         experiment: ExperimentConfig,
         keys: ServerKeys | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.session = session
         self.telemetry = telemetry
@@ -121,6 +126,7 @@ class Hub:
         self._experiment = experiment
         self._keys = keys
         self._keys_problem = ""
+        self._shelf = shelf
         self._log = structlog.get_logger()
         motion = ColumnsMotion(telemetry.columns_moved)
         self._worker = Worker(processor, telemetry, hub_config.checkpoint_frames, motion.observe)
@@ -152,6 +158,7 @@ class Hub:
         self._frame_s = 0.0
         self._result_bytes = SLACK_BYTES
         self._unkept: set[int] = set()
+        self._lanes: deque[tuple[int, Lane]] = deque()  # of an earlier process, by their first frame
         self._missing: dict[str, str] = {}  # encoders that had nothing to say lately, and why
         self._recovery = Recovery()
 
@@ -164,9 +171,17 @@ class Hub:
         -------
         state
             What the pipeline must be restored to before ``run``; None for one that is new.
+
+        Raises
+        ------
+        ValueError
+            If weights are gone that were put in place while the session ran.
         """
         self._recovery = recover(self._journal, self.progress)
         self._waiting = dict(self._recovery.records)
+        if self._shelf is not None:
+            for change in latest_before(self.progress.encoders, self._recovery.first_number):
+                self._lanes.append((change.number, self._shelf.load(change.encoder, change.revision)))
         self.telemetry.recovered(self.progress.tally)
         return self._recovery.state
 
@@ -221,14 +236,24 @@ class Hub:
                 self.telemetry.frame_rejected("hub", "analysis failed")
                 self._event("frame rejected", f"the analysis failed with it {MOST_TRIES} times", first)
         for frame in self._recovery.frames:
+            self._put_in_place(frame.number)
             self._worker.put(frame)
+        self._put_in_place(self.progress.next_number)
         self._recovery.frames = []
+        for control in self.progress.wanted if self._shelf is not None else ():
+            self._shelf.begin(control)  # type: ignore[union-attr]
+
+    def _put_in_place(self, number: int) -> None:
+        """Let frames from this number on be encoded with the weights that they were encoded with before."""
+        while self._lanes and self._lanes[0][0] <= number:
+            self._worker.put(self._lanes.popleft()[1])
 
     def _turn(self) -> None:
         for peer, key, parts in self._incoming():
             self._take(peer, key, parts)
         self._journal.sync()
         self._collect()
+        self._change_encoder()
         self._send_acks()
         now_s = time.monotonic()
         if now_s >= self._next_beat_s:
@@ -277,6 +302,8 @@ class Hub:
 
     def _finish(self) -> None:
         self._skip_pending("the session ended")
+        if self._shelf is not None:
+            self._shelf.close()
         self._worker.stop(DRAIN_S)
         self._collect()
         for number in list(self._waiting):
@@ -754,6 +781,8 @@ class Hub:
             return "not its part: only an operator decides that"
         if control.action == "separate" and not self._is_separating():
             return "not separating: start the session with correct.mode = 'separate'"
+        if control.action == "encoder":
+            return self._want_encoder(known, numbered, control)
         before = self.progress.operator_hold
         try:
             self._record(numbered, parts, known.name)
@@ -772,6 +801,44 @@ class Hub:
         elif control.action == "resume":
             self.holds.release(MODEL)
         return ""
+
+    def _want_encoder(self, known: Peer, numbered: Numbered, control: Control) -> str:
+        """Begin to make other weights ready; the journal has their hash, and their bytes lie beside it."""
+        if self._shelf is None:
+            return "no encoder: this session has none that could be changed"
+        if why := self._shelf.why_not(control):
+            return why
+        wish = msgspec.structs.replace(control, weights=None)
+        try:
+            self._record(msgspec.structs.replace(numbered, message=wish), owner=known.name)
+        except OSError as error:
+            return f"disk: {error.strerror}; the weights could not be kept"
+        self._event("control", f"encoder {control.revision} by {known}: {control.reason}".rstrip(": "))
+        self._shelf.begin(control)
+        return ""
+
+    def _change_encoder(self) -> None:
+        """Put weights in place that have become ready: for the first frame that has not come yet."""
+        ready = None if self._shelf is None or self._state == "draining" else self._shelf.get()
+        if ready is None:
+            return
+        control, lane = ready.control, ready.lane
+        if lane is None:
+            self._event(ENCODER_REFUSED, ready.why_not)
+            return
+        change = EncoderInUse(
+            session=self.session,
+            encoder=control.encoder,
+            number=self.progress.next_number,
+            revision=control.revision,
+            name=lane.encoder.card.name,
+            reason=control.reason,
+        )
+        self._record(Numbered(change))
+        self._worker.put(lane)
+        self._publisher.publish(change)
+        which = control.encoder or "main"
+        self._event("encoder in use", f"{which}: {change.name} ({change.revision})", change.number)
 
     def _is_separating(self) -> bool:
         distortion = self.envelope.registration.distortion

@@ -18,6 +18,7 @@ from streamer.messages import (
     Checkpoint,
     Command,
     Control,
+    EncoderInUse,
     Event,
     Frame,
     Hello,
@@ -34,6 +35,7 @@ from streamer.messages import (
 from streamer.separation import Separation, is_of_separation
 
 INSTRUMENT = "instrument"
+ENCODER_REFUSED = "encoder refused"
 # Processes that are remembered, of all that ever connected.
 MOST_INSTANCES = 1_000
 # What an agent must be told of what an earlier process of its name did.
@@ -89,6 +91,8 @@ class ProgressState(msgspec.Struct, frozen=True):
     tally: dict[str, int]
     separation: Separation
     envelope: EnvelopeState
+    encoders: list[EncoderInUse] = []
+    wanted: list[Control] = []
 
 
 class Progress:
@@ -129,6 +133,10 @@ class Progress:
         Counts that a restart must not lose.
     separation
         How far the four scans are that tell strain from distortion.
+    encoders
+        Weights that were put in the place of others, in order.
+    wanted
+        Requests for weights that have neither been put in place nor refused.
     """
 
     def __init__(self, envelope: Envelope) -> None:
@@ -148,6 +156,8 @@ class Progress:
         self.tried = (-1, 0)
         self.tally: Counter[str] = Counter()
         self.separation = Separation()
+        self.encoders: list[EncoderInUse] = []
+        self.wanted: list[Control] = []
 
     def state(self) -> ProgressState:
         """Give all of it, to go on from."""
@@ -168,6 +178,8 @@ class Progress:
             tally=dict(self.tally),
             separation=self.separation,
             envelope=self.envelope.state(),
+            encoders=list(self.encoders),
+            wanted=list(self.wanted),
         )
 
     def restore(self, state: ProgressState) -> None:
@@ -187,6 +199,8 @@ class Progress:
         self.tried = state.tried
         self.tally = Counter(state.tally)
         self.separation = state.separation
+        self.encoders = list(state.encoders)
+        self.wanted = list(state.wanted)
         self.envelope.restore(state.envelope)
 
     # -- learn ---------------------------------------------------------------------------------
@@ -238,6 +252,9 @@ class Progress:
                 self._score(score)
             case Control() as control:
                 self._control(control)
+            case EncoderInUse() as change:
+                self.encoders.append(change)
+                del self.wanted[:1]  # they are tried in the order in which they were asked for
             case Bye() as bye if owner == INSTRUMENT:
                 self.ending = bye.reason or "the instrument left"
             case Checkpoint() as checkpoint if owner in self.rows:
@@ -304,6 +321,8 @@ class Progress:
                 self.operator_hold = ""
             case "stop":
                 self.ending = "stopped by the operator"
+            case "encoder":
+                self.wanted.append(control)
             case "veto":
                 place = control.position_nm or self.positions.get(control.id)
                 if place is not None:
@@ -318,6 +337,8 @@ class Progress:
         if event.what == "analysis begun":
             times = self.tried[1] if event.number == self.tried[0] else 0
             self.tried = (event.number, times + 1)
+        elif event.what == ENCODER_REFUSED:
+            del self.wanted[:1]
         elif event.what == "frame refused":
             self.tally["received"] += 1
             self.tally["rejected"] += 1

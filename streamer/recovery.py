@@ -7,13 +7,14 @@ most of them the journal has an answer already, which the new one must equal.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from streamer.codec import encode, pack, unpack
 from streamer.journal import Journal
-from streamer.messages import Checkpoint, Event, Frame, Latents, Patches
+from streamer.messages import Checkpoint, EncoderInUse, Event, Frame, Latents, Patches
 from streamer.pipeline import PipelineState
 from streamer.progress import Progress, ProgressState
 
@@ -104,6 +105,11 @@ class Recovery:
         """Number of the frame with which the earlier process ended; None if all have their answer."""
         return next((frame.number for frame in self.frames if frame.number not in self.answers), None)
 
+    @property
+    def first_number(self) -> int:
+        """Number of the first frame that the state of the pipeline does not know."""
+        return 0 if self.state is None else self.state.number + 1
+
     def leave_out(self, number: int) -> None:
         """Analyse a frame no more."""
         self.frames = [frame for frame in self.frames if frame.number != number]
@@ -140,6 +146,12 @@ def recover(journal: Journal, progress: Progress) -> Recovery:
             case _:
                 pass
     return found
+
+
+def latest_before(changes: Sequence[EncoderInUse], number: int) -> list[EncoderInUse]:
+    """Leave out the changes of encoders that others followed before a frame."""
+    newest = {change.encoder: change for change in changes if change.number <= number}
+    return [change for change in changes if change.number > number or newest[change.encoder] is change]
 
 
 def is_same_answer(before: Latents | None, again: Latents | None) -> bool:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from streamer.encoders import Lane
 from streamer.messages import Frame, Latents, Patches, ScanGeometry
 from streamer.pipeline import PipelineState, Processed
 from streamer.stage import Meter
@@ -28,6 +29,10 @@ class FrameProcessor(Protocol):
 
     def state(self) -> PipelineState | None:
         """Give what was learnt from the frames so far; None where there is nothing to keep."""
+        ...
+
+    def use(self, lane: Lane) -> None:
+        """Encode with other weights from the next frame on."""
         ...
 
 
@@ -105,7 +110,7 @@ class Worker:
         self._processor = processor
         self._meter = meter
         self._keep_every = keep_every
-        self._inbox: queue.SimpleQueue[Frame | Patches | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Frame | Patches | Lane | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[Result | BaseException] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._busy_since_s: float | None = None
@@ -117,8 +122,8 @@ class Worker:
         self._thread = threading.Thread(target=self._run, args=(waker,), name="pipeline", daemon=True)
         self._thread.start()
 
-    def put(self, frame: Frame | Patches) -> None:
-        """Hand in a frame, or patches."""
+    def put(self, frame: Frame | Patches | Lane) -> None:
+        """Hand in a frame, or patches; or an encoder that all after it are encoded with."""
         self._inbox.put(frame)
 
     def get(self) -> Result | None:
@@ -148,6 +153,9 @@ class Worker:
     def _run(self, waker: Waker) -> None:
         try:
             while (frame := self._inbox.get()) is not None:
+                if isinstance(frame, Lane):
+                    self._processor.use(frame)
+                    continue
                 result = self._process(frame)
                 self._outbox.put(result)
                 waker.wake()

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from models.encoder import Encoder
 from simulators.stem import StemConfig, StemInstrument
 from streamer.config_file import ConfigError, convert
+from streamer.encoders import MAIN, Lane
 from streamer.messages import Frame, Patches
 from streamer.pipeline import Pipeline, PipelineConfig, Processed
 from streamer.stages.encode import EncodeConfig
@@ -162,3 +163,32 @@ def test_a_pattern_is_brought_to_the_windows_that_its_encoder_knows(tmp_path: Pa
 def test_a_name_that_says_nothing_is_refused(beside: list[dict[str, str]], what: str) -> None:
     with pytest.raises(ConfigError, match=what):
         convert({"beside": beside}, EncodeConfig, "encode")
+
+
+def test_other_weights_take_over_between_two_frames(frames: list[Frame], wide: Path) -> None:
+    """As if the pipeline had always had them: distortion and tracks are not known by the encoder."""
+    line = pipeline()
+    first = line.process(frames[0], Counting())
+    line.use(Lane(MAIN, Encoder.load(wide)))
+    second = line.process(frames[1], Counting())
+    before = processed(pipeline(), frames)
+    after = processed(Pipeline(PipelineConfig(), Encoder.load(wide)), frames)
+    assert first is not None
+    assert second is not None
+    assert np.array_equal(first.latents.mean, before[0].latents.mean)
+    assert np.array_equal(second.latents.mean, after[1].latents.mean)
+    assert second.latents.model_revision == after[1].latents.model_revision
+    assert second.latents.registration.drift_nm == after[1].latents.registration.drift_nm
+    known = np.isin(second.latents.track, first.latents.track)
+    assert known.mean() > 0.9
+
+
+def test_an_encoder_beside_is_changed_by_its_name_alone(
+    frames: list[Frame], wide: Path, tmp_path: Path
+) -> None:
+    line = pipeline(wide=wide)
+    other = Encoder.load(other_weights(tmp_path, "other", window_nm=1.0))
+    line.use(Lane("wide", other))
+    result = processed(line, frames[:1])[0]
+    assert result.latents.model_revision != other.revision
+    assert [one.model_revision for one in result.beside] == [other.revision]

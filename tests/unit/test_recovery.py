@@ -13,12 +13,13 @@ import pytest
 from streamer.codec import Numbered, encode, pack
 from streamer.envelope import Envelope, EnvelopeConfig
 from streamer.journal import Journal, JournalConfig, kind_of
-from streamer.messages import Event, Message
+from streamer.messages import Control, EncoderInUse, Event, Message
 from streamer.pipeline import PipelineState
 from streamer.progress import Progress
 from streamer.recovery import (
     facts_of,
     is_same_answer,
+    latest_before,
     make_checkpoint,
     pipeline_state_of,
     recover,
@@ -138,3 +139,36 @@ def test_what_other_encoders_said_of_a_frame_is_no_answer_to_it(past, make_frame
     assert found.beside.keys() == {(0, "wide"), (1, "wide")}
     assert found.first_unanswered == 0
     assert progress.tally["published"] == 1
+
+
+def in_use(number: int, revision: str, encoder: str = "") -> EncoderInUse:
+    return EncoderInUse(session="s", encoder=encoder, number=number, revision=revision * 12)
+
+
+def test_weights_put_in_place_are_known_after_a_checkpoint_that_the_pipeline_did_not_see_them_before(
+    past, make_frame, make_latents
+):
+    """The change lies before the record from which frames are read again."""
+    past.keep(make_frame(number=0), make_latents(number=0), in_use(1, "a"))
+    past.checkpoint(number=0, replay_from=past.journal.next_record)
+    past.keep(make_frame(number=1))
+    progress = new_progress()
+    found = recover(past.journal, progress)
+    assert found.first_number == 1
+    assert [change.revision for change in latest_before(progress.encoders, 1)] == ["a" * 12]
+    assert pack(progress.state(), sort=True) == pack(past.progress.state(), sort=True)
+
+
+def test_of_weights_that_others_followed_before_the_first_frame_only_the_last_are_loaded():
+    changes = [in_use(1, "a"), in_use(2, "b"), in_use(2, "c", "wide"), in_use(5, "d"), in_use(7, "e")]
+    assert [one.revision[0] for one in latest_before(changes, 5)] == ["c", "d", "e"]
+    assert [one.revision[0] for one in latest_before(changes, 0)] == ["a", "b", "c", "d", "e"]
+
+
+def test_a_wish_for_weights_is_open_until_they_are_in_use_or_refused(past):
+    wishes = [Control(action="encoder", revision=letter * 12) for letter in "abc"]
+    past.keep(*wishes)
+    past.keep(in_use(0, "a"), Event(at_s=0.0, what="encoder refused", detail="damaged"))
+    progress = new_progress()
+    recover(past.journal, progress)
+    assert [wish.revision for wish in progress.wanted] == ["c" * 12]
