@@ -56,10 +56,11 @@ def test_resampling_from_coarser_pixels_leaves_columns_where_the_truth_says() ->
         strong = drawn.snr > 30
         if strong.mean() > 0.8:
             place = drawn.positions_px[strong]
-            errors.append(np.median(_climbed(drawn.image, place) - place, axis=0))
+            errors.append(np.abs(np.median(_climbed(drawn.image, place) - place, axis=0)).max())
 
+    # About half of them are resampled, so that half of the errors would show a mistake there.
     assert len(errors) > 8
-    assert np.abs(np.median(errors, axis=0)).max() < 0.15
+    assert np.mean(np.array(errors) < 0.2) > 0.85
 
 
 def test_an_empty_image_has_no_columns() -> None:
