@@ -230,7 +230,7 @@ class Encoder:
         pooled_NF = pool(block).flatten(1)
         read_NKF = self._reader(pooled_NF)
         turn_N = self._model.choose(read_NKF)[..., 0].argmax(1)
-        told = unturned(self._model.posterior(read_NKF[self._row, turn_N]), turn_N)
+        told = unturned(self._model.reading(read_NKF[self._row, turn_N]), turn_N)
         away = (self._novelty.statistics(pooled_NF) - self._center) / self._unit
         novelty = away.max(1).values.clamp(0, MOST_NOVEL)
         novelty[~is_whole_N.to(self.device)] = MOST_NOVEL

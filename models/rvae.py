@@ -1,24 +1,26 @@
 """The harmonic rVAE family: what a window shows, apart from how it is turned and where it sits.
 
-After Kalinin, Ziatdinov et al. (arXiv:2006.10267, 2010.09196, 2104.10180) an autoencoder whose content latents
-are free of the pose. Here both ends work on steerable components (``models.steerable``), where turning is a
-phase, and the pose is not guessed by a network but integrated out:
+After Kalinin, Ziatdinov et al. (arXiv:2006.10267, 2010.09196, 2104.10180) an autoencoder whose content
+latents are free of the pose. Here both ends work on steerable components (``models.steerable``), where
+turning is a phase, and the pose is not guessed by a network but integrated out:
 
-* The **encoder** reads the coefficients with the same filters at evenly spaced orientations and takes the mean
-  over them: its content does not change under those turns, and hardly between them.
+* The **encoder** reads the coefficients with the same filters at evenly spaced orientations and takes the
+  mean over them: its content does not change under those turns, and hardly between them.
 * The **decoder** says the coefficients of the upright, centred content; no grid is resampled.
-* The **likelihood** of a window given its content is a sum over a grid of the whole circle, and in closed form
-  over small changes that are linear in the coefficients: the shift, the turn within a bin of the grid, and the
-  nuisances (gain, background, scale, defocus). Their posterior comes out of the same formula, with its sd.
+* The **likelihood** of a window given its content is a sum over a grid of the whole circle, and in closed
+  form over small changes that are linear in the coefficients: the shift, the turn within a bin of the grid,
+  and the nuisances (gain, background, scale, defocus). Their posterior comes out of the same formula, with
+  its sd.
 * The **noise** is learnt for each component, the same for its real and imaginary part, so that a turned
-  window is as likely as an upright one. No scale is assumed: raw windows train as well as scaled ones.
-* The **prior** of the content is a learnt mixture of normals. Its components are classes (jrVAE); how many there
-  are is decided by held-out windows. Labels, where some exist, tie components to classes.
+  window is as likely as an upright one; how loud it is follows the content. No scale is assumed: raw
+  windows train as well as scaled ones.
+* The **prior** of the content is a learnt mixture of normals. Its components are classes (jrVAE); how many
+  there are is decided by held-out windows. Labels, where some exist, tie components to classes.
 
 ``rotation=True, shift=True`` is the rVAE, ``shift=False`` the rrVAE (diffraction), both False a plain VAE.
 
-With w the coefficients of a window, d(z) those of the upright content, J(z) the tangents, s the noise and S the
-prior variances of the tangents' amplitudes, everything divided by s, at the turn phi:
+With w the coefficients of a window, d(z) those of the upright content, J(z) the tangents, s the noise and S
+the prior variances of the tangents' amplitudes, everything divided by s, at the turn phi:
 
     c_i(phi) = Re sum_P exp(-i m phi) w conj(J_i), J_0 = d;  b_i = c_i - <d, J_i>;  A = J J' + 1/S = L L'
     log p(w | z, phi) = c_0 - |w|²/2 - |d|²/2 + |b' A^-1 b|/2 - log det L - log det S / 2 - sum log s
@@ -42,10 +44,12 @@ from torch.nn.functional import relu
 
 from models import steerable
 from models.layers import linear, normal
+from models.mixture import Mixture, fewest
 from models.posterior import Posterior, Terms
 
 NUISANCES = ("gain", "background", "scale", "defocus")
 _UNKNOWN = -1
+_NEVER = -50.0  # logit of a component that was merged away
 _LOG_SD = (-5.0, 2.0)  # of the content and of the mixture
 _LOG_NOISE = (-5.0, 2.0)
 _MAX_SYMMETRY = 6
@@ -167,6 +171,8 @@ class RVAE(nn.Module):
         Where the first weights come from; None: seed 0.
     """
 
+    gradient_norm = 50.0  # above this a step of the training is shortened
+
     order_P: Tensor
     alive_D: Tensor
     basis_FD: Tensor
@@ -262,6 +268,42 @@ class RVAE(nn.Module):
         self._fit_tangents(fitted)
         self.draw.bias.copy_(self.middle_D)
 
+    def keep_prior(self) -> None:
+        """Hold what fine-tuning leaves alone: the mixture, so that its classes stay the same."""
+        for weight in (self.mixture_mean_MZ, self.mixture_log_sd_MZ, self.mixture_logit_M):
+            weight.requires_grad_(False)
+
+    @torch.no_grad()
+    def settle(self, windows_NCHW: Tensor, held_NCHW: Tensor) -> None:
+        """Choose the components of the mixture by evidence, after training.
+
+        Components are merged two by two, those first that cost the least, and as few are kept as held-out
+        windows allow. Where labels name the classes, the mixture stays.
+
+        Parameters
+        ----------
+        windows_NCHW, held_NCHW
+            Windows that were learnt from, and others; float32.
+        """
+        if self.config.classes:
+            return
+        random = torch.Generator().manual_seed(0)
+        drawn, held = (self._content_sample(part, random) for part in (windows_NCHW, held_NCHW))
+        chosen = fewest(
+            Mixture.of(self.mixture_logit_M, self.mixture_mean_MZ, self.mixture_log_sd_MZ), drawn, held
+        )
+        size = len(chosen.weight_M)
+        self.mixture_size.fill_(size)
+        self.mixture_mean_MZ[:size] = chosen.mean_MZ.float()
+        self.mixture_log_sd_MZ[:size] = chosen.variance_MZ.log().float() / 2
+        self.mixture_logit_M[:size] = chosen.weight_M.log().float()
+        self.mixture_logit_M[size:] = _NEVER
+
+    def _content_sample(self, windows_NCHW: Tensor, random: torch.Generator) -> Tensor:
+        """Draw the content of each window once from its posterior."""
+        mean_NZ, log_sd_NZ = self.content_of(self.read(windows_NCHW))
+        return mean_NZ + torch.exp(log_sd_NZ) * torch.randn(mean_NZ.shape, generator=random)
+
     def _fit_scales(self, windows_NCHW: Tensor) -> None:
         """Set the unit to the rms coefficient, and middle and spread of each, the same at every turn."""
         self.unit.fill_(1.0)
@@ -317,6 +359,10 @@ class RVAE(nn.Module):
         """Say the coefficients of windows: ``(N, D)``."""
         scaled = (windows_NCHW - self.center_C[:, None, None]) / self.scale_C[:, None, None]
         return scaled.flatten(1) @ self.basis_FD / self.unit
+
+    def inputs(self, windows_NCHW: Tensor) -> Tensor:
+        """Say what ``terms_of`` takes: the coefficients."""
+        return self.read(windows_NCHW)
 
     def picture(self, coefficient_ND: Tensor) -> Tensor:
         """Draw windows ``(N, C, H, W)`` from their coefficients."""
@@ -508,10 +554,9 @@ class RVAE(nn.Module):
         log_mixture_NM = self._log_mixture(content_NZ)
         entropy_N = (log_sd_NZ + 0.5 * away_NZ.square() + 0.5 * math.log(2 * math.pi)).sum(1)
         none = torch.zeros(len(mean_NZ))
-        is_labelled = label_N is not None and self.config.classes > 0
-        extra_N = (
-            self._label_nats(log_mixture_NM, label_N) * self.config.label_weight if is_labelled else none
-        )
+        extra_N = none
+        if label_N is not None and self.config.classes:
+            extra_N = self._label_nats(log_mixture_NM, label_N) * self.config.label_weight
         return Terms(
             math.log(self.turns) - likely_NG.logsumexp(1),
             -(entropy_N + log_mixture_NM.logsumexp(1))[:, None],

@@ -36,13 +36,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from models.layers import linear
+from models.posterior import Posterior, Terms
+
 QUARTER = math.pi / 2
 _MAX_LOG_SD = 6.0
 _REACH = 1.2  # half windows that the bumps cover: the disc in a window and a shift of four prior sd
 
 
-class Posterior(NamedTuple):
-    """What the encoder believes of each window: independent normals, wrapped for the angle.
+class Reading(NamedTuple):
+    """What the encoder says of each window: independent normals, wrapped for the angle.
 
     Attributes
     ----------
@@ -60,33 +63,6 @@ class Posterior(NamedTuple):
     angle_log_sd_N: Tensor
     shift_N2: Tensor
     shift_log_sd_N2: Tensor
-
-
-class Terms(NamedTuple):
-    """The parts of a negative ELBO, per window in nats, shape ``(N,)`` or ``(N, Z)``.
-
-    Attributes
-    ----------
-    error_N
-        Negative log likelihood of the pixels.
-    kl_content_NZ, kl_angle_N, kl_shift_N
-        Divergences of the posterior from the prior.
-    turn_N
-        Cross-entropy of the head that tells the quarter turn; no part of the ELBO.
-    stress_N
-        Mismatch of distances in latents and in pictures; no part of the ELBO.
-    """
-
-    error_N: Tensor
-    kl_content_NZ: Tensor
-    kl_angle_N: Tensor
-    kl_shift_N: Tensor
-    turn_N: Tensor
-    stress_N: Tensor
-
-    def negative_elbo(self, kl_weight: float = 1.0) -> Tensor:
-        """Join the parts, shape ``(N,)``; ``kl_weight`` below 1 during the warm-up."""
-        return self.error_N + kl_weight * (self.kl_content_NZ.sum(1) + self.kl_angle_N + self.kl_shift_N)
 
 
 def turn(points: Tensor, angle: Tensor) -> Tensor:
@@ -137,22 +113,6 @@ def pool(windows_NCHW: Tensor) -> Tensor:
 def _bell(points_P2: Tensor, width: float) -> Tensor:
     """Weight of window positions: a Gaussian around the middle, ``(P,)``."""
     return torch.exp(-0.5 * (points_P2.norm(dim=1) / width) ** 2)
-
-
-class _UndrawnLinear(nn.Linear):
-    """A layer that leaves the global generator alone (``skip_init`` also does, and imports sympy: 0.5 s)."""
-
-    def reset_parameters(self) -> None:
-        """Draw nothing."""
-
-
-def _linear(fan_in: int, fan_out: int, generator: torch.Generator, gain: float = 1.0) -> nn.Linear:
-    """Make a layer from the given generator; the global one is not touched."""
-    layer = _UndrawnLinear(fan_in, fan_out)
-    with torch.no_grad():
-        layer.weight.normal_(0.0, gain / math.sqrt(fan_in), generator=generator)
-        layer.bias.zero_()
-    return layer
 
 
 class SpatialConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -212,6 +172,8 @@ class SpatialRVAE(nn.Module):
         Where the first weights come from; None: seed 0.
     """
 
+    gradient_norm = 1000.0  # above this a step of the training is shortened
+
     grid_P2: Tensor
     disc_P: Tensor
     weight_P: Tensor
@@ -236,15 +198,16 @@ class SpatialRVAE(nn.Module):
         self.rotation, self.shift, self.hidden = config.rotation, config.shift, hidden
         self.shift_prior = config.shift_prior
         self.turns = 4 if self.rotation else 1
+        self.nuisances: tuple[str, ...] = ()
         features = channels * pooled_px(window_px) ** 2
-        self.read = _linear(features, hidden, random)
-        self.choose = _linear(hidden, 1, random)
-        self.think = _linear(hidden, hidden, random)
-        self.say = _linear(hidden, 2 * latent_dim + 7, random, gain=0.5)
-        self.content = _linear(latent_dim, hidden, random)
-        self.mix = _linear(hidden, hidden, random)
+        self.read = linear(features, hidden, random)
+        self.choose = linear(hidden, 1, random)
+        self.think = linear(hidden, hidden, random)
+        self.say = linear(hidden, 2 * latent_dim + 7, random, gain=0.5)
+        self.content = linear(latent_dim, hidden, random)
+        self.mix = linear(hidden, hidden, random)
         self.bumps = round(window_px * 2 / 3)
-        self.draw = _linear(hidden, channels * self.bumps**2, random, gain=0.2)
+        self.draw = linear(hidden, channels * self.bumps**2, random, gain=0.2)
         self.log_noise_C = nn.Parameter(torch.zeros(channels))
         grid = window_grid(window_px)
         self.register_buffer("grid_P2", grid, persistent=False)
@@ -258,19 +221,30 @@ class SpatialRVAE(nn.Module):
         self.register_buffer("center_C", torch.zeros(channels))
         self.register_buffer("scale_C", torch.ones(channels))
 
-    def fit_scale(self, windows_NCHW: Tensor) -> None:
+    @torch.no_grad()
+    def prepare(self, windows_NCHW: Tensor) -> None:
         """Take centre and scale of each channel from the training windows."""
         self.center_C.copy_(windows_NCHW.mean((0, 2, 3)))
         self.scale_C.copy_(windows_NCHW.std((0, 2, 3)).clamp(min=1e-6))
 
+    def keep_prior(self) -> None:
+        """Hold what fine-tuning leaves alone: nothing, as the prior is a fixed one."""
+
+    def settle(self, windows_NCHW: Tensor, held_NCHW: Tensor) -> None:
+        """Finish after training: nothing, as the prior has no components to choose."""
+
     # ---- encoder
+
+    def inputs(self, windows_NCHW: Tensor) -> Tensor:
+        """Say what ``terms_of`` takes: the windows themselves."""
+        return windows_NCHW
 
     def features(self, windows_NCHW: Tensor) -> Tensor:
         """Pool, scale and turn the windows: ``(N, K, F)``, turn k undoes k quarter turns of the content."""
         scaled = (pool(windows_NCHW) - self.center_C[:, None, None]) / self.scale_C[:, None, None]
         return torch.stack([torch.rot90(scaled, k, (2, 3)).flatten(1) for k in range(self.turns)], 1)
 
-    def posterior(self, read_NF: Tensor) -> Posterior:
+    def reading(self, read_NF: Tensor) -> Reading:
         """Say content and pose from the first hidden layer ``(..., hidden)`` of one turned window."""
         said = self.say(torch.tanh(self.think(read_NF)))
         mean, log_sd, direction, angle_log_sd, shift, shift_log_sd = said.split(
@@ -278,7 +252,7 @@ class SpatialRVAE(nn.Module):
         )
         # The first direction is (1, 0): every turned window starts upright.
         angle = torch.atan2(direction[..., 1], 1.0 + direction[..., 0])
-        return Posterior(
+        return Reading(
             mean,
             _bounded(log_sd),
             angle if self.rotation else torch.zeros_like(angle),
@@ -295,11 +269,29 @@ class SpatialRVAE(nn.Module):
         read_NKF = torch.tanh(self.read(self.features(windows_NCHW)))
         return read_NKF, self.choose(read_NKF)[..., 0]
 
-    def encode(self, windows_NCHW: Tensor) -> Posterior:
+    def encode(self, windows_NCHW: Tensor) -> Reading:
         """Say content and pose of each window; the quarter turn is in the angle."""
         read_NKF, logits_NK = self.read_turns(windows_NCHW)
         turn_N = logits_NK.argmax(1)
-        return unturned(self.posterior(_pick(read_NKF, turn_N)), turn_N)
+        return unturned(self.reading(_pick(read_NKF, turn_N)), turn_N)
+
+    def posterior(self, windows_NCHW: Tensor) -> Posterior:
+        """Say content and pose of each window as every family does; there are no classes and no nuisances."""
+        with torch.no_grad():
+            told = self.encode(windows_NCHW)
+        none = told.mean_NZ[:, :0]
+        return Posterior(
+            told.mean_NZ,
+            told.log_sd_NZ,
+            torch.remainder(told.angle_N + math.pi, 2 * math.pi) - math.pi,
+            told.angle_log_sd_N.exp() * float(self.rotation),
+            torch.ones(len(told.mean_NZ), dtype=torch.long),
+            told.shift_N2,
+            told.shift_log_sd_N2.exp() * float(self.shift),
+            none,
+            none,
+            none,
+        )
 
     # ---- decoder
 
@@ -332,16 +324,12 @@ class SpatialRVAE(nn.Module):
 
     # ---- the bound
 
-    def terms(
-        self,
-        windows_NCHW: Tensor,
-        generator: torch.Generator,
-        pixels: int | None = None,
-        trial_pixels: int = 96,
-    ) -> Terms:
+    def terms(self, windows_NCHW: Tensor, generator: torch.Generator, label_N: Tensor | None = None) -> Terms:
         """Compute the negative ELBO from one sample of the posterior, at the best quarter turn.
 
-        The likelihood is weighted by ``focus``: a bound of that, not of the evidence of all pixels.
+        The likelihood is weighted by ``focus``: a bound of that, not of the evidence of all pixels. While
+        training, ``pixels`` drawn anew each time stand for the window (an unbiased estimate at their share
+        of the cost), and few of them decide which quarter turn is best.
 
         Parameters
         ----------
@@ -349,15 +337,13 @@ class SpatialRVAE(nn.Module):
             Windows, float32.
         generator
             Draws the sample and the pixels.
-        pixels
-            How many pixels, drawn anew each time, stand for the window (an unbiased estimate at their
-            share of the cost); None takes all.
-        trial_pixels
-            How many pixels decide which quarter turn is best.
+        label_N
+            Not looked at: this family has no classes.
         """
+        pixels, trial_pixels = (self.config.pixels or None, 96) if self.training else (None, None)
         read_NKF, logits_NK = self.read_turns(windows_NCHW)
         turn_N = self._best_turn(windows_NCHW, read_NKF, trial_pixels, generator)
-        inner = self.posterior(_pick(read_NKF, turn_N))
+        inner = self.reading(_pick(read_NKF, turn_N))
         sampled = self._sample(unturned(inner, turn_N), generator)
         chosen_P = _some(self.disc_P, pixels, generator)
         drawn_NCP = self.decode_at(self.grid_P2[chosen_P], *sampled)
@@ -367,9 +353,15 @@ class SpatialRVAE(nn.Module):
             kl_normal(inner.mean_NZ, inner.log_sd_NZ),
             kl_wrapped_normal(inner.angle_log_sd_N) * float(self.rotation),
             kl_normal(inner.shift_N2, inner.shift_log_sd_N2, 2 * self.shift_prior).sum(1) * float(self.shift),
-            cross_entropy(logits_NK, turn_N, reduction="none"),
-            self._stress(inner.mean_NZ),
+            cross_entropy(logits_NK, turn_N, reduction="none")
+            + self.config.stress * self._stress(inner.mean_NZ),
         )
+
+    def terms_of(
+        self, windows_NCHW: Tensor, generator: torch.Generator, label_N: Tensor | None = None
+    ) -> Terms:
+        """Do what ``terms`` does."""
+        return self.terms(windows_NCHW, generator, label_N)
 
     def _stress(self, mean_NZ: Tensor) -> Tensor:
         """Mean squared mismatch of each window's distances to the others, in latents and in pictures."""
@@ -388,20 +380,20 @@ class SpatialRVAE(nn.Module):
 
     @torch.no_grad()
     def _best_turn(
-        self, windows_NCHW: Tensor, read_NKF: Tensor, trial_pixels: int, generator: torch.Generator
+        self, windows_NCHW: Tensor, read_NKF: Tensor, trial_pixels: int | None, generator: torch.Generator
     ) -> Tensor:
         """Try each quarter turn at the posterior's mean and name the one that explains the window best."""
         n, turns = read_NKF.shape[:2]
         if turns == 1:
             return torch.zeros(n, dtype=torch.long)
-        inner = self.posterior(read_NKF.flatten(0, 1))
+        inner = self.reading(read_NKF.flatten(0, 1))
         tried = unturned(inner, torch.arange(turns).repeat(n))
         chosen_P = _some(self.disc_P, trial_pixels, generator)
         drawn = self.decode_at(self.grid_P2[chosen_P], tried.mean_NZ, tried.angle_N, tried.shift_N2)
         true = windows_NCHW.flatten(2)[:, :, chosen_P].repeat_interleave(turns, 0)
         return self._error(true, drawn, self.weight_P[chosen_P]).view(n, turns).argmin(1)
 
-    def _sample(self, told: Posterior, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _sample(self, told: Reading, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         def around(mean: Tensor, log_sd: Tensor) -> Tensor:
             return mean + torch.exp(log_sd) * torch.randn(mean.shape, generator=generator)
 
@@ -412,7 +404,7 @@ class SpatialRVAE(nn.Module):
         )
 
 
-def unturned(inner: Posterior, turn_N: Tensor) -> Posterior:
+def unturned(inner: Reading, turn_N: Tensor) -> Reading:
     """Turn a pose that was read from a turned window back: angle and shift of the window as it came."""
     back_N = turn_N * QUARTER
     odd_N1 = (turn_N % 2 == 1)[:, None]

@@ -3,9 +3,9 @@
 A component is a radial profile times exp(i m theta). The coefficient of a window whose content is turned by
 phi is exp(i m phi) times that of the upright one, so rotations are multiplications and an angle is the phase
 of a sum. The profiles of each order m are the principal ones of the windows (steerable PCA: Zhao, Shkolnisky
-and Singer, IEEE Trans. Comput. Imaging 2, 1 (2016)), here over all channels together, so that what two channels
-show alike takes one component. Because the components are functions and no pictures, they can be drawn on a
-shifted, stretched or blurred grid: the tangents of these changes are matrices on coefficients.
+and Singer, IEEE Trans. Comput. Imaging 2, 1 (2016)), here over all channels together, so that what two
+channels show alike takes one component. Because the components are functions and no pictures, they can be
+drawn on a shifted, stretched or blurred grid: the tangents of these changes are matrices on coefficients.
 
 Axes: N window, C channel, F pixel of a channel (all channels in turn), J radial bump, P component,
 D real coefficient: the real parts of all P, then the imaginary parts. Positions are ``(x, y)`` in pixels
@@ -79,8 +79,8 @@ def _bumps(order: int, radii_J: Float64, x: Float64, y: Float64) -> Complex128:
     rho, theta = np.hypot(x, y)[:, None], np.arctan2(y, x)[:, None]
     # A function of order m that is smooth in the middle starts there as rho^m.
     start = (rho / (rho + 0.7)) ** min(order, 3)
-    drawn: Complex128 = start * np.exp(-0.5 * ((rho - radii_J) / _BUMP_PX) ** 2) * np.exp(1j * order * theta)
-    return drawn
+    profile = start * np.exp(-0.5 * ((rho - radii_J) / _BUMP_PX) ** 2)
+    return np.asarray(profile * np.exp(1j * order * theta), dtype=np.complex128)
 
 
 class _Profile(NamedTuple):
@@ -147,8 +147,8 @@ def fit(windows_NCHW: NDArray[np.float32], components: int, max_order: int = 16)
     count, channels, size = windows_NCHW.shape[:3]
     if components > available(channels, size, max_order):
         raise ValueError(
-            f"{components} components are too many for {channels} × {size}² pixels and orders to {max_order}: "
-            f"it takes {available(channels, size, max_order)} at most"
+            f"{components} components are too many for {channels} × {size}² pixels and orders to "
+            f"{max_order}: it takes {available(channels, size, max_order)} at most"
         )
     sample = windows_NCHW[:: max(1, count // _FIT_ON)].reshape(-1, channels, size * size).astype(np.float64)
     found = [one for m in _orders(size, max_order) for one in _profiles(sample, m, size)]

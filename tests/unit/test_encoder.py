@@ -172,7 +172,7 @@ def test_the_fast_reader_says_what_the_model_says(shipped: Encoder) -> None:
 
 def test_the_fast_reader_knows_channels_apart(tmp_path: Path) -> None:
     encoder = Encoder.load(checkpoint(tmp_path / "w.safetensors"), device="cpu")
-    encoder._model.fit_scale(torch.randn(50, 2, 24, 24) * torch.tensor([1.0, 9.0])[:, None, None] + 3)
+    encoder._model.prepare(torch.randn(50, 2, 24, 24) * torch.tensor([1.0, 9.0])[:, None, None] + 3)
     windows = torch.randn(20, 2, 24, 24, generator=torch.Generator().manual_seed(5))
     with torch.inference_mode():
         expected, _ = encoder._model.read_turns(windows)
