@@ -567,15 +567,19 @@ def _spoil(image: Float32, rng: np.random.Generator, columns: _Columns) -> _Colu
     return columns
 
 
-def _count(expected: Float32, rng: np.random.Generator, optics: _Optics, is_plain: bool) -> Float32:
-    """Turn expectations into what the detector gives."""
-    image = poisson(expected, rng)
+def _count(
+    expected: Float32, rng: np.random.Generator, optics: _Optics, is_plain: bool
+) -> tuple[Float32, float]:
+    """Turn expectations into what the detector gives, and say by how many pixels it drags columns along."""
+    image, dragged = poisson(expected, rng), 0.0
     if not is_plain:
         if rng.random() < 0.25:
-            _afterglow(image, float(rng.uniform(0.05, 0.5)))
+            kept = float(rng.uniform(0.05, 0.5))
+            _afterglow(image, kept)
+            dragged = kept / (1 - kept)
         if optics.readout:
             image += np.float32(optics.readout) * rng.standard_normal(image.shape, dtype=np.float32)
-    return image
+    return image, dragged
 
 
 def _resampled(image: Float32, zoom_size: int) -> Float32:
@@ -641,7 +645,7 @@ def column_image(
         first : first + config.size_px, first : first + config.size_px
     ]
     places = coarse.positions_px * scale - first
-    inside = np.all((places >= -0.5) & (places < config.size_px - 0.5), axis=1)
+    inside = _is_inside(places, config.size_px)
     return ColumnImage(
         image=np.ascontiguousarray(image),
         positions_px=places[inside],
@@ -669,22 +673,24 @@ def _drawn(
     _add_spots(expected, rng, columns, path, optics, config.is_plain)
     columns = _together(columns, restless)
     columns.places = path.seen_px(path.geometry.to_nm(columns.places), jitter=False)
-    columns = columns.only(np.all((columns.places >= -0.5) & (columns.places < size - 0.5), axis=1))
+    columns = columns.only(_is_inside(columns.places, size))
     if not config.is_plain:
         _uneven_beam(expected, rng, optics)
     ground = np.maximum(_at(expected, columns.places) - columns.heights, 1e-3)
     shot = matched_snr(columns.heights, ground + readout**2, sigma)
     grain = texture * _at(level, columns.places) / np.maximum(columns.heights, 1e-9)
     snr = 1 / np.sqrt(1 / np.maximum(shot, 1e-9) ** 2 + grain**2)
-    image = _count(expected, rng, optics, config.is_plain)
+    image, dragged = _count(expected, rng, optics, config.is_plain)
+    columns.places[:, 1] += dragged
     if not config.is_plain:
         seen = _spoil(image, rng, _Columns(places=columns.places, heights=snr, is_heavy=columns.is_heavy))
         columns, snr = seen, seen.heights
+    inside = _is_inside(columns.places, size)
     return ColumnImage(
         image=image,
-        positions_px=columns.places,
-        snr=snr,
-        is_heavy=columns.is_heavy,
+        positions_px=columns.places[inside],
+        snr=snr[inside],
+        is_heavy=columns.is_heavy[inside],
         sigma_px=sigma,
         kind=kind,
     )
@@ -708,6 +714,12 @@ def _specimen(
     if not config.is_plain:
         _add_particles(level, rng, optics)
     return columns, level, texture
+
+
+def _is_inside(places: Float64, size: int) -> Bool:
+    """Mark places on the pixels of an image."""
+    inside: Bool = np.all((places >= -0.5) & (places < size - 0.5), axis=1)
+    return inside
 
 
 def _is_free(places: Float64, taken: Float64, least: float) -> Bool:
