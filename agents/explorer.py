@@ -139,6 +139,7 @@ class Explorer(SiteAgent):
         if isinstance(message, Latents):
             self._keep_scale()
         elif score is not None:
+            self._see_again()
             self._tell_surrogate()
         self._note_due_fit()
         return score
@@ -214,17 +215,31 @@ class Explorer(SiteAgent):
         if candidates is None or not len(candidates):
             return
         if self._scale is not None and self._scale.model_revision == candidates.frame.model_revision:
+            if self._see_again():
+                self._tell_surrogate()
             return
         self._scale = FeatureScale.of(candidates)
         self._surrogate = Surrogate(candidates.mean.shape[1])
         self._forget_fits()
-        self.observations = [self._seen_anew(observation, candidates) for observation in self.observations]
+        self._see_again()
         self._tell_surrogate()
 
+    def _see_again(self) -> bool:
+        """Give measured atoms that an earlier encoder saw the latents of the present one; were there any?
+
+        Latents of two encoders cannot be compared. An atom that is not in view teaches nothing until it is.
+        """
+        candidates = self._candidates
+        if candidates is None or not len(candidates):
+            return False
+        before = self.observations
+        self.observations = [self._seen_anew(observation, candidates) for observation in before]
+        return any(one is not other for one, other in zip(self.observations, before, strict=True))
+
     def _seen_anew(self, observation: Observation, candidates: Candidates) -> Observation:
-        """Give a measured atom the latents of the new encoder, if it is in view."""
+        """Give a measured atom the latents of the present encoder, if it has others and is in view."""
         site = observation.site
-        if site is None:
+        if site is None or site.model_revision == candidates.frame.model_revision:
             return observation
         same = candidates.find(site, self.config.min_distance_nm)
         if same is None:

@@ -207,6 +207,43 @@ def test_a_new_encoder_gives_measured_atoms_their_new_latents():
     assert agent.ask().reason.startswith("expected to improve on ")
 
 
+def by_new_encoder(frame: Latents, kept: np.ndarray | None = None) -> Latents:
+    """See a frame with another encoder, or only some of its atoms."""
+    rows = np.arange(len(frame.mean)) if kept is None else kept
+    arrays = {
+        field: value[rows]
+        for field in frame.__struct_fields__
+        if isinstance(value := getattr(frame, field), np.ndarray)
+    }
+    arrays["mean"] = np.ascontiguousarray(-arrays["mean"][:, ::-1])
+    return msgspec.structs.replace(frame, model_revision="new", **arrays)
+
+
+def test_an_atom_that_a_new_encoder_has_not_seen_teaches_nothing_until_it_has():
+    agent, world = Explorer(unlimited()), World(0)
+    measured = {suggestion.track for suggestion in explore(agent, world, 24)}
+    frame = world.frame(8)
+    away = sorted(measured)[:5]
+    agent.tell(by_new_encoder(frame, np.flatnonzero(~np.isin(frame.track, away))))
+    assert agent._surrogate.size == 24 - 5
+    assert agent.ask().track not in measured  # what was measured stays measured
+    agent.tell(by_new_encoder(world.frame(9)))
+    assert agent._surrogate.size == 24
+    assert {one.site.model_revision for one in agent.observations} == {"new"}
+
+
+def test_an_outcome_that_comes_after_a_change_of_the_encoder_is_not_lost():
+    agent, world = Explorer(unlimited()), World(0)
+    explore(agent, world, 24)
+    agent.tell(world.frame(8))
+    under_way = agent.ask()
+    agent.tell(by_new_encoder(world.frame(9)))
+    agent.tell(world.outcome(under_way))
+    assert agent._surrogate.size == 25
+    site = agent.observations[-1].site
+    assert (site.model_revision, site.track) == ("new", under_way.track)
+
+
 def test_positions_of_another_registration_teach_nothing_about_places():
     agent, world = Explorer(unlimited()), World(0)
     explore(agent, world, 24)
