@@ -109,6 +109,8 @@ class Kept:
         Those of the frame.
     mean
         Shape ``(n, z)``.
+    angle_rad
+        On the specimen, shape ``(n,)``.
     track, class_
         Shape ``(n,)``.
     """
@@ -116,6 +118,7 @@ class Kept:
     number: int
     acquired_at_s: float
     mean: Float32
+    angle_rad: Float32
     track: Int64
     class_: Int64
 
@@ -129,7 +132,8 @@ class LatentCourse:
     Parameters
     ----------
     frames_kept
-        How many frames are kept one by one, spread over the session; 0 for none.
+        How many frames are kept one by one, spread over the session; 0 for none, and then no more is known
+        of frames before the last than their transitions.
 
     Attributes
     ----------
@@ -188,17 +192,22 @@ class LatentCourse:
             windows -= len(self.delivered.popleft().mean)
 
     def _add_frame(self, latents: Latents, class_: Int64) -> None:
+        if not self._frames_kept:
+            self.seen.clear()
         self.seen.append(_seen(latents, class_, self.classes))
         if self._before is not None:
             self.last_transitions = transition_counts(*self._before, latents.track, class_, self.classes)
             self.transitions = self.transitions + self.last_transitions
         self._before = (latents.track, class_)
-        if self._frames_kept and (len(self.seen) - 1) % self._stride == 0:
+        if not self._frames_kept:
+            return
+        if (len(self.seen) - 1) % self._stride == 0:
             self.kept.append(
                 Kept(
                     number=latents.number,
                     acquired_at_s=latents.acquired_at_s,
                     mean=latents.mean,
+                    angle_rad=on_specimen(latents),
                     track=latents.track,
                     class_=class_,
                 )
@@ -206,6 +215,11 @@ class LatentCourse:
         if len(self.kept) > self._frames_kept:
             del self.kept[1::2]
             self._stride *= 2
+
+
+def on_specimen(latents: Latents) -> Float32:
+    """Give the angles of the windows on the specimen: a turned scan shows it turned the other way."""
+    return latents.angle_rad + np.float32(latents.geometry.rotation_rad)
 
 
 def _seen(latents: Latents, class_: Int64, classes: int) -> Seen:
@@ -218,7 +232,7 @@ def _seen(latents: Latents, class_: Int64, classes: int) -> Seen:
         classes=class_counts(class_, classes),
         mean=latents.mean.mean(axis=0, dtype=np.float64) if has_any else nothing,
         sd=latents.mean.std(axis=0, dtype=np.float64) if has_any else nothing,
-        order=order_parameter(latents.angle_rad + np.float32(latents.geometry.rotation_rad)),
+        order=order_parameter(on_specimen(latents)),
         novel=int((latents.novelty > NOVEL).sum()),
     )
 
@@ -249,6 +263,7 @@ class LatentLines:
         return "  ".join(words for words in (self.classes, self.changes, self.order, self.novel) if words)
 
 
+NOTHING_SEEN = LatentLines()
 MOST_CLASSES_TOLD = 5
 
 
@@ -262,13 +277,13 @@ def latest(course: LatentCourse, kind: Kind) -> LatentLines:
             classes=_counts_text(counts), novel=_share_text(int((novelty > NOVEL).sum()), len(novelty))
         )
     if not course.seen:
-        return LatentLines()
+        return NOTHING_SEEN
     last = course.seen[-1]
     turned = WORDS[kind].symmetry == 2 and math.isfinite(last.order.director_rad)
     director = f" at {math.degrees(last.order.director_rad):+.0f}°" if last.order.parameter > 0.05 else ""
     return LatentLines(
         classes=_counts_text(last.classes),
-        changes=_changes_text(course.last_transitions) if len(course.seen) > 1 else "",
+        changes=_changes_text(course.last_transitions),
         order=f"order {last.order.parameter:.2f}{director}" if turned else "",
         novel=_share_text(last.novel, last.windows),
     )
@@ -286,7 +301,7 @@ def _counts_text(counts: Int64) -> str:
 
 def _changes_text(counts: Int64) -> str:
     """Write how many changed class, and which change was the most frequent."""
-    if not counts.size:
+    if not counts.sum():
         return ""
     moved = counts - np.diag(np.diag(counts))
     total = int(moved.sum())
@@ -297,4 +312,10 @@ def _changes_text(counts: Int64) -> str:
 
 
 def _share_text(novel: int, windows: int) -> str:
-    return f"novel {100 * novel / windows:.2g} %" if windows else ""
+    return f"novel {percent_text(novel, windows)}" if windows else ""
+
+
+def percent_text(part: int, whole: int) -> str:
+    """Write a part of a whole in per cent, such as ``0.23 %`` or ``47 %``."""
+    percent = 100 * part / whole if whole else 0.0
+    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"

@@ -1,7 +1,7 @@
 """Pictures of what latents say of a session: over the field, through time, class by class, angle by angle.
 
 Angles have a cyclic map of colours, and as many turns as their content has symmetry; where the encoder
-does not know an angle, its point is grey.
+does not know an angle, its point is small and grey.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize, to_rgba
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 from numpy.typing import NDArray
 
 from deploy import figures
 from deploy.figures import BLUE, GREY, ORANGE, RED, STYLE, limits_of, new_figure, typical_spacing
-from deploy.latent_course import Kept, Seen, Words
+from deploy.latent_course import Kept, Seen, Words, on_specimen
 from models.read_outs import NOVEL, angle_density, density_against_time, kernel_width, transition_probability
 from streamer.messages import Latents, ScanGeometry
 
@@ -30,6 +30,7 @@ Array = NDArray[Any]
 MOST_MAPS = 3  # latents that are shown one by one: more are seldom in use, and make the page long
 # Of Okabe and Ito, in an order that keeps neighbours apart; a class beyond the eighth begins anew.
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#444444")
+_CIRCLE = "twilight_shifted"
 _KNOWN = 0.5  # rad: an angle whose sd is larger than this part of its period is not known
 
 
@@ -45,7 +46,7 @@ def over_the_field(latents: Latents, words: Words) -> Figure:
     """
     shown = min(latents.mean.shape[1], MOST_MAPS)
     with mpl.rc_context(STYLE):
-        figure = new_figure(11.0, 3.4 if shown < MOST_MAPS else 2.9)
+        figure = new_figure(11.0, 11.0 / (shown + 2) - 0.05)
         panels = figure.subplots(1, shown + 2)
         for number in range(shown):
             dots = _field(panels[number], latents, latents.mean[:, number], "viridis")
@@ -87,18 +88,25 @@ def _frame(axes: Axes, geometry: ScanGeometry) -> None:
 
 
 def _angles(figure: Figure, axes: Axes, latents: Latents, symmetry: int) -> None:
-    """Colour points by their angle; those whose angle is not known are grey."""
+    """Colour points by their angle; those whose angle is not known are small and grey."""
     period = 2 * math.pi / symmetry
-    angle = np.mod(latents.angle_rad + latents.geometry.rotation_rad, period)
+    angle = np.mod(on_specimen(latents), period)
     known = latents.angle_sd_rad < _KNOWN * period / (2 * math.pi)
-    colours = mpl.colormaps["twilight"](angle / period)
-    colours[~known] = to_rgba("#cfcfcf")
+    rows, cols = latents.positions_px.T
+    axes.scatter(cols[~known], rows[~known], color="#bbbbbb", s=_size(latents) / 8, linewidths=0)
     axes.scatter(
-        latents.positions_px[:, 1], latents.positions_px[:, 0], c=colours, s=_size(latents), linewidths=0
+        cols[known],
+        rows[known],
+        c=angle[known],
+        s=_size(latents),
+        cmap=_CIRCLE,
+        vmin=0,
+        vmax=period,
+        linewidths=0,
     )
     _frame(axes, latents.geometry)
     axes.set_title("angle")
-    scale = ScalarMappable(Normalize(0, math.degrees(period)), "twilight")
+    scale = ScalarMappable(Normalize(0, math.degrees(period)), _CIRCLE)
     bar = figure.colorbar(scale, ax=axes, shrink=0.75, pad=0.02, format="%g°")
     bar.set_ticks(list(np.linspace(0, math.degrees(period), 5)))
 
@@ -272,6 +280,7 @@ def trajectories_figure(kept: Sequence[Kept], tracks: Sequence[int], start_s: fl
             course.plot(
                 at_s[when], way[:, 0], color=colour, linewidth=1.2, marker=".", markersize=3, label=f"{track}"
             )
+        plane.locator_params(nbins=5)
         plane.set(xlabel="latent 1", ylabel=f"latent {second + 1}", title="ways through the latent plane")
         course.set(xlabel="time / s", ylabel="latent 1", title="the same against time")
         course.legend(
@@ -362,14 +371,14 @@ def _half_turn_deg(angle_rad: Array) -> Array:
     return np.asarray(np.rad2deg(np.mod(angle_rad + np.pi / 2, np.pi) - np.pi / 2))
 
 
-def angles_figure(angle_rad: Array, weight: Array | None, earlier_rad: Array | None) -> Figure:
+def angles_figure(angle_rad: Array, first_rad: Array | None) -> Figure:
     """Draw how angles of walls or rods are spread, on the circle; both ends of a line count as one.
 
     Parameters
     ----------
-    angle_rad, weight
+    angle_rad
         Of the last frame, shape ``(n,)``; from x towards y, clockwise on the screen.
-    earlier_rad
+    first_rad
         Of the first frame; None to leave it out.
     """
     grid = np.linspace(0, 2 * np.pi, 361)
@@ -378,13 +387,10 @@ def angles_figure(angle_rad: Array, weight: Array | None, earlier_rad: Array | N
         axes = figure.add_subplot(projection="polar")
         assert isinstance(axes, PolarAxes)
         axes.set_theta_direction(-1)  # as on the screen: y grows downwards
-        for angles, weights, colour, name in (
-            (earlier_rad, None, GREY, "first frame"),
-            (angle_rad, weight, BLUE, "last frame"),
-        ):
+        for angles, colour, name in ((first_rad, GREY, "first frame"), (angle_rad, BLUE, "last frame")):
             if angles is None or not len(angles):
                 continue
-            density = angle_density(angles, grid, sd_rad=np.deg2rad(4), weight=weights)
+            density = angle_density(angles, grid, sd_rad=np.deg2rad(4))
             axes.plot(grid, density, color=colour, linewidth=1.4, label=name)
         axes.set_rlabel_position(75)
         axes.tick_params(labelsize=7.5)

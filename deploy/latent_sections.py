@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deploy import latent_figures
 from deploy.html_parts import counted, nothing, paragraph, picture, table
-from deploy.latent_course import WORDS, LatentCourse, Seen, Words
+from deploy.latent_course import WORDS, LatentCourse, Seen, Words, on_specimen, percent_text
 from deploy.session import Session
 from models.read_outs import NOVEL, likely_class
 from streamer.messages import Latents
@@ -52,7 +52,7 @@ def _novelty(course: LatentCourse, words: Words) -> str:
     return paragraph(
         f"{counted(windows, words.one) if windows == 1 else f'{windows:,} {words.many}'} in "
         f"{counted(len(course.seen), 'frame')} were encoded with weights {course.model_revision}, "
-        f"{share:.2g} % of them with a novelty above {NOVEL:g}. {verdict}"
+        f"{percent_text(novel, windows)} of them with a novelty above {NOVEL:g}. {verdict}"
     )
 
 
@@ -61,7 +61,7 @@ def _field(latents: Latents, words: Words) -> str:
     return picture(
         latent_figures.over_the_field(latents, words),
         f"The {len(latents.mean):,} {words.many} of frame {latents.number}. Angles are on the specimen, from "
-        f"x towards y, clockwise on the screen; grey where the encoder does not know them.{turns}",
+        f"x towards y, clockwise on the screen; small and grey where the encoder does not know them.{turns}",
     )
 
 
@@ -69,12 +69,12 @@ def _patterns(session: Session) -> str:
     """Show the patterns that a detector delivered, at the places of the probe."""
     latents = together(session)
     words = WORDS["patterns"]
-    share = 100 * float((latents.novelty > NOVEL).mean())
+    share = percent_text(int((latents.novelty > NOVEL).sum()), len(latents.novelty))
     return _titled(
         "Patterns over the scan",
         picture(
             latent_figures.over_the_field(latents, words),
-            f"The last {len(latents.mean):,} patterns, at the places of the probe; {share:.2g} % have a "
+            f"The last {len(latents.mean):,} patterns, at the places of the probe; {share} have a "
             f"novelty above {NOVEL:g}. The angle is that of the pattern.",
         ),
     )
@@ -106,7 +106,7 @@ def _classes(session: Session, latents: Latents, words: Words) -> str:
     figure = latent_figures.classes_figure(
         latents, class_, course.seen, course.transitions, course.seen[0].acquired_at_s
     )
-    share = f" ({100 * changed / total:.2g} %)" if total else ""
+    share = f" ({percent_text(changed, total)})" if total else ""
     return picture(
         figure,
         f"Classes as the encoder tells them apart, grey where it cannot. Right: from one frame to the next, "
@@ -119,9 +119,9 @@ def _order(session: Session, latents: Latents, words: Words) -> str:
     start_s = course.seen[0].acquired_at_s
     truth = _true_order(session, course.seen)
     last = course.seen[-1].order
-    angles = latents.angle_rad + np.float32(latents.geometry.rotation_rad)
+    first = course.kept[0].angle_rad if len(course.seen) > 1 else None
     told = picture(
-        latent_figures.angles_figure(angles, None, None),
+        latent_figures.angles_figure(on_specimen(latents), first),
         f"How the angles of {words.many} are spread in frame {latents.number}: order parameter "
         f"{last.parameter:.2f}, director {math.degrees(last.director_rad):+.0f}°.",
     )

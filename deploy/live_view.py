@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from deploy.latent_course import NOTHING_SEEN, LatentLines
 from streamer.messages import PairNm, Status
 
 WIDTH = 80
@@ -40,11 +41,17 @@ class Around:
         A few words beside the state, such as ``Ctrl-C ends``.
     restarts
         Which processes were started again, such as ``restarted agent (killed by SIGKILL)``, oldest first.
+    many
+        What is found in the frames: ``atoms``, ``rods``, ``points of walls``.
+    latents
+        What the last frame's latents say.
     """
 
     elapsed_s: float = 0.0
     note: str = ""
     restarts: tuple[str, ...] = ()
+    many: str = "atoms"
+    latents: LatentLines = NOTHING_SEEN
 
 
 def clock_text(seconds: float) -> str:
@@ -89,13 +96,13 @@ def _grid() -> Table:
     return table
 
 
-def _frames(status: Status) -> Panel:
+def _frames(status: Status, many: str) -> Panel:
     table = _grid()
     for name in FRAME_COUNTS:
         count = status.frames.get(name, 0)
         bad = name in ("rejected", "dropped") and count > 0
         table.add_row(name, Text(f"{count:,}", style="red" if bad else ""))
-    table.add_row("atoms in sight", f"{status.atoms:,}")
+    table.add_row(f"{many} in sight", f"{status.atoms:,}")
     table.add_row("drift (x, y)", position_text(status.drift_nm))
     mode, _, means = status.distortion.partition(": ")
     correction = _grid()  # of its own: its words are longer than the numbers are wide
@@ -147,6 +154,15 @@ def _experiment(status: Status) -> Panel:
         "best so far", Text(number_text(status.best), style="bold"), position_text(status.best_position_nm)
     )
     return Panel(table, title="experiment", border_style="blue", height=5)
+
+
+def _seen(latents: LatentLines) -> list[Text]:
+    """Say in up to two lines what the latents of the last frame say; none where there are none."""
+    told = (
+        "  ".join(words for words in (latents.classes, latents.changes) if words),
+        "  ".join(words for words in (latents.order, latents.novel) if words),
+    )
+    return [Text(words, overflow="ellipsis", no_wrap=True) for words in told if words]
 
 
 def _suggestions(status: Status, rows: int) -> Panel:
@@ -211,10 +227,11 @@ def render(status: Status | None, around: Around | None = None) -> RenderableTyp
     side_by_side = Table.grid(expand=True)
     side_by_side.add_column(ratio=1)
     side_by_side.add_column(ratio=1)
-    side_by_side.add_row(_frames(status), _latencies(status))
+    side_by_side.add_row(_frames(status, around.many), _latencies(status))
     # Without alarms one row of the screen is free.
-    suggestions = _suggestions(status, SUGGESTIONS_SHOWN - max(0, len(alarms) - 1))
-    return Group(_headline(status, around), *alarms, side_by_side, _experiment(status), suggestions)
+    seen = _seen(around.latents)
+    suggestions = _suggestions(status, SUGGESTIONS_SHOWN - max(0, len(alarms) + len(seen) - 1))
+    return Group(_headline(status, around), *alarms, side_by_side, *seen, _experiment(status), suggestions)
 
 
 def line(status: Status, around: Around | None = None) -> str:
@@ -222,12 +239,15 @@ def line(status: Status, around: Around | None = None) -> str:
     frames = status.frames
     measured = f"{status.outcomes_ok}" + (f"/{status.max_measurements}" if status.max_measurements else "")
     median, slow = status.frame_to_suggestion_ms
+    around = around or Around()
+    latents = around.latents.in_one()
     held = f"({'; '.join(status.held)}) " if status.held else ""
     return (
-        f"{clock_text((around or Around()).elapsed_s):>6} {status.state:<8} {held}"
+        f"{clock_text(around.elapsed_s):>6} {status.state:<8} {held}"
         f"frames {frames.get('published', 0)}/{frames.get('received', 0)} "
         f"rejected {frames.get('rejected', 0)} dropped {frames.get('dropped', 0)}  "
-        f"atoms {status.atoms}  measured {measured}  refused {status.requests_refused}  "
+        f"{around.many} {status.atoms}  measured {measured}  refused {status.requests_refused}  "
         f"best {number_text(status.best)}  dose {status.dose_e:.2e} e-  "
         f"frame→suggestion {milliseconds_text(median)}/{milliseconds_text(slow)} ms"
+        + (f"  {latents}" if latents else "")
     )

@@ -17,10 +17,11 @@ import msgspec
 from rich.console import Console
 from rich.live import Live
 
+from deploy.latent_course import WORDS, Kind, LatentCourse, kind_of_sites, latest
 from deploy.live_view import Around, clock_text, line, number_text, render
 from deploy.supervise import AGENT, STREAMER, Interrupts, Service, free_address, watch
 from deploy.tables import to_toml
-from streamer.messages import Status
+from streamer.messages import Latents, Status
 
 if TYPE_CHECKING:
     from streamer.wire import Subscriber
@@ -118,10 +119,24 @@ def run_session(plan: Plan, console: Console, *, is_live: bool) -> None:
     try:
         with Interrupts() as interrupts:
             _start(service, plan, choose_addresses(plan.tables), config)
-            with _view(service, console, interrupts, is_live=is_live) as tick:
+            kind = kind_of_plan(plan)
+            with _view(service, console, interrupts, kind, is_live=is_live) as tick:
                 watch(service, interrupts, tick)
     finally:
         _finish(plan.folder, console)
+
+
+# What the simulated instruments show by default, as the channels of their frames will tell.
+_SHOWN_BY: dict[str, Kind] = {"pfm": "walls", "afm": "particles", "diffraction": "patterns"}
+
+
+def kind_of_plan(plan: Plan) -> Kind:
+    """Say what windows will be cut around: by the configuration, else by the instrument."""
+    sites = plan.tables.get("streamer", {}).get("pipeline", {}).get("sites", {})
+    configured = str(sites.get("kind", "auto"))
+    if configured != "auto":
+        return kind_of_sites((), configured)
+    return _SHOWN_BY.get(next(iter(plan.instrument), ""), "columns")
 
 
 def _start(service: Service, plan: Plan, addresses: tuple[str, str], config: Path) -> None:
@@ -136,14 +151,20 @@ def _start(service: Service, plan: Plan, addresses: tuple[str, str], config: Pat
 
 
 class _Watcher:
-    """Listens to the streamer's Status stream and shows the newest; call it as a tick."""
+    """Listens to what the streamer tells viewers and shows the newest; call it as a tick."""
 
     def __init__(
-        self, service: Service, interrupts: Interrupts, show: Callable[[Status | None, Around], None]
+        self,
+        service: Service,
+        interrupts: Interrupts,
+        kind: Kind,
+        show: Callable[[Status | None, Around], None],
     ) -> None:
         self._service = service
         self._interrupts = interrupts
         self._show = show
+        self._kind: Kind = kind
+        self._course = LatentCourse(frames_kept=0)
         self._subscriber: Subscriber | None = None
         self._status: Status | None = None
         self._started_s = time.monotonic()
@@ -156,7 +177,14 @@ class _Watcher:
             self._listen(self._subscriber)
         elapsed_s = time.monotonic() - self._started_s
         restarts = tuple(str(restart) for restart in self._service.restarts)
-        self._show(self._status, Around(elapsed_s=elapsed_s, note=self._note(), restarts=restarts))
+        around = Around(
+            elapsed_s=elapsed_s,
+            note=self._note(),
+            restarts=restarts,
+            many=WORDS["columns" if self._kind == "patterns" else self._kind].many,
+            latents=latest(self._course, self._kind),
+        )
+        self._show(self._status, around)
 
     def _subscribe(self) -> None:
         if self._subscriber is not None:
@@ -165,13 +193,15 @@ class _Watcher:
         if endpoints is not None:
             from streamer.wire import Subscriber  # after the processes are started: 0.2 s
 
-            self._subscriber = Subscriber(endpoints.view_address, ("status",))
+            self._subscriber = Subscriber(endpoints.view_address, ("status", "latents"))
 
     def _listen(self, subscriber: Subscriber) -> None:
         message = subscriber.receive(LISTEN_S)
         while message is not None:
             if isinstance(message, Status):
                 self._status = message
+            elif isinstance(message, Latents):
+                self._course.add(message)
             message = subscriber.receive(0)
 
     def _note(self) -> str:
@@ -202,15 +232,15 @@ class _View(AbstractContextManager[Callable[[], None]]):
         self._screen.__exit__(*error)
 
 
-def _view(service: Service, console: Console, interrupts: Interrupts, *, is_live: bool) -> _View:
+def _view(service: Service, console: Console, interrupts: Interrupts, kind: Kind, *, is_live: bool) -> _View:
     if not is_live:
-        return _View(_Watcher(service, interrupts, LinePrinter(console)), nullcontext())
+        return _View(_Watcher(service, interrupts, kind, LinePrinter(console)), nullcontext())
     live = Live(console=console, auto_refresh=False, transient=False)
 
     def show(status: Status | None, around: Around) -> None:
         live.update(render(status, around), refresh=True)
 
-    return _View(_Watcher(service, interrupts, show), live)
+    return _View(_Watcher(service, interrupts, kind, show), live)
 
 
 class LinePrinter:
