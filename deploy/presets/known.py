@@ -11,6 +11,10 @@ KNOWN = {
     "graphene-si": ("graphene_si", "PRESET"),
     "perovskite": ("lattice", "PRESET"),
     "mos2": ("mos2", "PRESET"),
+    "pfm-walls": ("pfm_domains", "WALLS"),
+    "pfm-pathways": ("pfm_domains", "PATHWAYS"),
+    "diffraction": ("diffraction", "PRESET"),
+    "afm-rods": ("afm_rods", "PRESET"),
 }
 
 
