@@ -65,9 +65,10 @@ class FinderTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     images
         How many are drawn; each is seen once.
     minutes
-        Wall-clock time after which training ends even so; 0 sets no limit.
+        Wall-clock time in which training is to end even so; 0 sets no limit, and only then does a seed give
+        the same weights again.
     batch, learning_rate
-        AdamW, whose rate rises over the first 3 % of the images and falls as a cosine to a hundredth.
+        AdamW, whose rate rises over the first 3 % of images or minutes, and falls as a cosine to a hundredth.
     weak_snr
         Columns below this signal-to-noise ratio are neither right nor wrong.
     memory
@@ -120,16 +121,19 @@ class FinderStep(msgspec.Struct, frozen=True, kw_only=True):
     ----------
     images, of
         Seen, and planned.
+    share
+        How much of the training is done, by images or by time, 0 to 1.
     trained
         Running mean of the loss.
     held_out
         Loss on held-out images, NaN before the first look.
     seconds
-        Since the training began, or went on.
+        Spent on training.
     """
 
     images: int
     of: int
+    share: float
     trained: float
     held_out: float
     seconds: float
@@ -287,7 +291,7 @@ class _Run:
         self.net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.mean = copy.deepcopy(self.net)
         self.optimiser = torch.optim.AdamW(self.net.parameters(), config.learning_rate, weight_decay=1e-4)
-        self.images, self.trained = 0, math.nan
+        self.images, self.seconds, self.trained = 0, 0.0, math.nan
         self.best, self.best_loss, self.looks_since = copy.deepcopy(self.net.state_dict()), math.inf, 0
         held_out = range(config.held_out)
         self.held_out = [
@@ -297,10 +301,10 @@ class _Run:
 
     def step(self) -> None:
         """Learn from the next batch."""
-        config = self.config
+        config, started = self.config, time.monotonic()
         batch = _batch(config, TRAINING, range(self.images, self.images + config.batch), self.device)
         for group in self.optimiser.param_groups:
-            group["lr"] = config.learning_rate * _rate(self.images / config.images)
+            group["lr"] = config.learning_rate * _rate(self.share)
         self.net.train()
         value = self._loss(self.net, batch)
         self.optimiser.zero_grad()
@@ -311,6 +315,13 @@ class _Run:
         now = float(value.detach())
         self.trained = now if math.isnan(self.trained) else 0.98 * self.trained + 0.02 * now
         self._remember()
+        self.seconds += time.monotonic() - started
+
+    @property
+    def share(self) -> float:
+        """How much of the training is done, by images or by time."""
+        limit = 60 * self.config.minutes
+        return max(self.images / self.config.images, self.seconds / limit if limit else 0.0)
 
     def _loss(self, net: ColumnNet, batch: _Batch) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -362,7 +373,7 @@ def _to_file(run: _Run, path: Path) -> None:
     tensors |= {f"best.{name}": tensor for name, tensor in run.best.items()}
     for index, state in run.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in state.items()}
-    numbers = [float(run.images), run.trained, run.best_loss, float(run.looks_since)]
+    numbers = [float(run.images), run.seconds, run.trained, run.best_loss, float(run.looks_since)]
     tensors["numbers"] = torch.tensor(numbers, dtype=torch.float64)
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     part = path.with_name(path.name + ".part")
@@ -392,7 +403,7 @@ def _from_file(run: _Run, path: Path) -> None:
         state.setdefault(int(index), {})[field] = tensor
     groups = run.optimiser.state_dict()["param_groups"]
     run.optimiser.load_state_dict({"state": state, "param_groups": groups})
-    images, run.trained, run.best_loss, looks = tensors["numbers"].tolist()
+    images, run.seconds, run.trained, run.best_loss, looks = tensors["numbers"].tolist()
     run.images, run.looks_since = int(images), int(looks)
 
 
@@ -402,23 +413,21 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _steps(run: _Run, checkpoint: Path | None) -> Iterator[FinderStep]:
     """Train to the end, and say where it is after each batch."""
-    config, started, held_out = run.config, time.monotonic(), math.nan
-    while run.images < config.images and run.looks_since <= config.patience:
+    config, held_out = run.config, math.nan
+    while run.share < 1 and run.looks_since <= config.patience:
         run.step()
-        is_late = bool(config.minutes) and time.monotonic() - started > 60 * config.minutes
-        if run.images % config.check_every < config.batch or run.images >= config.images or is_late:
+        if run.images % config.check_every < config.batch or run.share >= 1:
             held_out = run.look()
             if checkpoint is not None:
                 _to_file(run, checkpoint)
         yield FinderStep(
             images=run.images,
             of=config.images,
+            share=run.share,
             trained=run.trained,
             held_out=held_out,
-            seconds=time.monotonic() - started,
+            seconds=run.seconds,
         )
-        if is_late:
-            return
 
 
 def train_finder(

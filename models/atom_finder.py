@@ -9,6 +9,7 @@ Axes of tensors: N image, C channel, H row, W column; of half resolution, unless
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from importlib import resources
@@ -481,8 +482,8 @@ class AtomFinder:
         self.calibration = msgspec.convert(card.calibration, Calibration)
         self.threshold = self.calibration.threshold[0]
         self._dtype = _dtype_of(precision)
-        net = net.eval().to_precision(self._dtype)
-        self._net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        own = copy.deepcopy(net).eval().to_precision(self._dtype)
+        self._net = own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def load(cls, path: Path | None = None, *, precision: Precision = "auto") -> AtomFinder:
