@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+from scipy import ndimage
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -27,17 +28,22 @@ Bool = NDArray[np.bool_]
 
 _REACH = 3.5  # widths from its middle, at which a spot ends: 0.2 % of its height
 _COUPLED = 5.5  # widths: columns further apart tell nothing of each other's places
-_BLOCK = 10.0  # widths from one node of the background to the next
+_BLOCK = 12.0  # widths from one node of the background to the next
 _STEP = 0.5  # widths that a column may move at once,
 _BASIN = 1.0  # and in all
 _CLOSE = 0.45  # of the distance to the nearest neighbour: no fit goes there
+_AT_EDGE = 1.0  # widths from the edge or beyond: how far out a column is can be told less well
+_LIKELY_HEIGHT = 0.3  # sd of its height beside a typical one
+_FLANK_SD, _FLANK_PART = 4.0, 0.08  # from which on a bump at the edge is a column's flank
 _LOOSE = 1.0  # sd, in widths, with which a place is held near its candidate: far more than it is off by
 _CLIPPED_SD, _CLIPPED_PART = 5.0, 0.5  # residuals count up to so many sd, plus a part of the spots there
 _SOLVED = 1e-3  # of the gradient's norm
 _MOST_DIRECTIONS = 20
 _LEAST_LEFT = 0.1  # of the information, where neighbours seem to take all
+_WIDTHS = (0.7, 0.84, 1.0, 1.2, 1.44, 1.73)  # times the first one, tried before anything is fitted
+_MIDDLE_PX = 96  # of the frame, each way, in which they are
 _WIDTH_STEP = 0.15
-_MOST_WIDTH = 1.5  # times the first one, or divided by it
+_MOST_WIDTH = 1.4  # times the one to begin with, or divided by it
 _DEAD_BAND = 1.25  # of chi², for its own scatter
 _WORST_CHI2 = 4.0  # times the usual one: beyond, a fit is not believed
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -134,6 +140,7 @@ def fit_jointly(
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; it takes 1 and more")
     fit = _Fit(picture, places, likely, sigma_px, noise, is_width_free=is_width_free)
+    fit.start()
     for _ in range(iterations):
         fit.improve()
     return fit.result()
@@ -181,15 +188,27 @@ class _Fit:
         edges = np.array(image.shape) - 1
         nodes = np.maximum(2, np.rint(edges / (_BLOCK * self.sigma)).astype(np.int64) + 1)
         self.background = np.zeros(tuple(nodes))
-        scaled = places / self.sigma
+        self.count = len(places)
+
+    def start(self) -> None:
+        """Find level, heights and width, and the columns beyond the edges, before anything moves."""
+        self._level_out()
+        beyond = self._beyond()
+        self.spots = np.concatenate([self.spots, beyond])
+        self.candidates = np.concatenate([self.candidates, beyond[:, :2]])
+        self.likely_height = self.spots[:, 2].copy()
+        scaled = self.candidates / self.sigma
         self.first, self.other, self.back = _neighbours(scaled, _COUPLED)
         self.basin = _basins(scaled, self.first, self.other)
-        self.is_held = np.zeros(len(places), dtype=np.bool_)
-        self.is_bad = np.zeros(len(places), dtype=np.bool_)
-        self._start()
+        last = (np.array(self.image.shape) - 1) / self.sigma
+        self.is_at_edge = ~np.all((scaled > _AT_EDGE) & (scaled < last - _AT_EDGE), axis=1)
+        self.basin[self.is_at_edge] *= 2
+        self.is_held = np.zeros(len(self.spots), dtype=np.bool_)
 
-    def _start(self) -> None:
+    def _level_out(self) -> None:
         """Bring heights and background to the unit of the image, by each block's best line."""
+        if self.is_width_free and len(self.spots):
+            self.sigma = self.first_sigma = self._likeliest_width()
         self._draw()
         _without_gaps(self.image, self.score, self.weight)
         level, factor = self._line()
@@ -198,6 +217,79 @@ class _Fit:
         if usual > 0:
             factor = np.clip(factor, usual / 3, usual * 3)
             self.spots[:, 2] *= _at(factor, self.spots, self.image.shape)
+
+    def _beyond(self) -> Float64:
+        """Guess the columns whose middle is outside the frame, from the flanks that reach into it.
+
+        Without them those just inside would be drawn to the edge. Each is taken to be as high as a typical
+        column, which says how far out it is.
+
+        Returns
+        -------
+        spots
+            ``(row, col, amplitude)``, shape ``(k, 3)``.
+        """
+        if not self.count:
+            return np.empty((0, 3))
+        self._draw()
+        self._weigh()
+        height = float(np.median(self.spots[:, 2]))
+        found = [np.empty((0, 3))]
+        for axis in (0, 1):
+            for is_far in (False, True):
+                along, outward = self._flanks(axis, height, is_far=is_far)
+                edge = self.image.shape[axis] - 1 + outward if is_far else -outward
+                places = np.column_stack([edge, along] if axis == 0 else [along, edge])
+                found.append(np.column_stack([places, np.full(len(along), height)]))
+        return np.concatenate(found)
+
+    def _flanks(self, axis: int, height: float, *, is_far: bool) -> tuple[Float64, Float64]:
+        """Bumps of the residual along one edge: where along it, and how far out their columns would be."""
+        across, along = self.sigma[axis], self.sigma[1 - axis]
+        deep = math.ceil(across)
+        strip = slice(-deep, None) if is_far else slice(0, deep)
+        weight = np.moveaxis(self.weight, axis, 0)[strip].sum(axis=0, dtype=np.float64)
+        score = np.moveaxis(self.score, axis, 0)[strip].sum(axis=0, dtype=np.float64)
+        reach = np.arange(-math.ceil(3 * along), math.ceil(3 * along) + 1)
+        bell = np.exp(-0.5 * (reach / along) ** 2)
+        told = ndimage.convolve1d(score, bell, mode="constant")
+        info = ndimage.convolve1d(weight, bell**2, mode="constant") + 1e-30
+        bump, sd = told / info, 1 / np.sqrt(info)
+        is_top = (bump[1:-1] >= bump[:-2]) & (bump[1:-1] > bump[2:])
+        top = (
+            np.flatnonzero(is_top & (bump[1:-1] > np.maximum(_FLANK_SD * sd[1:-1], _FLANK_PART * height))) + 1
+        )
+        # The middle of the strip lies half a width inside.
+        part = np.minimum(bump[top] / height, 0.9)
+        return top.astype(np.float64), across * np.maximum(np.sqrt(-2 * np.log(part)) - 0.5, 0.1)
+
+    def _likeliest_width(self) -> Float64:
+        """Choose the width that leaves least of the middle of the frame, each block with its best line.
+
+        A step of scoring cannot: where columns overlap, the width as guessed from a spectrum may be a third
+        off, and a wider spot looks much like a higher background.
+        """
+        middle = [slice(max(0, n // 2 - _MIDDLE_PX), n // 2 + _MIDDLE_PX) for n in self.image.shape]
+        spots = self.spots - np.array([middle[0].start, middle[1].start, 0])
+        image = np.ascontiguousarray(self.image[middle[0], middle[1]])
+        part = _Fit(image, spots[:, :2], spots[:, 2], _pair(self.sigma), self.noise, is_width_free=False)
+        left = [part.left_with(self.sigma * factor) for factor in _WIDTHS]
+        best = int(np.argmin(left))
+        factor = _WIDTHS[best]
+        if 0 < best < len(left) - 1:
+            # In equal steps of its logarithm: the vertex of a parabola through three.
+            below, above = left[best - 1] - left[best], left[best + 1] - left[best]
+            factor *= (_WIDTHS[1] / _WIDTHS[0]) ** (0.5 * (below - above) / max(below + above, 1e-30))
+        width: Float64 = self.sigma * factor
+        return width
+
+    def left_with(self, sigma: Float64) -> float:
+        """Sum of squares that spots of this width leave of the image as it is."""
+        self.sigma = sigma
+        self._draw()
+        _without_gaps(self.image, self.score, self.weight)
+        _follow(*self._line(), self.weight, self.score, self.drawn, self.growth)
+        return float(np.vdot(self.score, self.score))
 
     def _draw(self) -> None:
         self.drawn[:] = 0
@@ -270,7 +362,10 @@ class _Fit:
             away = (self.spots[:, axis] - self.candidates[:, axis]) / self.sigma[axis]
             score[:, axis] -= away / _LOOSE**2
             info[:, axis, axis] += np.where(self.is_held, 1e12, 1 / _LOOSE**2)
-        info[:, 2, 2] += 1e-2
+        # How far out a column is and how high it is look alike.
+        firm = np.where(self.is_at_edge, 1 / _LIKELY_HEIGHT**2, 0)
+        score[:, 2] -= firm * (self.spots[:, 2] / self.likely_height - 1)
+        info[:, 2, 2] += firm + 1e-2
 
     def _move(self, step: Float64, wider: float) -> None:
         scale = np.minimum(1, _STEP / np.maximum(np.hypot(step[:, 0], step[:, 1]), 1e-30))
@@ -292,7 +387,7 @@ class _Fit:
         self._draw()
         self._weigh()
         info, _, _, with_level = self._told()
-        info[:, 2, 2] += 1e-2
+        info[:, 2, 2] += np.where(self.is_at_edge, 1 / _LIKELY_HEIGHT**2, 1e-2)
         block = math.prod(_BLOCK * self.sigma)
         level = float(np.mean(self.weight, dtype=np.float64)) * block + 1e-30
         info -= with_level[:, :, None] * with_level[:, None, :] / level
@@ -300,22 +395,26 @@ class _Fit:
         _marginal(info, self._between(), self.first, self.other, covariance)
         chi2 = np.empty(len(self.spots))
         _misfit(self.weight, self.score, self.spots, self.sigma, chi2)
-        usual = float(np.median(chi2)) if chi2.size else 1.0
-        covariance *= (max(usual, 1) * np.clip(chi2 / (_DEAD_BAND * usual + 1e-30), 1, _WORST_CHI2))[
-            :, None, None
-        ]
-        good = ~self.is_held & (chi2 < _WORST_CHI2 * usual)
-        places = np.where(good[:, None], self.spots[:, :2], self.candidates)
+        own = slice(0, self.count)  # not those beyond the edge
+        covariance, chi2, spots = covariance[own], chi2[own], self.spots[own]
+        usual = max(float(np.median(chi2)), 1e-30) if self.count else 1.0
+        misfit = max(usual, 1.0) * np.clip(chi2 / (_DEAD_BAND * usual), 1, _WORST_CHI2)
+        covariance *= misfit[:, None, None]
+        good = ~self.is_held[own] & (chi2 < _WORST_CHI2 * usual)
         return JointFit(
-            positions_px=places,
+            positions_px=np.where(good[:, None], spots[:, :2], self.candidates[own]),
             covariance_px2=covariance[:, :2, :2] * np.outer(self.sigma, self.sigma),
-            amplitude=self.spots[:, 2].copy(),
-            amplitude_sd=self.spots[:, 2] * np.sqrt(covariance[:, 2, 2]),
-            background=_at(self.background, self.spots, self.image.shape),
+            amplitude=spots[:, 2].copy(),
+            amplitude_sd=spots[:, 2] * np.sqrt(covariance[:, 2, 2]),
+            background=_at(self.background, spots, self.image.shape),
             chi2=chi2,
             good=good,
-            sigma_px=(float(self.sigma[0]), float(self.sigma[1])),
+            sigma_px=_pair(self.sigma),
         )
+
+
+def _pair(sigma: Float64) -> tuple[float, float]:
+    return float(sigma[0]), float(sigma[1])
 
 
 # -- columns near each other ---------------------------------------------------------------------------

@@ -281,11 +281,14 @@ class ReferenceObserver:
         own = seen - smooth_px
         found = [settled(o, v) for o, v in zip(own, variance, strict=True)]
         left = np.stack([each.variance_px2 for each in found])
+        spread = np.array([each.slow_px2 + each.jitter_px2 for each in found])
+        # The reference's rows lie where its frames had them on average, and the spread has both parts.
+        of_reference = spread[:, None] / (self._reference.arrays["rows"] + 1)
         return Rows(
             offsets_px=np.stack([each.offset_px for each in found]),
-            variance_px2=left,
+            variance_px2=left + of_reference,
             measured_px=np.where(np.isfinite(variance), own, 0.0),
-            absorbed=absorbed(left, np.array([each.slow_px2 + each.jitter_px2 for each in found])),
+            absorbed=absorbed(left, spread),
             left_px=math.nan if self._by_blocks else self._left_px(image, beside),
         )
 

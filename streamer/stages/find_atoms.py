@@ -1,52 +1,28 @@
-"""Find the atom columns of a frame: Laplacian of Gaussian at the scale of the columns.
-
-All filters are applied in one Fourier transform of the padded frame. Its spectrum is cropped (or
-padded) so that the filter is about two pixels wide on the grid where maxima are looked for: the cost
-hardly depends on how finely a column is sampled.
-"""
+"""Find the atom columns of a frame: candidates by a filter, then all of them fitted together."""
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage
 from scipy.spatial import cKDTree
 
+from models.column_fit import JointFit, fit_jointly
+from models.laplacian_finder import FilteredFrame
 from streamer.channel_names import shows_dark_columns
 from streamer.messages import Atoms, Float32, Frame
 from streamer.position_covariance import of_correction
 from streamer.stage import Rejected
 
 Float64 = NDArray[np.float64]
+Bool = NDArray[np.bool_]
 Polarity = Literal["auto", "bright", "dark"]
 
-# Periods of atomic lattices in projection: what is slower is background, what is faster is noise.
-_LONGEST_PERIOD_NM = 0.55
-_SHORTEST_PERIOD_NM = 0.07
-# Widths of the Laplacian against that of a column: the first at which columns stand clear of the
-# noise is taken, or the last. The narrow one keeps the carbon neighbours of a bright dopant, which
-# sit in the negative rim of its response; the wide one still sees columns of a few counts.
-_FILTERS_PER_COLUMN = (0.8, 1.1, 1.5)
-_CLEAR = 10.0
-_FILTER_PX = 2.0
-_PAD_SIGMAS = 4.0
-_BLOCK = 12  # of every second pixel of the grid: about ten columns' widths
-# Neighbours at unlike distances draw a maximum aside, the further the wider the filter is: root mean square
-# along an axis, in widths of the filter, on simulated graphene with its defects at 1000 counts.
-_DRAWN_ASIDE = 0.05
-_CROWDED = 4.5  # widths of a column behind the filter, within which a neighbour still does
-# A curvature that is itself noisy makes errors larger than its mean tells: E[1/x²] = (1 + 3 var) / E[x]², and
-# maxima are where noise makes them sharper than they are.
-_PER_NOISE_OF_BEND = 5.0
-_FOURTH_DIFFERENCE = 70.0  # sum of the squares of 1, -4, 6, -4, 1
-_MEDIAN_OF_CHI2 = 0.4549
-_LEVELS = 12  # of brightness, at which the noise is measured,
-_MANY = 30  # each in so many places at least
+_FITTED_FROM = 0.2  # of the confidence: a column that is not believed may still be there
 
 
 class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,6 +70,14 @@ class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError(f"find.max_atoms is {self.max_atoms}; it takes 1 to 1000000")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Candidates:
+    """Where columns seem to be, ``(row, col)`` in the frame, ``(n, 2)``, and how surely, ``(n,)``."""
+
+    positions_px: Float64
+    confidence: Float64
+
+
 class FindAtoms:
     """Find columns in the first channel, with sub-pixel positions and a confidence each."""
 
@@ -105,9 +89,9 @@ class FindAtoms:
     def process(self, frame: Frame, /) -> Atoms:
         """Return the columns, none of them nearer to the border than two filter widths.
 
-        The covariance of a position is that of the vertex found here: the noise at the flanks of the column
-        through the filter, over its curvature, and what neighbours draw it aside; and that of the
-        frame's correction.
+        The covariance of a position is that of the fit, neighbours being fitted with it, and that of the
+        frame's correction. Where the fit of a column fails it stays where the filter saw it, and its
+        covariance is that of the filter.
 
         ``amplitude`` and ``contrast`` are negative where columns are dark.
 
@@ -120,34 +104,60 @@ class FindAtoms:
         image = frame.image[0] if sign > 0 else -frame.image[0]
         pixel_nm = math.sqrt(math.prod(frame.geometry.pixel_size_nm))
         view = FilteredFrame(image, pixel_nm, self.config.column_sigma_nm)
-
-        confidence = self._confidence(view.height, view.noise)
-        keep = confidence >= self.config.min_confidence
-        peaks, height, confidence = view.peaks[keep], view.height[keep], confidence[keep]
-        positions = view.to_frame_px(_refined(view.response, peaks))
-
-        keep = self._inside(positions, view.filter_px, frame.geometry.shape)
-        keep &= _not_beside_higher(
-            positions * np.array(frame.geometry.pixel_size_nm), height, self.config.min_distance_nm
-        )
-        peaks, positions, confidence = peaks[keep], positions[keep], confidence[keep]
-        if len(positions) == 0:
+        seen = self._seen(view, frame)
+        inside = self._inside(seen.positions_px, view.filter_px, frame.geometry.shape)
+        inside &= seen.confidence >= self.config.min_confidence
+        if not inside.any():
             raise Rejected("no atoms")
-        if len(positions) > self.config.max_atoms:
+        if np.count_nonzero(inside) > self.config.max_atoms:
             raise Rejected("too many maxima")
 
-        ground = view.background()
-        covariance = view.position_covariance(peaks) + of_correction(frame, positions, view.column_sigma_px)
+        ground, peaks = view.background(), view.nearest_on_grid(seen.positions_px)
         amplitude = view.smooth[peaks[:, 0], peaks[:, 1]] - view.at_peaks(ground, peaks)
+        fit = self._fitted(image, seen, amplitude, view, frame)
+        covariance = fit.covariance_px2
+        if not fit.good.all():
+            covariance = np.where(fit.good[:, None, None], covariance, view.position_covariance(peaks))
+        positions, amplitude = fit.positions_px[inside], amplitude[inside]
+        correction = of_correction(frame, positions, float(np.mean(fit.sigma_px)))
         contrast = max(float(np.median(amplitude)), 1e-6 * float(np.ptp(image)))
         return Atoms(
             frame=frame,
             positions_px=positions.astype(np.float32),
-            confidence=confidence.astype(np.float32),
+            confidence=seen.confidence[inside].astype(np.float32),
             amplitude=(sign * amplitude).astype(np.float32),
             background=sign * float(np.median(ground)),
             contrast=sign * contrast,
-            position_covariance_px2=covariance.astype(np.float32),
+            position_covariance_px2=(covariance[inside] + correction).astype(np.float32),
+        )
+
+    def _seen(self, view: FilteredFrame, frame: Frame) -> _Candidates:
+        """Maxima of the filter that may be columns.
+
+        Those that are not believed and those near the border are fitted too, or they would draw others aside.
+        """
+        confidence = self._confidence(view.height, view.noise)
+        positions = view.candidates()
+        keep = confidence >= min(_FITTED_FROM, self.config.min_confidence)
+        keep &= np.all((positions >= 0) & (positions <= np.array(frame.geometry.shape) - 1), axis=1)
+        positions, height, confidence = positions[keep], view.height[keep], confidence[keep]
+        keep = _not_beside_higher(
+            positions * np.array(frame.geometry.pixel_size_nm), height, self.config.min_distance_nm
+        )
+        return _Candidates(positions_px=positions[keep], confidence=confidence[keep])
+
+    def _fitted(
+        self, image: Float32, seen: _Candidates, amplitude: Float64, view: FilteredFrame, frame: Frame
+    ) -> JointFit:
+        pixel_nm = np.array(frame.geometry.pixel_size_nm)
+        sigma_row, sigma_col = view.column_sigma_px * math.sqrt(math.prod(pixel_nm)) / pixel_nm
+        return fit_jointly(
+            image,
+            seen.positions_px,
+            np.maximum(amplitude, 0.1 * float(np.median(amplitude))),
+            (float(sigma_row), float(sigma_col)),
+            view.noise_law(),
+            is_width_free=self.config.column_sigma_nm == 0,
         )
 
     def _is_dark(self, frame: Frame) -> bool:
@@ -167,326 +177,14 @@ class FindAtoms:
         return above_noise * above_ripple
 
     @staticmethod
-    def _inside(positions_px: Float64, filter_px: float, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    def _inside(positions_px: Float64, filter_px: float, shape: tuple[int, int]) -> Bool:
         margin = 2 * filter_px
         far = np.array(shape) - 1 - margin
-        inside: NDArray[np.bool_] = np.all((positions_px >= margin) & (positions_px <= far), axis=1)
+        inside: Bool = np.all((positions_px >= margin) & (positions_px <= far), axis=1)
         return inside
 
 
-class FilteredFrame:
-    """A frame seen through the filters of the finder, on a grid of its own.
-
-    Attributes
-    ----------
-    response
-        Negative Laplacian of Gaussian, height 1 for a unit ridge; maxima are columns.
-    smooth
-        The image behind a narrow low-pass, in the unit of the image.
-    noise
-        Standard deviation of ``response`` that comes from the pixels' noise.
-    column_sigma_px, filter_px
-        Width of a column and of the filter, in pixels of the frame.
-    """
-
-    def __init__(self, image: Float32, pixel_nm: float, column_sigma_nm: float) -> None:
-        pad = self._pad = _padding(image.shape, pixel_nm, column_sigma_nm)
-        padded = np.pad(image, pad, mode="reflect")
-        spectrum = fft.rfft2(padded - padded.mean())
-        power, frequency = _radial_power(spectrum, padded.shape)
-        if column_sigma_nm > 0:
-            self.column_sigma_px = column_sigma_nm / pixel_nm
-        else:
-            self.column_sigma_px = column_sigma(power, frequency, pixel_nm)
-        self._image = image
-        self._spectrum, self._shape, self._mean = spectrum, padded.shape, float(padded.mean())
-        self._pixel_noise = math.sqrt(noise_power(power, frequency) / padded.size)
-        for filter_per_column in _FILTERS_PER_COLUMN:
-            self._filter(filter_per_column)
-            if self._typical_significance() >= _CLEAR:
-                break
-
-    def _filter(self, filter_per_column: float) -> None:
-        """Look through a filter of this width on a grid that suits it."""
-        self.filter_px = max(filter_per_column * self.column_sigma_px, 0.8)
-        zoom = min(_FILTER_PX / self.filter_px, 4.0)
-        rows, cols = (fft.next_fast_len(math.ceil(n * zoom), real=True) for n in self._shape)
-        self._scale = np.array(self._shape) / np.array([rows, cols])
-        self._width = round(self.filter_px, 3)
-        mexican, low = _filters(self._shape, (rows, cols), self._width)
-        cropped = _cropped(self._spectrum, self._shape, (rows, cols))
-        self.response = fft.irfft2(cropped * mexican, s=(rows, cols))
-        self.smooth = fft.irfft2(cropped * low, s=(rows, cols)) + np.float32(self._mean)
-        # Parseval; the half spectrum counts double, and a filter carries the ratio of the grids.
-        gain2 = 2 * float((mexican**2).sum()) * math.prod(self._shape) / (rows * cols) ** 2
-        self._response_gain = math.sqrt(gain2)
-        # A drawn frame without noise still has the rounding of the transforms.
-        rounding = 1e-4 * float(np.abs(self.response).max()) + 1e-30
-        self.noise = max(self._pixel_noise * math.sqrt(gain2), rounding)
-        self.peaks = _maxima(self.response)
-        self.height = self.response[self.peaks[:, 0], self.peaks[:, 1]]
-
-    def _typical_significance(self) -> float:
-        """Height of a good column in standard deviations of the noise; 0 where nothing stands out."""
-        significance = self.height / self.noise
-        good = significance[significance > 3]
-        return float(np.percentile(good, 75)) if good.size else 0.0
-
-    def to_frame_px(self, positions: Float64) -> Float64:
-        """Turn ``(row, col)`` on the grid into pixels of the frame."""
-        in_frame: Float64 = positions * self._scale - self._pad[:, 0]
-        return in_frame
-
-    def position_covariance(self, peaks: NDArray[np.intp]) -> Float64:
-        """Say how well the vertices at some maxima are known, ``(row, col)`` in px² of the frame.
-
-        To first order a vertex is off by the noise of the response's gradient over its curvature. The latter
-        is half that of a typical column of this height, which is less noisy, half the column's own.
-
-        Returns
-        -------
-        covariance
-            Shape ``(n, 2, 2)``.
-        """
-        rows, cols = self.response.shape
-        row_gain, col_gain, bend_gain = _gains(self._shape, (rows, cols), self._width)
-        bend_r, bend_c, twist = _bends(self.response, peaks)
-        height = self.response[peaks[:, 0], peaks[:, 1]].astype(np.float64)
-        typical = float(np.median((bend_r + bend_c) / (2 * height))) * height
-        # At a maximum both are negative: a column that is flat by noise counts as half a typical one.
-        by_row, by_col = (np.minimum((bend + typical) / 2, typical / 2) for bend in (bend_r, bend_c))
-        mixed = np.clip(twist / 2, -0.5 * np.sqrt(by_row * by_col), 0.5 * np.sqrt(by_row * by_col))
-        inverse = np.empty((len(peaks), 2, 2))
-        inverse[:, 0, 0], inverse[:, 1, 1] = by_col, by_row
-        inverse[:, 0, 1] = inverse[:, 1, 0] = -mixed
-        inverse /= (by_row * by_col - mixed**2)[:, None, None]
-        noise = self._noise_at_flanks(peaks)
-        spread = 1 + _PER_NOISE_OF_BEND * bend_gain * noise.mean(axis=1) / typical**2
-        gradient = noise * np.array([row_gain, col_gain]) * spread[:, None]
-        found = np.einsum("nij,nj,nkj,i,k->nik", inverse, gradient, inverse, self._scale, self._scale)
-        aside_px = _DRAWN_ASIDE * self.filter_px * self._is_crowded(peaks)
-        covariance: Float64 = found + (aside_px**2)[:, None, None] * np.eye(2)
-        return covariance
-
-    def _is_crowded(self, peaks: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """Mark the maxima whose nearest neighbour is near enough to draw them aside."""
-        if len(peaks) < 2:
-            return np.zeros(len(peaks), dtype=bool)
-        places = peaks * self._scale
-        nearest_px = cKDTree(places).query(places, k=2)[0][:, 1]
-        crowded: NDArray[np.bool_] = nearest_px < _CROWDED * math.hypot(self.filter_px, self.column_sigma_px)
-        return crowded
-
-    def _noise_at_flanks(self, peaks: NDArray[np.intp]) -> Float64:
-        """Variance of the pixels that decide where a column lies along (row, col), shape ``(n, 2)``.
-
-        The gradient of the filter looks at the flanks, a filter's width from the middle.
-        """
-        level = np.zeros(peaks.shape)
-        for axis, away in ((0, -1), (0, 1), (1, -1), (1, 1)):
-            flank = peaks.copy()
-            flank[:, axis] += away * round(_FILTER_PX)
-            row, col = np.clip(flank, 0, np.array(self.smooth.shape) - 1).T
-            level[:, axis] += self.smooth[row, col] / 2
-        relative = noise_growth(self._image, self._mean) * (level - self._mean)
-        floor = (self.noise / self._response_gain) ** 2
-        variance: Float64 = max(self._pixel_noise**2, floor) * np.maximum(1 + relative, 0.1)
-        return variance
-
-    def background(self) -> Float64:
-        """Level between the columns on a coarse grid of blocks: the 5th percentile of each."""
-        # The low-pass is far wider than a pixel of the grid: every second one tells as much.
-        picture = self.smooth[::2, ::2]
-        rows, cols = (max(1, n // _BLOCK) for n in picture.shape)
-        high, wide = picture.shape[0] // rows, picture.shape[1] // cols
-        blocks = picture[: rows * high, : cols * wide].reshape(rows, high, cols, wide)
-        flat = blocks.transpose(0, 2, 1, 3).reshape(rows, cols, high * wide)
-        place = int(0.05 * (flat.shape[2] - 1))
-        level = np.partition(flat, place, axis=2)[:, :, place].astype(np.float64)
-        smoothed: Float64 = ndimage.gaussian_filter(level, 0.7, mode="nearest")
-        return smoothed
-
-    def at_peaks(self, level: Float64, peaks: NDArray[np.intp]) -> Float64:
-        """Interpolate the levels of blocks at places of the grid."""
-        blocks = np.array(level.shape)
-        place = (peaks + 0.5) * blocks / np.array(self.smooth.shape) - 0.5
-        below: Float64 = ndimage.map_coordinates(level, place.T, order=1, mode="nearest")
-        return below
-
-
-def column_sigma(power: Float64, frequency: Float64, pixel_nm: float) -> float:
-    """Say the width of the columns, in pixels, from the radial power spectrum.
-
-    Sparse Gaussian columns have the power ``exp(-4 π² k² σ²)``, whose mean square frequency in the
-    plane is ``1 / (4 π² σ²)``; a lattice too dense to show single columns gives the width of its ripple.
-    """
-    noise = noise_power(power, frequency)
-    period_nm = pixel_nm / np.maximum(frequency, 1e-9)
-    band = (period_nm <= _LONGEST_PERIOD_NM) & (period_nm >= _SHORTEST_PERIOD_NM) & (frequency < 0.45)
-    signal = np.where(band, np.maximum(power - 1.5 * noise, 0), 0) * frequency
-    if not signal.sum() > 0:
-        return max(1.0, 0.04 / pixel_nm)
-    mean_square = float((signal * frequency**2).sum() / signal.sum())
-    sigma = 1 / (2 * math.pi * math.sqrt(mean_square))
-    # In steps of 5 %, so that successive frames share one filter.
-    return float(1.05 ** round(math.log(sigma, 1.05)))
-
-
-def noise_power(power: Float64, frequency: Float64) -> float:
-    """Say the level of white noise: the power at 3 to 5 pixels a period.
-
-    Interpolation of the frame has hardly touched it there, and columns wider than a pixel end before.
-    """
-    band = (frequency > 0.2) & (frequency < 0.35)
-    return float(np.median(power[band])) if band.any() else float(power.min())
-
-
-def noise_growth(image: Float32, mean: float) -> float:
-    """Say by what part the variance of a pixel grows with its brightness, per unit, from that at the mean.
-
-    Counts have 1 / (mean - offset of the detector). Measured in fourth differences along some rows, in which
-    smooth structure drops out, against the mean of the same pixels, which they do not correlate with.
-    """
-    lines = image[:: max(1, len(image) // 32)].astype(np.float64)
-    if lines.shape[1] < 5:
-        return 0.0
-    windows = np.lib.stride_tricks.sliding_window_view(lines, 5, axis=1)
-    rough, level = (windows @ np.array([1.0, -4, 6, -4, 1])).ravel(), windows.mean(axis=2).ravel()
-    # Even steps of brightness: where columns are few, bright pixels are, and they tell the most.
-    place = np.floor((level - level.min()) / max(float(np.ptp(level)), 1e-30) * (_LEVELS - 1e-6))
-    classes = [part for part in (np.flatnonzero(place == k) for k in range(_LEVELS)) if part.size >= _MANY]
-    if len(classes) < 2:
-        return 0.0
-    brightness = np.array([level[part].mean() for part in classes])
-    median = np.array([np.median(rough[part] ** 2) for part in classes])
-    variance = median / (_FOURTH_DIFFERENCE * _MEDIAN_OF_CHI2)
-    weight = np.array([part.size for part in classes]) / np.maximum(variance, 1e-30) ** 2
-    centre = float(np.average(brightness, weights=weight))
-    away = weight * (brightness - centre)
-    growth = float(away @ variance) / float(away @ (brightness - centre))
-    at_mean = float(np.average(variance, weights=weight)) + growth * (mean - centre)
-    # More than counts would do from the darkest level on is no noise, but structure.
-    most = 1 / max(mean - float(brightness[0]), 1e-30)
-    return float(np.clip(growth / at_mean, 0, most)) if at_mean > 0 else 0.0
-
-
-def _padding(shape: tuple[int, ...], pixel_nm: float, sigma_nm: float) -> NDArray[np.int64]:
-    """Margins ``(2, 2)`` that keep the far edge out of the filter and make quick lengths."""
-    width = _PAD_SIGMAS * (sigma_nm or 0.05) / pixel_nm
-    margins = []
-    for n in shape:
-        least = min(math.ceil(width), n - 1) if n > 1 else 0
-        extra = fft.next_fast_len(n + 2 * least, real=True) - n
-        before = min(extra // 2, max(n - 1, 0))
-        margins.append((before, min(extra - before, max(n - 1, 0))))
-    return np.array(margins)
-
-
-def _radial_power(spectrum: NDArray[np.complex64], shape: tuple[int, ...]) -> tuple[Float64, Float64]:
-    """Mean power in rings of the half spectrum, and the rings' frequencies in 1/pixel."""
-    ring, count, frequency = _rings(shape[0], shape[1])
-    power = spectrum.real**2 + spectrum.imag**2
-    return np.bincount(ring, weights=power.ravel(), minlength=count.size) / np.maximum(count, 1), frequency
-
-
-@lru_cache(maxsize=8)
-def _rings(rows: int, cols: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Float64]:
-    step = 1 / min(rows, cols)
-    radius = np.hypot(fft.fftfreq(rows)[:, None], fft.rfftfreq(cols)[None, :])
-    ring = np.rint(radius / step).astype(np.intp).ravel()
-    count = np.bincount(ring)
-    frequency: Float64 = np.arange(count.size, dtype=np.float64) * step
-    return ring, count, frequency
-
-
-@lru_cache(maxsize=16)
-def _filters(shape: tuple[int, int], grid: tuple[int, int], filter_px: float) -> tuple[Float32, Float32]:
-    """Transfer functions of the negative Laplacian of Gaussian and of the low-pass, on the grid."""
-    per_row = fft.fftfreq(grid[0], shape[0] / grid[0])[:, None]
-    per_col = fft.rfftfreq(grid[1], shape[1] / grid[1])[None, :]
-    k2 = (2 * np.pi) ** 2 * (per_row**2 + per_col**2)
-    scale = grid[0] * grid[1] / (shape[0] * shape[1])
-    mexican = filter_px**2 * k2 * np.exp(-k2 * filter_px**2 / 2)
-    low = np.exp(-k2 * (0.5 * filter_px) ** 2 / 2)
-    return (scale * mexican).astype(np.float32), (scale * low).astype(np.float32)
-
-
-@lru_cache(maxsize=16)
-def _gains(shape: tuple[int, int], grid: tuple[int, int], filter_px: float) -> tuple[float, float, float]:
-    """Variance that white noise of 1 in the frame gives to slopes and bends of a surface of 3 × 3."""
-    mexican, _ = _filters(shape, grid, filter_px)
-    row, col = 2 * np.pi * fft.fftfreq(grid[0])[:, None], 2 * np.pi * fft.rfftfreq(grid[1])[None, :]
-    per_mode = 2 * math.prod(shape) / math.prod(grid) ** 2
-    by_row, by_col = 1 + 2 * np.cos(row), 1 + 2 * np.cos(col)
-    slope_r, slope_c = np.sin(row) / 3 * by_col, np.sin(col) / 3 * by_row
-    bend = (2 * np.cos(row) - 2) / 3 * by_col
-    row_gain, col_gain, bend_gain = (
-        per_mode * float(((mexican * of) ** 2).sum()) for of in (slope_r, slope_c, bend)
-    )
-    return row_gain, col_gain, bend_gain
-
-
-def _cropped(
-    spectrum: NDArray[np.complex64], shape: tuple[int, ...], grid: tuple[int, int]
-) -> NDArray[np.complex64]:
-    """Cut a half spectrum down, or fill it up with zeros, to that of another grid."""
-    rows, cols = min(shape[0], grid[0]), min(shape[1], grid[1])
-    top, bottom = (rows + 1) // 2, rows // 2
-    width = (cols + 1) // 2
-    result = np.zeros((grid[0], grid[1] // 2 + 1), dtype=spectrum.dtype)
-    result[:top, :width] = spectrum[:top, :width]
-    result[grid[0] - bottom :, :width] = spectrum[spectrum.shape[0] - bottom :, :width]
-    return result
-
-
-def _maxima(response: Float32) -> NDArray[np.intp]:
-    """Places ``(row, col)`` that are higher than all eight neighbours and than zero."""
-    centre = response[1:-1, 1:-1]
-    highest = centre > 0
-    for row in (-1, 0, 1):
-        for col in (-1, 0, 1):
-            if (row, col) != (0, 0):
-                other = response[1 + row : response.shape[0] - 1 + row, 1 + col : response.shape[1] - 1 + col]
-                # Of two equal neighbours the later one counts, so that a plateau is one maximum.
-                highest &= centre > other if (row, col) > (0, 0) else centre >= other
-    return np.argwhere(highest) + 1
-
-
-def _refined(response: Float32, peaks: NDArray[np.intp]) -> Float64:
-    """Vertices of the quadratic surfaces fitted (least squares) to 3 × 3 pixels around the peaks."""
-    around = _around(response, peaks)
-    by_row, by_col = around.sum(axis=2), around.sum(axis=1)
-    slope_r = (by_row[:, 2] - by_row[:, 0]) / 6
-    slope_c = (by_col[:, 2] - by_col[:, 0]) / 6
-    bend_r, bend_c, twist = _bends(response, peaks)
-    determinant = np.minimum(twist**2 - bend_r * bend_c, -1e-30)
-    offset = (
-        np.stack([bend_c * slope_r - twist * slope_c, bend_r * slope_c - twist * slope_r], axis=1)
-        / determinant[:, None]
-    )
-    vertex: Float64 = peaks.astype(np.float64) + np.clip(offset, -0.75, 0.75)
-    return vertex
-
-
-def _bends(response: Float32, peaks: NDArray[np.intp]) -> tuple[Float64, Float64, Float64]:
-    """Second derivatives of those surfaces: along rows' normal, along rows, and mixed."""
-    around = _around(response, peaks)
-    by_row, by_col = around.sum(axis=2), around.sum(axis=1)
-    bend_r = (by_row[:, 0] - 2 * by_row[:, 1] + by_row[:, 2]) / 3
-    bend_c = (by_col[:, 0] - 2 * by_col[:, 1] + by_col[:, 2]) / 3
-    twist = (around[:, 0, 0] + around[:, 2, 2] - around[:, 0, 2] - around[:, 2, 0]) / 4
-    return bend_r, bend_c, twist
-
-
-def _around(response: Float32, peaks: NDArray[np.intp]) -> Float64:
-    """Take the 3 × 3 pixels around each peak, shape ``(n, 3, 3)``."""
-    step = np.arange(-1, 2)
-    around = response[peaks[:, 0, None, None] + step[:, None], peaks[:, 1, None, None] + step]
-    whole: Float64 = around.astype(np.float64)
-    return whole
-
-
-def _not_beside_higher(positions_nm: Float64, height: Float32, min_distance_nm: float) -> NDArray[np.bool_]:
+def _not_beside_higher(positions_nm: Float64, height: Float32, min_distance_nm: float) -> Bool:
     """Mark what has no higher neighbour within the distance."""
     keep = np.ones(len(positions_nm), dtype=bool)
     if min_distance_nm > 0 and len(positions_nm) > 1:

@@ -108,17 +108,29 @@ def as_frame(stream: CrystalStream) -> Frame:
 
 
 def coverage(session: Session) -> float:
-    """Part of the atoms that lie in their 95 % ellipse."""
+    """Part of the atoms that lie in their 95 % ellipse.
+
+    By how much the first frame was stretched and sheared by its own drift, no frame tells: it is left out.
+    """
     within = []
     for latents, atoms_nm in session:
         positions_nm = latents.positions_nm.astype(np.float64)
         distance_nm, atom = cKDTree(atoms_nm).query(positions_nm)
-        error_nm = (positions_nm - atoms_nm[atom])[distance_nm < MATCH_NM]
+        is_found = distance_nm < MATCH_NM
+        error_nm = (positions_nm - atoms_nm[atom])[is_found]
+        error_nm -= best_affine(positions_nm[is_found], error_nm)
         assert latents.position_covariance_nm2 is not None
-        covariance = latents.position_covariance_nm2[distance_nm < MATCH_NM].astype(np.float64)
+        covariance = latents.position_covariance_nm2[is_found].astype(np.float64)
         squares = np.einsum("ni,nij,nj->n", error_nm, np.linalg.inv(covariance), error_nm)
         within.append(squares < WITHIN_95)
     return float(np.concatenate(within).mean())
+
+
+def best_affine(places: Float64, values: Float64) -> Float64:
+    """The affine function of the place that is nearest to the values."""
+    basis = np.column_stack([np.ones(len(places)), places])
+    fitted: Float64 = basis @ np.linalg.lstsq(basis, values, rcond=None)[0]
+    return fitted
 
 
 @pytest.mark.parametrize("scene", [still_graphene, shaken_graphene, calibrated_crystal])

@@ -9,9 +9,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from models.laplacian_finder import FilteredFrame, noise_growth
 from streamer.messages import Atoms, Frame, ScanGeometry
 from streamer.stage import Rejected
-from streamer.stages.find_atoms import FilteredFrame, FindAtoms, FindConfig, noise_growth
+from streamer.stages.find_atoms import FindAtoms, FindConfig
 
 SIGMA_NM = 0.045
 
