@@ -12,18 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from models.checkpoint import CheckpointError, ModelCard, load, save
-from models.encoder import (
-    BLOCK,
-    MOST_NOVEL,
-    SHIPPED,
-    Encoder,
-    NoveltyModel,
-    TurnedReader,
-    build,
-    calibrated,
-    together,
-)
-from models.spatial_rvae import pool
+from models.encoder import SHIPPED, Encoder, build, finished
+from models.novelty import MOST_NOVEL
+from models.spatial_inference import BLOCK, TurnedReader
+from models.spatial_rvae import SpatialRVAE, pool
 
 Float32 = NDArray[np.float32]
 CPU = torch.device("cpu")
@@ -89,13 +81,8 @@ def checkpoint(path: Path, *, rotation: bool = True, window_px: int = 24, family
         window_px=window_px,
         architecture={"latent_dim": 3, "hidden": 16, "rotation": rotation, "shift": True},
     )
-    windows = torch.randn(200, 2, window_px, window_px, generator=torch.Generator().manual_seed(3))
-    novelty = NoveltyModel.fit(windows)
-    center, unit = calibrated(novelty, windows)
-    card = msgspec.structs.replace(
-        card, calibration={"novelty_center": list(center), "novelty_unit": list(unit)}
-    )
-    save(path, together(build(card), novelty), card)
+    windows = np.random.default_rng(3).normal(size=(200, 2, window_px, window_px)).astype(np.float32)
+    save(path, *finished(build(card), card, windows, windows))
     return path
 
 
@@ -104,7 +91,7 @@ def checkpoint(path: Path, *, rotation: bool = True, window_px: int = 24, family
 
 def test_every_field_has_its_shape_and_float32(shipped: Encoder) -> None:
     seen = shipped.encode(noisy(7))
-    shapes = {name: array.shape for name, array in seen._asdict().items()}
+    shapes = {name: array.shape for name, array in seen._asdict().items() if name not in ("gain", "defocus")}
     assert shapes == {
         "mean": (7, 2),
         "sd": (7, 2),
@@ -112,10 +99,10 @@ def test_every_field_has_its_shape_and_float32(shipped: Encoder) -> None:
         "angle_sd_rad": (7,),
         "offset_px": (7, 2),
         "offset_sd_px": (7, 2),
-        "class_probability": (7, 0),
+        "class_probability": (7, seen.class_probability.shape[1]),
         "novelty": (7,),
     }
-    assert {array.dtype for array in seen} == {np.dtype(np.float32)}
+    assert {array.dtype for array in seen if array is not None} == {np.dtype(np.float32)}
     assert all((sd > 0).all() for sd in (seen.sd, seen.angle_sd_rad, seen.offset_sd_px))
     assert (np.abs(seen.angle_rad) <= np.float32(math.pi)).all()
 
@@ -162,21 +149,16 @@ def test_what_it_says_can_be_drawn_again(shipped: Encoder) -> None:
     assert (upright[middle] - window[middle]).var() > 2 * left
 
 
-def test_the_fast_reader_says_what_the_model_says(shipped: Encoder) -> None:
-    windows = torch.from_numpy(noisy(30))
-    with torch.inference_mode():
-        expected, _ = shipped._model.read_turns(windows)
-        found = TurnedReader(shipped._model)(pool(windows).flatten(1))
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
-
-
 def test_the_fast_reader_knows_channels_apart(tmp_path: Path) -> None:
-    encoder = Encoder.load(checkpoint(tmp_path / "w.safetensors"), device="cpu")
-    encoder._model.prepare(torch.randn(50, 2, 24, 24) * torch.tensor([1.0, 9.0])[:, None, None] + 3)
-    windows = torch.randn(20, 2, 24, 24, generator=torch.Generator().manual_seed(5))
+    model = Encoder.load(checkpoint(tmp_path / "w.safetensors"), device="cpu")._model
+    assert isinstance(model, SpatialRVAE)
+    random = torch.Generator().manual_seed(5)
+    scaled = torch.randn(50, 2, 24, 24, generator=random) * torch.tensor([1.0, 9.0])[:, None, None] + 3
+    model.prepare(scaled)
+    windows = torch.randn(20, 2, 24, 24, generator=random)
     with torch.inference_mode():
-        expected, _ = encoder._model.read_turns(windows)
-        found = TurnedReader(encoder._model)(pool(windows).flatten(1))
+        expected, _ = model.read_turns(windows)
+        found = TurnedReader(model)(pool(windows).flatten(1))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
 
 
@@ -195,7 +177,7 @@ def test_usual_windows_are_not_novel_and_foreign_ones_are(shipped: Encoder) -> N
 @pytest.mark.parametrize("level", [-5.0, 0.0, 1.0, 1e6])
 def test_a_constant_window_is_read_and_finite(shipped: Encoder, level: float) -> None:
     seen = shipped.encode(np.full((2, 1, 24, 24), level, np.float32))
-    assert all(np.isfinite(array).all() for array in seen)
+    assert all(np.isfinite(array).all() for array in seen if array is not None)
 
 
 def test_a_bright_constant_window_is_novel(shipped: Encoder) -> None:
@@ -209,9 +191,12 @@ def test_a_window_that_is_not_finite_is_most_novel_and_touches_no_other(shipped:
     windows[3, 0, 5, 5] = bad
     seen = shipped.encode(windows)
     assert seen.novelty[3] == MOST_NOVEL
-    assert all(np.isfinite(array).all() for array in seen)
+    assert all(np.isfinite(array).all() for array in seen if array is not None)
     others = np.arange(10) != 3
     for one, two in zip(seen, clean, strict=True):
+        if one is None:
+            continue
+        assert two is not None
         assert np.array_equal(one[others], two[others])
     assert np.isnan(windows[3, 0, 5, 5]) or np.isinf(windows[3, 0, 5, 5])
 
@@ -231,7 +216,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="family 'finder'; the encoder takes 'spatial'"):
+    with pytest.raises(CheckpointError, match="family 'finder'; the encoder takes 'harmonic' or 'spatial'"):
         Encoder.load(checkpoint(tmp_path / "w.safetensors", family="finder"))
 
 
