@@ -258,8 +258,9 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
     encoder
         Name of the encoder, as it is configured beside the main one, whose own name is empty.
     gain, defocus
-        Brightness of the content against that of the training windows, and how much wider its spots are,
-        shape ``(n,)``, float32; None from an encoder that does not say it.
+        Brightness of the content against that of the training windows; and the variance that a blur adds to
+        its spots, in square pixels of the window, below 0 where they are sharper; shape ``(n,)``, float32.
+        None from an encoder that does not say it.
     """
 
     session: str

@@ -58,12 +58,21 @@ class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Path of a checkpoint; empty takes the shipped one for silicon in graphene.
     beside
         Further encoders, of other windows; agents are told what they say under their names.
+    fine_tune_after_frames
+        When so many frames were analysed, and again whenever there are twice as many, the main encoder is
+        trained further on windows of the session, at the lowest priority; what is better on windows held
+        out takes its place. 0 leaves it as it is.
     """
 
     weights: str = ""
     beside: tuple[BesideConfig, ...] = ()
+    fine_tune_after_frames: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.fine_tune_after_frames <= 10**9:
+            raise ValueError(
+                f"encode.fine_tune_after_frames is {self.fine_tune_after_frames}; it takes 0 and above"
+            )
         names = [one.name for one in self.beside]
         if len(set(names)) < len(names):
             raise ValueError(f"encode.beside has the names {', '.join(names)}; it takes each once")
@@ -204,8 +213,8 @@ class Encode:
             registration=patches.registration,
             position_covariance_nm2=patches.position_covariance_nm2,
             encoder=self.called,
-            gain=getattr(seen, "gain", None),
-            defocus=getattr(seen, "defocus", None),
+            gain=seen.gain,
+            defocus=seen.defocus,
         )
 
 
