@@ -119,9 +119,8 @@ def draw_scale_bar(axes: Axes, geometry: ScanGeometry) -> None:
     text.set_path_effects([withStroke(linewidth=2, foreground="black")])
 
 
-def _show_image(
-    axes: Axes, image: Array, geometry: ScanGeometry, title: str, brightness: float = 1.0
-) -> None:
+def show_image(axes: Axes, image: Array, geometry: ScanGeometry, title: str, brightness: float = 1.0) -> None:
+    """Draw an image of the specimen in grey with a scale bar; a smaller brightness leaves room for colour."""
     low, high = limits_of(image, 0.5, 99.7)
     high = low + (high - low) / brightness
     height_nm, width_nm = geometry.pixel_size_nm
@@ -182,9 +181,9 @@ def frames_figure(
             left.text(0.5, 0.5, "the raw frame is not in the journal", ha="center", va="center")
             left.set_axis_off()
         else:
-            _show_image(left, raw, raw_geometry, "as acquired")
+            show_image(left, raw, raw_geometry, "as acquired")
         title = f"corrected, with {len(atoms_px):,} {many}"
-        _show_image(right, smoothed(corrected, atoms_px), geometry, title, brightness=0.6)
+        show_image(right, smoothed(corrected, atoms_px), geometry, title, brightness=0.6)
         size = _ring_size(4.6, corrected.shape[1], typical_spacing(atoms_px))
         _draw_rings(right, atoms_px, size, "#bbbbbb", 0.5)
         if colour_by is not None and len(colour_by):
@@ -203,6 +202,16 @@ def _draw_rings(axes: Axes, positions_px: Array, size: float, colours: Any, widt
         edgecolors=colours,
         linewidths=width,
     )
+
+
+def draw_coloured_rings(
+    figure: Figure, axes: Axes, positions_px: Array, values: Array, cols: int, width_in: float
+) -> None:
+    """Draw a ring on each place of an image of so many columns and inches, coloured by a value."""
+    colours = ScalarMappable(Normalize(*limits_of(values, 0.5, 99.5)), BRIGHT_VIRIDIS)
+    size = _ring_size(width_in, cols, typical_spacing(positions_px))
+    _draw_rings(axes, positions_px, size, colours.to_rgba(values), 0.9)
+    figure.colorbar(colours, ax=axes, shrink=0.75, pad=0.02)
 
 
 def latents_figure(
@@ -284,24 +293,28 @@ def manifold_figure(tiles: Array, first: Array, second: Array) -> Figure:
     """
     with mpl.rc_context(STYLE):
         figure = new_figure(6.4, 6.4 * max(0.3, len(second) / len(first)))
-        axes = figure.subplots()
-        low, high = limits_of(tiles, 0.5, 99.5)
-        half_x = (first[1] - first[0]) / 2 if len(first) > 1 else 0.5
-        half_y = (second[1] - second[0]) / 2 if len(second) > 1 else 0.5
-        extent = (first[0] - half_x, first[-1] + half_x, second[0] - half_y, second[-1] + half_y)
-        axes.imshow(
-            mosaic(tiles[::-1]),
-            extent=extent,
-            cmap="cividis",
-            vmin=low,
-            vmax=high,
-            aspect="auto",
-            interpolation="nearest",
-        )
-        axes.set(xlabel="first latent", ylabel="second latent" if len(second) > 1 else "")
-        if len(second) == 1:
-            axes.set_yticks([])
+        draw_manifold(figure.subplots(), tiles, first, second)
         return figure
+
+
+def draw_manifold(axes: Axes, tiles: Array, first: Array, second: Array) -> None:
+    """Draw a grid of decoded windows into axes that say their latents; see ``manifold_figure``."""
+    low, high = limits_of(tiles, 0.5, 99.5)
+    half_x = (first[1] - first[0]) / 2 if len(first) > 1 else 0.5
+    half_y = (second[1] - second[0]) / 2 if len(second) > 1 else 0.5
+    extent = (first[0] - half_x, first[-1] + half_x, second[0] - half_y, second[-1] + half_y)
+    axes.imshow(
+        mosaic(tiles[::-1]),
+        extent=extent,
+        cmap="cividis",
+        vmin=low,
+        vmax=high,
+        aspect="auto",
+        interpolation="nearest",
+    )
+    axes.set(xlabel="first latent", ylabel="second latent" if len(second) > 1 else "")
+    if len(second) == 1:
+        axes.set_yticks([])
 
 
 def mosaic(tiles: Array) -> Array:
@@ -333,7 +346,7 @@ def path_figure(
     with mpl.rc_context(STYLE):
         figure = new_figure(7.2, 6.2)
         axes = figure.subplots()
-        _show_image(axes, corrected, geometry, "path of the measurements")
+        show_image(axes, corrected, geometry, "path of the measurements")
         # The more legs, the fainter: a hundred of them would hide what they lead to.
         faint = float(np.clip(15 / max(len(visited_px), 1), 0.12, 0.55))
         axes.plot(visited_px[:, 1], visited_px[:, 0], color="white", linewidth=0.6, alpha=faint)

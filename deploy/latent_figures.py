@@ -52,7 +52,7 @@ def over_the_field(latents: Latents, words: Words) -> Figure:
             dots = _field(panels[number], latents, latents.mean[:, number], "viridis")
             panels[number].set_title(f"latent {number + 1}")
             figure.colorbar(dots, ax=panels[number], shrink=0.75, pad=0.02)
-        _angles(figure, panels[shown], latents, words.symmetry)
+        draw_angles(figure, panels[shown], latents, words.symmetry)
         _novelty(figure, panels[shown + 1], latents)
         return figure
 
@@ -87,7 +87,7 @@ def _frame(axes: Axes, geometry: ScanGeometry) -> None:
     figures.draw_scale_bar(axes, geometry)
 
 
-def _angles(figure: Figure, axes: Axes, latents: Latents, symmetry: int) -> None:
+def draw_angles(figure: Figure, axes: Axes, latents: Latents, symmetry: int) -> None:
     """Colour points by their angle; those whose angle is not known are small and grey."""
     period = 2 * math.pi / symmetry
     angle = np.mod(on_specimen(latents), period)

@@ -407,6 +407,40 @@ def bench(
     raise typer.Exit(run_benchmarks(scripts, as_json=as_json, is_quick=quick))
 
 
+@app.command()
+def pictures(
+    folder: Annotated[Path, typer.Argument(help="Where the pictures go; it is made.")],
+    weights: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Encoders to draw, again and again; without it, all that are shipped.", show_default=False
+        ),
+    ] = None,
+    recording: Annotated[
+        Path | None,
+        typer.Option(help="Draw a frame of it instead, coloured by latents and angle.", show_default=False),
+    ] = None,
+    frame: Annotated[int, typer.Option(min=0, help="Which frame of the recording.")] = 0,
+    pixel_size_nm: Annotated[
+        float | None, typer.Option(help="Where the recording says none.", show_default=False)
+    ] = None,
+) -> None:
+    """Draw what encoders have [bold]learnt[/bold], or a recorded frame as one of them sees it."""
+    from deploy.model_pictures import draw_frame, draw_manifolds
+    from models.checkpoint import CheckpointError
+
+    try:
+        if recording is None:
+            made = draw_manifolds(folder, weights or ())
+        else:
+            path = folder / f"{recording.stem}_{frame}.png"
+            made = [draw_frame(path, recording, frame, weights[0] if weights else None, pixel_size_nm)]
+    except (CheckpointError, OSError, ValueError) as error:
+        refuse(str(error))
+    for path in made:
+        typer.echo(path)
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )
