@@ -205,7 +205,7 @@ def learning_figure(history: list[Epoch]) -> Figure:
 
 
 def examples_figure(windows: Float32, drawn: Float32, upright: Float32) -> Figure:
-    """Draw three rows of windows, shape ``(n, channel, h, w)`` each; channels side by side, each window from dark to bright."""
+    """Draw three rows of windows ``(n, channel, h, w)``, each from dark to bright, channels side by side."""
     tiles = np.stack([_side_by_side(row) for row in (windows, drawn, upright)])
     low, high = np.percentile(tiles[0], [1, 99], axis=(1, 2))[:, None, :, None, None]
     tiles = (tiles - low) / np.maximum(high - low, 1e-12)

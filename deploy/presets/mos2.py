@@ -49,10 +49,10 @@ def varied_crystal(rng: np.random.Generator) -> StructureConfig:
         rotation_deg=float(rng.uniform(0, 360)),
         strain=(float(rng.normal(0, 0.01)), float(rng.normal(0, 0.01)), float(rng.normal(0, 0.01))),
         dopants=(
-            DopantConfig(element="W", replaces="Mo", fraction=float(rng.uniform(0.02, 0.10))),
-            DopantConfig(element="Se", replaces="S", fraction=float(rng.uniform(0.01, 0.06))),
+            DopantConfig(element="W", replaces="Mo", fraction=float(rng.uniform(0.005, 0.03))),
+            DopantConfig(element="Se", replaces="S", fraction=float(rng.uniform(0.005, 0.02))),
         ),
-        vacancies=(VacancyConfig(element="S", fraction=float(rng.uniform(0.05, 0.25))),),
+        vacancies=(VacancyConfig(element="S", fraction=float(rng.uniform(0.03, 0.12))),),
     )
 
 
@@ -116,7 +116,7 @@ def varied_microscope(rng: np.random.Generator) -> Microscope:
 def simulate(preset: Preset, count: int, rng: np.random.Generator) -> Labelled:
     """Gather windows of defective sheets until ``count``, the kinds of columns as evenly as there are."""
     parts: list[Labelled] = []
-    while sum(len(part.class_N) for part in parts) < 4 * count:
+    while sum(len(part.class_N) for part in parts) < 10 * count:
         microscope = varied_microscope(rng)
         far_nm = microscope.size_px * microscope.pixel_nm / 2 + RIM_NM
         columns = columns_of(sheet(varied_crystal(rng), far_nm, rng))
