@@ -119,10 +119,14 @@ class _Columns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Optics:
-    """Of one image: its size and width of a spot in its own pixels, and its counts."""
+    """Of one image: its size and width of a spot in its own pixels, and its counts.
+
+    A spot is ``stretch`` times as high as ``sigma`` says, and as much narrower: the mean is geometric.
+    """
 
     size: int
     sigma: float
+    stretch: float
     counts: float
     readout: float
 
@@ -308,19 +312,24 @@ def _ramp(rng: np.random.Generator, size: int) -> Float32:
     return scaled
 
 
-def _texture(rng: np.random.Generator, size: int, sigma: float) -> Float32:
+def _texture(rng: np.random.Generator, optics: _Optics) -> Float32:
     """Speckle of an amorphous film, seen by the same lens: a band of frequencies, astigmatic or not.
 
-    Mean 0, variance 1. The band passes features of 0.7 to 2 widths of a spot; the ring of an out-of-focus
-    lens, and the slant that a stigmator leaves, come from the same form.
+    Mean 0, variance 1. Mostly its grain is as wide as a spot or a bit wider, and as much stretched: nothing
+    but brightness tells an atom from it. The ring of an out-of-focus lens has the same form.
     """
-    narrow = sigma * float(rng.uniform(0.7, 1.8))
+    if rng.random() < 0.7:
+        narrow, turn, ratio = float(rng.uniform(0.9, 1.5)), 0.0, optics.stretch**2
+    else:
+        narrow, turn = float(rng.uniform(0.7, 1.8)), float(rng.uniform(0, math.pi))
+        ratio = float(rng.uniform(1, 1.8))
+    narrow *= optics.sigma
     wide = narrow * float(rng.uniform(1.3, 5.0))
-    turn, ratio = float(rng.uniform(0, math.pi)), 1 + _maybe(rng, 0.5, 0.0, 0.8)
+    size = optics.size
     down, right = fft.fftfreq(size)[:, None], fft.rfftfreq(size)[None, :]
     along = math.cos(turn) * down + math.sin(turn) * right
     across = math.cos(turn) * right - math.sin(turn) * down
-    k2 = ((2 * np.pi) ** 2 * (along**2 / ratio + across**2 * ratio)).astype(np.float32)
+    k2 = ((2 * np.pi) ** 2 * (along**2 * ratio + across**2 / ratio)).astype(np.float32)
     band = np.exp(-k2 * np.float32(narrow**2 / 2)) * (1 - np.exp(-k2 * np.float32(wide**2 / 2)))
     return _filtered_noise(rng, size, band)
 
@@ -349,7 +358,7 @@ def _between_columns(rng: np.random.Generator, optics: _Optics, is_plain: bool) 
         dirt = np.maximum(0, _clouds(rng, optics.size, rng.uniform(0.05, 0.25) * optics.size))
         level += np.float32(rng.uniform(0.02, 0.6)) * dirt
     if rng.random() < 0.35:
-        speckle = np.float32(rng.uniform(0.02, 0.3)) * _texture(rng, optics.size, optics.sigma)
+        speckle = np.float32(rng.uniform(0.02, 0.3)) * _texture(rng, optics)
         level *= np.maximum(1 + speckle, 0.02)
     return level * np.float32(optics.counts)
 
@@ -366,7 +375,7 @@ def _support(rng: np.random.Generator, optics: _Optics, is_plain: bool) -> Float
             level *= 0.05 + 0.95 / (1 + np.exp(-np.clip(hole, -30, 30)))
         # The speckle is told against the shot noise: from nothing to twice of it.
         speckle = _maybe(rng, 0.85, 0.1, 1.4) / math.sqrt(optics.counts)
-        level *= np.maximum(0.05, 1 + min(speckle, 0.35) * _texture(rng, size, optics.sigma))
+        level *= np.maximum(0.05, 1 + min(speckle, 0.35) * _texture(rng, optics))
     return level * np.float32(optics.counts)
 
 
@@ -456,8 +465,8 @@ def _apart(places: Float64, least: float) -> Float64:
 
 
 def _scan(rng: np.random.Generator, optics: _Optics, is_plain: bool) -> BeamPath:
-    """Jitter of the rows, slow drift and fly-back; pixels are nanometres."""
-    size = optics.size
+    """Jitter of the rows, slow drift and fly-back; pixels are nanometres, but for the stretch of a spot."""
+    size, stretch = optics.size, optics.stretch
     jitter = np.zeros((2, size))
     fly_back = np.zeros((2, size))
     drift = np.zeros((size, 2))
@@ -466,7 +475,7 @@ def _scan(rng: np.random.Generator, optics: _Optics, is_plain: bool) -> BeamPath
         fly_back[1] = _maybe(rng, 0.25, 0, 4) * np.exp(-np.arange(size) / rng.uniform(4, 20))
         drift = np.outer(np.linspace(-0.5, 0.5, size), rng.normal(0, 1, 2)) * _maybe(rng, 0.3, 0, 0.03 * size)
     return BeamPath(
-        geometry=ScanGeometry(shape=(size, size), field_of_view_nm=(float(size), float(size))),
+        geometry=ScanGeometry(shape=(size, size), field_of_view_nm=(size * stretch, size / stretch)),
         row_drift_nm=drift,
         row_offset_px=jitter,
         jitter_px=jitter,
@@ -500,31 +509,58 @@ def _add_restless(
     steady, restless
         Columns that stay, still to be drawn, and the others with the share of their height that was seen.
     """
-    leaves = rng.random(len(columns.heights)) < _maybe(rng, 0.3, 0.0, 0.3)
+    leaves = rng.random(len(columns.heights)) < _maybe(rng, 0.4, 0.0, 0.5)
     gone = columns.only(leaves)
-    seen = rng.uniform(0.3, 1.0, len(gone.heights))
-    for place, height, share in zip(gone.places, gone.heights, seen, strict=True):
-        _add_part(image, place, height, optics.sigma, int(place[0] + (2 * share - 1) * 2 * optics.sigma))
-    for _ in range(rng.poisson(3) if rng.random() < 0.3 else 0):
-        row, col = rng.integers(0, optics.size, 2)
-        length = int(rng.uniform(2, 4) * optics.sigma)
-        bright = np.float32(rng.uniform(1, 3) * max(float(columns.heights.mean()), math.sqrt(optics.counts)))
-        image[row : row + int(rng.integers(1, 3)), col : col + length] += bright
+    seen = np.zeros(len(gone.heights))
+    for n, (place, height) in enumerate(zip(gone.places, gone.heights, strict=True)):
+        seen[n] = _add_flickering(image, rng, place, height, optics)
     gone.heights = gone.heights * seen
-    return columns.only(~leaves), gone
+    steady = columns.only(~leaves)
+    return steady, _together(gone, _add_dashes(image, rng, columns, optics))
 
 
-def _add_part(image: Float32, place: Float64, height: float, sigma: float, last_row: int) -> None:
-    """Add a spot down to a row, after which there is none."""
-    size, reach = image.shape[0], math.ceil(4 * sigma)
-    rows = np.arange(max(0, int(place[0]) - reach), min(size, last_row + 1))
-    cols = np.arange(max(0, int(place[1]) - reach), min(size, int(place[1]) + reach + 1))
-    if rows.size and cols.size:
-        down = np.exp(-(((rows - place[0]) / sigma) ** 2) / 2)
-        right = np.exp(-(((cols - place[1]) / sigma) ** 2) / 2)
-        image[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] += (height * down[:, None] * right).astype(
-            np.float32
+def _add_flickering(
+    image: Float32, rng: np.random.Generator, place: Float64, height: float, optics: _Optics
+) -> float:
+    """Add a spot of which only some rows are seen, as of an atom that comes and goes, or leaves.
+
+    Returns
+    -------
+    seen
+        Share of the light of a whole spot.
+    """
+    high, wide = optics.sigma * optics.stretch, optics.sigma / optics.stretch
+    top, left = math.ceil(place[0] - 4 * high), math.ceil(place[1] - 4 * wide)
+    rows = np.arange(max(0, top), min(optics.size, int(place[0] + 4 * high) + 1))
+    cols = np.arange(max(0, left), min(optics.size, int(place[1] + 4 * wide) + 1))
+    if not rows.size or not cols.size:
+        return 0.0
+    down = np.exp(-(((rows - place[0]) / high) ** 2) / 2)
+    right = np.exp(-(((cols - place[1]) / wide) ** 2) / 2)
+    if rng.random() < 0.5:
+        shown = (rows < place[0] + rng.uniform(-1, 2) * high).astype(np.float64)
+    else:
+        shown = np.clip(rng.uniform(0.3, 0.9) + rng.normal(0, rng.uniform(0.1, 0.5), len(rows)), 0, 1.2)
+    patch = image[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+    patch += (height * (down * shown)[:, None] * right).astype(np.float32)
+    return float((down * shown).sum() / down.sum())
+
+
+def _add_dashes(image: Float32, rng: np.random.Generator, columns: _Columns, optics: _Optics) -> _Columns:
+    """Add what was an atom for a row or two.
+
+    They are given back as columns of next to no height: nobody can say whether they count.
+    """
+    count = int(rng.poisson(4)) if rng.random() < 0.35 else 0
+    places = rng.integers(0, optics.size, (count, 2))
+    bright = max(float(columns.heights.mean()) if len(columns.heights) else 0.0, math.sqrt(optics.counts))
+    for row, col in places:
+        length = int(rng.uniform(2, 4) * optics.sigma)
+        image[row : row + int(rng.integers(1, 3)), col : col + length] += np.float32(
+            rng.uniform(0.7, 2) * bright
         )
+    middle = places + np.array([0.5, 1.5 * optics.sigma])
+    return _Columns(places=middle, heights=np.full(count, 1e-3), is_heavy=np.ones(count, dtype=bool))
 
 
 def _uneven_beam(image: Float32, rng: np.random.Generator, optics: _Optics) -> None:
@@ -562,8 +598,10 @@ def _spoil(image: Float32, rng: np.random.Generator, columns: _Columns) -> _Colu
         image[row : row + wide, col : col + wide] = image.max()
         off = columns.places - np.array([row, col])
         return columns.only(~np.all((off >= 0) & (off < wide), axis=1))
-    if what < 0.13:
+    if what < 0.17:
         np.minimum(image, np.quantile(image, rng.uniform(0.96, 0.999)), out=image)
+    if 0.12 < what < 0.25:  # as of a picture whose contrast was stretched
+        np.maximum(image, np.quantile(image, rng.uniform(0.001, 0.04)), out=image)
     return columns
 
 
@@ -661,8 +699,9 @@ def _drawn(
 ) -> ColumnImage:
     """Draw an image on its own pixels."""
     counts = _log_uniform(rng, *config.counts)
+    stretch = 1.0 if config.is_plain or rng.random() < 0.4 else float(np.exp(rng.normal(0, 0.11)))
     readout = 0.0 if config.is_plain else _maybe(rng, 0.4, 0.0, 0.5) * math.sqrt(counts)
-    optics = _Optics(size=size, sigma=sigma, counts=counts, readout=readout)
+    optics = _Optics(size=size, sigma=sigma, stretch=stretch, counts=counts, readout=readout)
     columns, level, texture = _specimen(rng, optics, kind, config)
     path = _scan(rng, optics, config.is_plain)
     expected = level.copy()
