@@ -31,6 +31,7 @@ from models.atom_finder import (
     FinderConfig,
     columns_of,
     features,
+    sure_around,
 )
 from models.checkpoint import ModelCard, save
 from simulators.column_images import ColumnImage, ColumnImageConfig, Kind, column_image
@@ -407,6 +408,22 @@ def _from_file(run: _Run, path: Path) -> None:
     run.images, run.looks_since = int(images), int(looks)
 
 
+def _begin_with(run: _Run, path: Path) -> None:
+    """Take over the best weights of another training of a network of the same size.
+
+    Raises
+    ------
+    ValueError
+        If the file is no checkpoint of such a network.
+    """
+    best = _below(safetensors.torch.load(path.read_bytes()), "best.")
+    try:
+        run.net.load_state_dict(best)
+        run.mean.load_state_dict(best)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: no checkpoint of a finder of this size: {error}") from None
+
+
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -438,6 +455,7 @@ def train_finder(
     name: str = "columns",
     made_by: str = "probeloop train finder",
     checkpoint: Path | None = None,
+    start: Path | None = None,
 ) -> tuple[dict[str, Tensor], ModelCard]:
     """Train a finder, calibrate it and score it, on simulated images alone.
 
@@ -453,6 +471,8 @@ def train_finder(
         For the card.
     checkpoint
         Written at each look at the held-out loss; if it is there, training goes on from it.
+    start
+        Checkpoint of an earlier training, whose best weights this one begins with.
 
     Returns
     -------
@@ -466,6 +486,8 @@ def train_finder(
     """
     say: Callable[[str], None] = _silent if console is None else console.print
     run = _Run(config)
+    if start is not None:
+        _begin_with(run, start)
     if checkpoint is not None and checkpoint.exists():
         _from_file(run, checkpoint)
         say(f"going on after {run.images} images")
@@ -509,24 +531,27 @@ class Judged(NamedTuple):
 
     Attributes
     ----------
-    logit, sd_px
-        Of each peak that counts, shape ``(n,)``; those on columns too weak to be asked for do not.
+    logit, around, sd_px
+        Of each peak that counts, and the sure ones around it, shape ``(n,)``; peaks on columns too weak to be
+        asked for do not.
     is_right
         Whether there is a column.
     error_px
         ``(row, col)`` from the column, NaN where there is none, shape ``(n, 2)``.
     snr
         Of all columns that should be found, shape ``(m,)``.
-    logit_of
-        Of the peak on each of them, minus infinity where there is none, shape ``(m,)``.
+    peak_of
+        Logit of the peak on each of them, minus infinity where there is none, and the sure ones around it,
+        shape ``(m, 2)``.
     """
 
-    logit: Float64
+    logit: Float32
+    around: Float64
     sd_px: Float64
     is_right: Bool
     error_px: Float64
     snr: Float64
-    logit_of: Float64
+    peak_of: Float64
 
 
 def match(found_px: Float64, true_px: Float64, reach_px: float) -> NDArray[np.int64]:
@@ -555,6 +580,7 @@ def _judged(finder: AtomFinder, drawn: ColumnImage, config: FinderTraining) -> J
     places, values = columns_of(finder.maps(drawn.image), _LEAST_LOGIT)
     surest_first = np.argsort(-values[:, 0], kind="stable")
     places, values = places[surest_first], values[surest_first]
+    around = sure_around(places, values[:, 0], drawn.image.shape)
     matched = match(places, drawn.positions_px, max(1.5, 0.75 * drawn.sigma_px))
     is_right = matched >= 0
     error = np.full((len(places), 2), np.nan)
@@ -562,20 +588,20 @@ def _judged(finder: AtomFinder, drawn: ColumnImage, config: FinderTraining) -> J
     is_asked = drawn.snr >= config.weak_snr
     counts = ~is_right
     counts[is_right] = is_asked[matched[is_right]]
-    logit_of = np.full(len(drawn.snr), -np.inf)
-    logit_of[matched[is_right]] = values[is_right, 0]
-    sd = np.exp(0.5 * values[:, 1].astype(np.float64))
+    peak_of = np.tile([-np.inf, 0.0], (len(drawn.snr), 1))
+    peak_of[matched[is_right]] = np.stack([values[is_right, 0], around[is_right]], axis=1)
     return Judged(
-        values[counts, 0].astype(np.float64),
-        sd[counts],
+        values[counts, 0],
+        around[counts],
+        np.exp(0.5 * values[counts, 1].astype(np.float64)),
         is_right[counts],
         error[counts],
         drawn.snr[is_asked],
-        logit_of[is_asked],
+        peak_of[is_asked],
     )
 
 
-def rising(values: Float64, weights: Float64) -> Float64:
+def rising(values: NDArray[np.floating], weights: NDArray[np.floating]) -> Float64:
     """Fit a sequence that never falls, by least squares (pool adjacent violators), same shape."""
     blocks: list[tuple[float, float, int]] = []
     for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
@@ -588,39 +614,56 @@ def rising(values: Float64, weights: Float64) -> Float64:
     return np.repeat([mean for mean, _, _ in blocks], [count for _, _, count in blocks])
 
 
-def confidence_knots(logit: Float64, is_right: Bool, knots: int = 24) -> tuple[list[float], list[float]]:
-    """Fit how often there is a column at a peak of each logit, by a line that never falls.
+def confidence_knots(
+    logit: Float32, is_right: Bool, crowdedness: Float64, knots: int = 24
+) -> tuple[list[float], list[float], list[float]]:
+    """Fit how often there is a column at a peak of each logit, by lines that never fall.
+
+    Parameters
+    ----------
+    logit, is_right, crowdedness
+        Of peaks, shape ``(n,)``; the last is 0 where one is alone and 1 where it is crowded.
 
     Returns
     -------
-    logit, probability
-        Knots of the line, rising.
+    logit, alone, crowded
+        Knots of the lines, rising.
     """
-    order = np.argsort(logit, kind="stable")
-    groups = [part for part in np.array_split(order, knots) if part.size]
-    at = np.array([logit[part].mean() for part in groups])
-    # One right and one wrong more in each group: no group is ever quite sure.
-    share = np.array([(is_right[part].sum() + 0.5) / (part.size + 1) for part in groups])
-    fitted = rising(share, np.array([float(part.size) for part in groups]))
-    keep = np.concatenate([[True], np.diff(at) > 1e-6])
-    return at[keep].tolist(), fitted[keep].tolist()
+    # As many knots where there is nothing but noise as where it is decided.
+    at = np.unique(np.quantile(logit, np.linspace(0, 1, knots // 2)).round(4))
+    at = np.unique(np.concatenate([at, np.linspace(logit.min(), logit.max(), knots // 2).round(4)]))
+    edges = np.concatenate([[-np.inf], (at[1:] + at[:-1]) / 2, [np.inf]])
+    group = np.searchsorted(edges, logit) - 1
+    lines = []
+    for weight in (1 - crowdedness, crowdedness):
+        total = np.bincount(group, weights=weight, minlength=len(at))
+        right = np.bincount(group, weights=weight * is_right, minlength=len(at))
+        # Half a right one and half a wrong one more in each group: none is ever quite sure.
+        lines.append(rising((right + 0.5) / (total + 1), total + 1e-3).tolist())
+    return at.tolist(), lines[0], lines[1]
 
 
 def calibrated(finder: AtomFinder, config: FinderTraining) -> dict[str, list[float]]:
     """Fit what the network's numbers are worth; see ``models.atom_finder.Calibration``."""
     judged = judge(finder, config, CALIBRATION)
-    logit, probability = confidence_knots(judged.logit, judged.is_right)
-    calibration = Calibration(logit=tuple(logit), probability=tuple(probability))
-    factor, floor = _sd_of(judged)
     single = judge(finder, config, CALIBRATION, "sparse")
-    threshold = _best_threshold(single, calibration)
-    return {
+    crowdedness = finder.calibration.crowdedness(np.concatenate([judged.around, single.around]))
+    logit, alone, crowded = confidence_knots(
+        np.concatenate([judged.logit, single.logit]),
+        np.concatenate([judged.is_right, single.is_right]),
+        crowdedness,
+    )
+    factor, floor = _sd_of(judged)
+    fitted = {
         "logit": logit,
-        "probability": probability,
+        "alone": alone,
+        "crowded": crowded,
+        "crowd": list(finder.calibration.crowd),
         "sd_factor": [factor],
         "sd_floor_px": [floor],
-        "threshold": [threshold],
     }
+    threshold = _best_threshold(single, msgspec.convert(fitted, Calibration))
+    return fitted | {"threshold": [threshold]}
 
 
 def _sd_of(judged: Judged) -> tuple[float, float]:
@@ -642,13 +685,13 @@ def _sd_of(judged: Judged) -> tuple[float, float]:
 
 def _best_threshold(judged: Judged, calibration: Calibration) -> float:
     """Say from which confidence on peaks give the best F1."""
-    order = np.argsort(-judged.logit, kind="stable")
+    confidence = calibration.confidence(judged.logit, judged.around)
+    order = np.argsort(-confidence, kind="stable")
     right = np.cumsum(judged.is_right[order])
     f1 = 2 * right / (np.arange(1, len(order) + 1) + len(judged.snr))
     if f1.size == 0:
         return 0.5
-    best = float(judged.logit[order[int(np.argmax(f1))]])
-    return float(np.clip(calibration.confidence(np.array([best], np.float32))[0], 0.05, 0.95))
+    return float(np.clip(confidence[order[int(np.argmax(f1))]], 0.05, 0.95))
 
 
 def scores(finder: AtomFinder, config: FinderTraining) -> dict[str, float]:
@@ -658,40 +701,45 @@ def scores(finder: AtomFinder, config: FinderTraining) -> dict[str, float]:
     -------
     scores
         For lattices and single atoms: precision and recall at the threshold; recall by signal-to-noise ratio;
-        the largest gap between confidence and share of right ones in tenths of confidence; the root mean
+        the mean gap between confidence and share of right ones, over tenths of confidence; the root mean
         square of errors over their sd, and the median error in pixels.
     """
-    result = {}
-    for kind, label in (("lattice", "lattice"), ("sparse", "single")):
-        judged = judge(finder, config, SCORES, kind)  # type: ignore[arg-type]
-        least = finder.calibration.least_logit(finder.threshold)
-        believed = judged.logit >= least
-        result[f"{label}_precision"] = float(judged.is_right[believed].mean()) if believed.any() else 0.0
-        result[f"{label}_recall"] = float((judged.logit_of >= least).mean())
-        for low, high in _BANDS:
-            band = (judged.snr >= low) & (judged.snr < high)
-            if band.any():
-                result[f"{label}_recall_snr_{low:g}"] = float((judged.logit_of[band] >= least).mean())
-        result[f"{label}_confidence_gap"] = _gap(
-            finder.calibration.confidence(judged.logit.astype(np.float32)), judged.is_right
-        )
-        sure = believed & judged.is_right
-        sd = np.hypot(judged.sd_px * finder.calibration.sd_factor[0], finder.calibration.sd_floor_px[0])
-        z = judged.error_px[sure] / sd[sure, None]
-        result[f"{label}_z_rms"] = float(np.sqrt((z**2).mean())) if sure.any() else math.nan
-        result[f"{label}_error_px"] = float(np.median(np.abs(judged.error_px[sure]))) if sure.any() else 0.0
+    result: dict[str, float] = {}
+    kinds: tuple[tuple[Kind, str], ...] = (("lattice", "lattice"), ("sparse", "single"))
+    for kind, label in kinds:
+        judged = judge(finder, config, SCORES, kind)
+        result |= {f"{label}_{name}": value for name, value in _scores(finder, judged).items()}
     return {name: round(value, 4) for name, value in result.items() if math.isfinite(value)}
 
 
+def _scores(finder: AtomFinder, judged: Judged) -> dict[str, float]:
+    calibration = finder.calibration
+    confidence = calibration.confidence(judged.logit, judged.around)
+    believed = confidence >= finder.threshold
+    is_found = np.isfinite(judged.peak_of[:, 0]) & (
+        calibration.confidence(judged.peak_of[:, 0].astype(np.float32), judged.peak_of[:, 1])
+        >= finder.threshold
+    )
+    sure = believed & judged.is_right
+    result = {"confidence_gap": _gap(confidence, judged.is_right), "recall": float(is_found.mean())}
+    for low, high in _BANDS:
+        band = (judged.snr >= low) & (judged.snr < high)
+        result[f"recall_snr_{low:g}"] = float(is_found[band].mean()) if band.any() else math.nan
+    if sure.any():
+        sd = np.hypot(judged.sd_px * calibration.sd_factor[0], calibration.sd_floor_px[0])
+        result["precision"] = float(judged.is_right[believed].mean())
+        result["z_rms"] = float(np.sqrt(((judged.error_px[sure] / sd[sure, None]) ** 2).mean()))
+        result["error_px"] = float(np.median(np.abs(judged.error_px[sure])))
+    return result
+
+
 def _gap(confidence: Float64, is_right: Bool) -> float:
-    """Largest difference between mean confidence and share of right ones, in tenths that hold 50 peaks."""
+    """Mean difference between confidence and share of right ones in tenths of confidence, by their size."""
     tenth = np.minimum((confidence * 10).astype(int), 9)
-    gaps = [
-        abs(float(confidence[tenth == t].mean() - is_right[tenth == t].mean()))
-        for t in range(10)
-        if (tenth == t).sum() >= 50
-    ]
-    return max(gaps, default=0.0)
+    size = np.bincount(tenth, minlength=10)
+    difference = np.bincount(tenth, weights=confidence - is_right, minlength=10)
+    # Noise has most of the peaks: without the lowest tenth.
+    return float(np.abs(difference[1:]).sum() / max(int(size[1:].sum()), 1))
 
 
 def save_finder(path: Path, tensors: dict[str, Tensor], card: ModelCard) -> None:

@@ -44,6 +44,7 @@ _BLUR_HALF_PX = (0.9, 1.35, 2.3)  # each on top of the one before: 1.8, 3.2 and 
 _AROUND_HALF_PX = 24  # in which noise and texture are measured, each way
 _MEAN_TO_SD = 1.2533  # of the absolute value of normal numbers
 _SAMPLED = 20_000  # pixels are enough to say median and spread to a hundredth
+_BLOCK_PX = 16  # in which sure columns are counted
 _QUIET_ROW = 1e-3  # of the spread of a typical row: a row below it was not scanned
 
 
@@ -384,10 +385,17 @@ def _is_peak(map_HW: Float32, i: int, j: int, value: np.float32) -> bool:
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the network's numbers are worth, fitted on simulated images that training never saw.
 
+    How often a peak of some logit is a column depends on whether there are columns around it: in a lattice
+    half a column is more likely one than on a support.
+
     Attributes
     ----------
-    logit, probability
-        Knots of a line that never falls: the logit of a peak, and how often there is a column.
+    logit
+        Knots, rising.
+    alone, crowded
+        How often there is a column at a peak of each, without and with sure ones around; neither ever falls.
+    crowd
+        Sure columns in a square of 80 px up to which a peak is alone, and from which on it is crowded.
     sd_factor, sd_floor_px
         The standard deviation is ``hypot(sd_factor * sd, sd_floor_px)``.
     threshold
@@ -395,31 +403,75 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     logit: tuple[float, ...] = (-8.0, 8.0)
-    probability: tuple[float, ...] = (0.0, 1.0)
+    alone: tuple[float, ...] = (0.0, 1.0)
+    crowded: tuple[float, ...] = (0.0, 1.0)
+    crowd: tuple[float, float] = (5.0, 20.0)
     sd_factor: tuple[float] = (1.0,)
     sd_floor_px: tuple[float] = (0.0,)
     threshold: tuple[float] = (0.5,)
 
     def __post_init__(self) -> None:
-        if len(self.logit) != len(self.probability) or len(self.logit) < 2:
-            raise ValueError("card.calibration: logit and probability take as many knots, two or more")
-        if np.any(np.diff(self.logit) <= 0) or np.any(np.diff(self.probability) < 0):
-            raise ValueError("card.calibration: logits take rising knots, probabilities such that never fall")
+        if not len(self.logit) == len(self.alone) == len(self.crowded) >= 2 or np.any(
+            np.diff(self.logit) <= 0
+        ):
+            raise ValueError(
+                "card.calibration: logit takes two or more rising knots, alone and crowded as many"
+            )
+        if np.any(np.diff(self.alone) < 0) or np.any(np.diff(self.crowded) < 0):
+            raise ValueError("card.calibration: alone and crowded take probabilities that never fall")
+        if not 0 < self.crowd[0] < self.crowd[1]:
+            raise ValueError(f"card.calibration: crowd is {self.crowd}; it takes two rising numbers above 0")
 
-    def confidence(self, logit: Float32) -> Float64:
-        """Probability of a column for each logit of a peak."""
-        return np.interp(logit, self.logit, self.probability)
+    def crowdedness(self, around: Float64) -> Float64:
+        """Turn the number of sure columns around a peak into 0 (alone) to 1 (crowded)."""
+        few, many = np.log1p(self.crowd)
+        share: Float64 = np.clip((np.log1p(around) - few) / (many - few), 0, 1)
+        return share
+
+    def confidence(self, logit: Float32, around: Float64) -> Float64:
+        """Probability of a column for each logit of a peak, and the number of sure columns around it."""
+        share = self.crowdedness(around)
+        alone, crowded = (np.interp(logit, self.logit, knots) for knots in (self.alone, self.crowded))
+        probability: Float64 = (1 - share) * alone + share * crowded
+        return probability
 
     def least_logit(self, confidence: float) -> float:
-        """Say from which logit on there is at least this probability."""
-        place = int(np.searchsorted(self.probability, confidence))
+        """Say below which logit there is never this probability, whatever is around."""
+        return min(self._least(self.alone, confidence), self._least(self.crowded, confidence))
+
+    def _least(self, probability: tuple[float, ...], confidence: float) -> float:
+        place = int(np.searchsorted(probability, confidence))
         if place == 0:
-            return self.logit[0] if confidence > 0 else -math.inf
-        if place == len(self.probability):
+            return -math.inf
+        if place == len(probability):
             return math.inf
-        low, high = self.probability[place - 1], self.probability[place]
+        low, high = probability[place - 1], probability[place]
         share = (confidence - low) / (high - low)
         return self.logit[place - 1] + share * (self.logit[place] - self.logit[place - 1])
+
+
+def sure_around(positions_px: Float64, logit: Float32, shape: tuple[int, int]) -> Float64:
+    """Count the sure columns around each place.
+
+    Parameters
+    ----------
+    positions_px, logit
+        Of peaks, shapes ``(n, 2)`` and ``(n,)``; sure are those with a logit above 0.
+    shape
+        Of the image.
+
+    Returns
+    -------
+    count
+        In a square of 80 px, as if the image went on beyond its edge as it is within, shape ``(n,)``.
+    """
+    blocks = [max(1, -(-n // _BLOCK_PX)) for n in shape]
+    row, col = np.clip((positions_px // _BLOCK_PX).astype(np.int64), 0, np.array(blocks) - 1).T
+    flat = row * blocks[1] + col
+    count = np.bincount(flat[logit > 0], minlength=blocks[0] * blocks[1]).astype(np.float32)
+    around = _mean_around(count.reshape(blocks), 2) * np.float32(25)
+    result: Float64 = around.ravel()[flat].astype(np.float64)
+    return result
 
 
 def columns_of(maps_CHW: Float32, least_logit: float) -> tuple[Float64, Float32]:
@@ -529,17 +581,21 @@ class AtomFinder:
             raise ValueError(f"image has shape {image_HW.shape}; the finder takes (height, width)")
         least = self.threshold if min_confidence is None else min_confidence
         image = np.asarray(image_HW, dtype=np.float32)
-        positions, values = columns_of(self.maps(image), self.calibration.least_logit(least))
-        keep = _is_on_image(positions, image)
-        return self._found(positions[keep], values[keep])
+        # Peaks that are never sure enough are not even looked at, but for those that say what is around.
+        lowest = min(self.calibration.least_logit(least), 0.0)
+        positions, values = columns_of(self.maps(image), lowest)
+        around = sure_around(positions, values[:, 0], image.shape)
+        confidence = self.calibration.confidence(values[:, 0], around)
+        keep = (confidence >= least) & _is_on_image(positions, image)
+        return self._found(positions[keep], confidence[keep], values[keep])
 
-    def _found(self, positions: Float64, values: Float32) -> Found:
-        surest_first = np.argsort(-values[:, 0], kind="stable")
-        logit, log_variance, heavy = values[surest_first].astype(np.float64).T
+    def _found(self, positions: Float64, confidence: Float64, values: Float32) -> Found:
+        surest_first = np.lexsort((-values[:, 0], -confidence))
+        _, log_variance, heavy = values[surest_first].astype(np.float64).T
         sd = np.exp(0.5 * np.clip(log_variance, -16, 8)) * self.calibration.sd_factor[0]
         return Found(
             positions_px=positions[surest_first].astype(np.float32),
-            confidence=self.calibration.confidence(logit).astype(np.float32),
+            confidence=confidence[surest_first].astype(np.float32),
             sd_px=np.hypot(sd, self.calibration.sd_floor_px[0]).astype(np.float32),
             heavy_probability=(1 / (1 + np.exp(-np.clip(heavy, -30, 30)))).astype(np.float32),
         )
