@@ -1,11 +1,11 @@
-"""First weights from a given generator: making a model leaves the global one alone."""
+"""What both families begin with: first weights from a given generator, and a scale of their own."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class _UndrawnLinear(nn.Linear):
@@ -27,3 +27,8 @@ def linear(fan_in: int, fan_out: int, generator: torch.Generator, gain: float = 
 def normal(shape: tuple[int, ...], sd: float, generator: torch.Generator) -> nn.Parameter:
     """Make a parameter with normal entries."""
     return nn.Parameter(torch.randn(shape, generator=generator) * sd)
+
+
+def usable_scale(sd: Tensor, mean: Tensor) -> Tensor:
+    """Take sds as scales, whatever their unit; 1 where there is nothing but rounding."""
+    return torch.where(sd > 1e-6 * mean.abs(), sd, torch.where(mean != 0, mean.abs(), 1.0))

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from models import steerable
-from models.layers import linear, normal
+from models.layers import linear, normal, usable_scale
 from models.mixture import Mixture, fewest
 from models.posterior import Posterior, Terms
 
@@ -258,7 +258,7 @@ class RVAE(nn.Module):
             Shape ``(N, C, H, W)``, float32, in any unit.
         """
         self.center_C.copy_(windows_NCHW.mean((0, 2, 3)))
-        self.scale_C.copy_(windows_NCHW.std((0, 2, 3)).clamp(min=1e-6))
+        self.scale_C.copy_(usable_scale(windows_NCHW.std((0, 2, 3)), self.center_C))
         scaled = (windows_NCHW - self.center_C[:, None, None]) / self.scale_C[:, None, None]
         fitted = steerable.fit(scaled.numpy(), self.components, self.config.max_order)
         self.order_P.copy_(torch.from_numpy(fitted.order_P))
@@ -311,7 +311,9 @@ class RVAE(nn.Module):
         is_upright_D = torch.cat([self.order_P == 0, torch.zeros(self.components, dtype=torch.bool)])
         middle_D = coefficient_ND.mean(0) * is_upright_D
         square_D = (coefficient_ND - middle_D).square().mean(0)
-        self.unit.copy_((square_D.sum() / self.alive_D.sum()).sqrt().clamp(min=1e-6))
+        # Scaled windows are of the order of 1, but for those of one constant.
+        size = (square_D.sum() / self.alive_D.sum()).sqrt()
+        self.unit.copy_(torch.where(size > 1e-4, size, 1.0))
         real_P, imaginary_P = square_D.chunk(2)
         spread_P = torch.where(self.order_P > 0, (real_P + imaginary_P) / 2, real_P).sqrt() / self.unit
         self.middle_D.copy_(middle_D / self.unit)
@@ -544,13 +546,21 @@ class RVAE(nn.Module):
         return self.terms_of(self.read(windows_NCHW), generator, label_N)
 
     def terms_of(
-        self, coefficient_ND: Tensor, generator: torch.Generator, label_N: Tensor | None = None
+        self,
+        coefficient_ND: Tensor,
+        generator: torch.Generator,
+        label_N: Tensor | None = None,
+        shown_N: Tensor | None = None,
     ) -> Terms:
-        """Do what ``terms`` does, on what ``read`` said of the windows."""
+        """Do what ``terms`` does, on what ``read`` said of the windows.
+
+        With ``shown_N`` the content of that window stands for each, to see what its own is worth.
+        """
         mean_NZ, log_sd_NZ = self.content_of(coefficient_ND)
         away_NZ = torch.randn(mean_NZ.shape, generator=generator)
         content_NZ = mean_NZ + torch.exp(log_sd_NZ) * away_NZ
-        likely_NG = self._integrated(coefficient_ND, content_NZ).log_likelihood_NG
+        shown_NZ = content_NZ if shown_N is None else content_NZ[shown_N]
+        likely_NG = self._integrated(coefficient_ND, shown_NZ).log_likelihood_NG
         log_mixture_NM = self._log_mixture(content_NZ)
         entropy_N = (log_sd_NZ + 0.5 * away_NZ.square() + 0.5 * math.log(2 * math.pi)).sum(1)
         none = torch.zeros(len(mean_NZ))

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from models.layers import linear
+from models.layers import linear, usable_scale
 from models.posterior import Posterior, Terms
 
 QUARTER = math.pi / 2
@@ -225,7 +225,7 @@ class SpatialRVAE(nn.Module):
     def prepare(self, windows_NCHW: Tensor) -> None:
         """Take centre and scale of each channel from the training windows."""
         self.center_C.copy_(windows_NCHW.mean((0, 2, 3)))
-        self.scale_C.copy_(windows_NCHW.std((0, 2, 3)).clamp(min=1e-6))
+        self.scale_C.copy_(usable_scale(windows_NCHW.std((0, 2, 3)), self.center_C))
 
     def keep_prior(self) -> None:
         """Hold what fine-tuning leaves alone: nothing, as the prior is a fixed one."""
@@ -340,13 +340,27 @@ class SpatialRVAE(nn.Module):
         label_N
             Not looked at: this family has no classes.
         """
+        return self.terms_of(windows_NCHW, generator, label_N)
+
+    def terms_of(
+        self,
+        windows_NCHW: Tensor,
+        generator: torch.Generator,
+        label_N: Tensor | None = None,
+        shown_N: Tensor | None = None,
+    ) -> Terms:
+        """Do what ``terms`` does.
+
+        With ``shown_N`` the content of that window stands for each, to see what its own is worth.
+        """
         pixels, trial_pixels = (self.config.pixels or None, 96) if self.training else (None, None)
         read_NKF, logits_NK = self.read_turns(windows_NCHW)
         turn_N = self._best_turn(windows_NCHW, read_NKF, trial_pixels, generator)
         inner = self.reading(_pick(read_NKF, turn_N))
-        sampled = self._sample(unturned(inner, turn_N), generator)
+        sampled_NZ, *pose = self._sample(unturned(inner, turn_N), generator)
+        shown_NZ = sampled_NZ if shown_N is None else sampled_NZ[shown_N]
         chosen_P = _some(self.disc_P, pixels, generator)
-        drawn_NCP = self.decode_at(self.grid_P2[chosen_P], *sampled)
+        drawn_NCP = self.decode_at(self.grid_P2[chosen_P], shown_NZ, *pose)
         error_N = self._error(windows_NCHW.flatten(2)[:, :, chosen_P], drawn_NCP, self.weight_P[chosen_P])
         return Terms(
             error_N * (self.disc_P.numel() / chosen_P.numel()),
@@ -356,12 +370,6 @@ class SpatialRVAE(nn.Module):
             cross_entropy(logits_NK, turn_N, reduction="none")
             + self.config.stress * self._stress(inner.mean_NZ),
         )
-
-    def terms_of(
-        self, windows_NCHW: Tensor, generator: torch.Generator, label_N: Tensor | None = None
-    ) -> Terms:
-        """Do what ``terms`` does."""
-        return self.terms(windows_NCHW, generator, label_N)
 
     def _stress(self, mean_NZ: Tensor) -> Tensor:
         """Mean squared mismatch of each window's distances to the others, in latents and in pictures."""

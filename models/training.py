@@ -20,7 +20,9 @@ from models.spatial_rvae import SpatialConfig, SpatialRVAE
 Float32 = NDArray[np.float32]
 Model = RVAE | SpatialRVAE
 
-COLLAPSED_NATS = 0.1
+COLLAPSED_NATS = 1.0
+_EXPLAINED_OF = 256  # windows
+_FEWEST_EPOCHS = 5  # before which latents may still be on their way
 
 
 class Collapsed(ValueError):
@@ -91,6 +93,8 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     kl_content, kl_angle, kl_shift
         Held-out KL in nats per window. ``kl_content`` has one for each latent, or one in all of a model
         whose prior is a mixture; those of the pose are 0 where it is integrated out.
+    explained
+        By how many nats a held-out window is likelier given its own content than given that of another.
     """
 
     restart: int
@@ -100,6 +104,7 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     kl_content: tuple[float, ...]
     kl_angle: float
     kl_shift: float
+    explained: float = 0.0
 
 
 Progress = Callable[[Epoch], None]
@@ -130,6 +135,7 @@ class _Run:
         self.best = math.inf
         self.best_weights = _copied(self.model)
         self.since = 0
+        self.empty = 0
 
     def epoch(self) -> Epoch:
         self.model.train()
@@ -170,6 +176,7 @@ class _Run:
             kl_content=tuple(terms.kl_content_NZ.mean(0).tolist()),
             kl_angle=float(terms.kl_angle_N.mean()),
             kl_shift=float(terms.kl_shift_N.mean()),
+            explained=explained(self.model, self.parts.held_NCHW),
         )
 
     def _remember(self, held_out: float) -> None:
@@ -184,7 +191,7 @@ class _Run:
 
     def state(self) -> dict[str, Tensor]:
         """All that the next epoch depends on, under plain names."""
-        numbers = torch.tensor([self.step, self.number, self.since])
+        numbers = torch.tensor([self.step, self.number, self.since, self.empty])
         tensors = {"random": self.random.get_state(), "numbers": numbers, "best": torch.tensor(self.best)}
         tensors |= {f"model.{name}": one for name, one in _copied(self.model).items()}
         tensors |= {f"best.{name}": one for name, one in self.best_weights.items()}
@@ -195,7 +202,7 @@ class _Run:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take up what ``state`` gave."""
         self.random.set_state(tensors["random"])
-        self.step, self.number, self.since = (int(number) for number in tensors["numbers"])
+        self.step, self.number, self.since, self.empty = (int(number) for number in tensors["numbers"])
         self.best = float(tensors["best"])
         self.model.load_state_dict(_under("model.", tensors))
         self.best_weights = _under("best.", tensors)
@@ -245,6 +252,22 @@ def evaluate(model: Model, windows_NCHW: Tensor, *, seed: int = 0, batch: int = 
         starts = range(0, len(windows_NCHW), batch)
         parts = [model.terms(windows_NCHW[at : at + batch], random) for at in starts]
     return Terms(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def explained(model: Model, windows_NCHW: Tensor) -> float:
+    """Say by how many nats windows are likelier given their own content than given that of others.
+
+    The KL does not tell whether latents have collapsed: it is above 0 where they learn the noise by heart.
+    """
+    model.eval()
+    few = windows_NCHW[:_EXPLAINED_OF]
+    with torch.inference_mode():
+        seen = model.inputs(few)
+        own, others = (
+            model.terms_of(seen, torch.Generator().manual_seed(0), shown_N=shown_N).error_N.mean()
+            for shown_N in (torch.arange(len(few)), torch.arange(len(few)).roll(1))
+        )
+    return float(others - own)
 
 
 def _checked(windows_NCHW: Float32) -> Tensor:
@@ -362,18 +385,18 @@ class Training:
             raise RuntimeError("this training is over; ask is_over first")
         epoch = run.epoch()
         self.history.append(epoch)
-        self._require_content(run)
+        self._require_content(run, epoch)
         return epoch
 
-    def _require_content(self, run: _Run) -> None:
+    def _require_content(self, run: _Run, epoch: Epoch) -> None:
         """Refuse to go on when for three epochs at full weight, or at the end, the latents are empty."""
-        last = [sum(epoch.kl_content) for epoch in self.history[-3:] if epoch.restart == run.restart]
-        is_judged = run.is_warm and run.number > self._trial_epochs and (len(last) == 3 or self.is_over)
-        if is_judged and max(last) < COLLAPSED_NATS:
+        run.empty = run.empty + 1 if run.is_warm and epoch.explained < COLLAPSED_NATS else 0
+        if run.empty and run.number >= _FEWEST_EPOCHS and (run.empty >= 3 or self.is_over):
             raise Collapsed(
-                f"the latents collapsed: they hold {max(0.0, last[-1]):.2g} nats of a window. The windows "
-                "are all alike or show nothing above their noise: look at a few of them, cut larger ones, "
-                "take frames of more counts or average some"
+                f"the latents collapsed: they explain {max(0.0, epoch.explained):.2g} nats of a window, and "
+                f"ones worth keeping {COLLAPSED_NATS:g} and more. The windows are all alike or show nothing "
+                "above their noise: look at a few of them, cut larger ones, take frames of more counts or "
+                "average some"
             )
 
     def _next(self) -> _Run | None:

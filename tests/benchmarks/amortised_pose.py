@@ -41,7 +41,11 @@ class AmortisedRVAE(RVAE):
         return torch.atan2(y_N, x_N), said_NO2[..., 1].mean(1).clamp(-6.0, 2.0)
 
     def terms_of(
-        self, coefficient_ND: Tensor, generator: torch.Generator, label_N: Tensor | None = None
+        self,
+        coefficient_ND: Tensor,
+        generator: torch.Generator,
+        label_N: Tensor | None = None,
+        shown_N: Tensor | None = None,
     ) -> Terms:
         """Compute the negative ELBO from one sample of the content and one of the angle."""
         angle_N, log_sd_N = self._angle_of(coefficient_ND)
@@ -49,11 +53,12 @@ class AmortisedRVAE(RVAE):
         mean_NZ, content_log_sd_NZ = self.content_of(coefficient_ND)
         away_NZ = torch.randn(mean_NZ.shape, generator=generator)
         content_NZ = mean_NZ + torch.exp(content_log_sd_NZ) * away_NZ
+        shown_NZ = content_NZ if shown_N is None else content_NZ[shown_N]
         upright_ND = self.turned(coefficient_ND, -sampled_N)
         entropy_N = (content_log_sd_NZ + 0.5 * away_NZ.square() + 0.5 * math.log(2 * math.pi)).sum(1)
         none = torch.zeros(len(mean_NZ))
         return Terms(
-            -self._integrated(upright_ND, content_NZ).log_likelihood_NG[:, 0],
+            -self._integrated(upright_ND, shown_NZ).log_likelihood_NG[:, 0],
             -(entropy_N + self._log_mixture(content_NZ).logsumexp(1))[:, None],
             kl_wrapped_normal(log_sd_N),
             none,
