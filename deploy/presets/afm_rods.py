@@ -185,8 +185,8 @@ PRESET = Preset(
     normalisation="height",
     classes=CLASSES,
     symmetry=SYMMETRY,
-    training=TrainingConfig(architecture=RVAEConfig()),
-    windows=5000,
+    training=TrainingConfig(architecture=RVAEConfig(latent_dim=4)),
+    windows=6000,
     data=(
         "{count} windows of simulated rods, 26 nm long and 2.6 nm high, as they fell (coverage 0.08 to 0.42) "
         "or in rows with 5 to 50 % missing; tip radius 1.2 to 3 nm, noise 0.04 to 0.2 nm, pixels of 0.6 to "
