@@ -49,6 +49,10 @@ class Words:
     many: str
     symmetry: int
 
+    def counted(self, number: int) -> str:
+        """Write so many of them, such as ``1,200 atoms`` or ``1 rod``."""
+        return f"{number:,} {self.one if number == 1 else self.many}"
+
 
 WORDS: dict[Kind, Words] = {
     "columns": Words("atom", "atoms", 1),

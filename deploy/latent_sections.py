@@ -27,6 +27,8 @@ def read_outs(session: Session) -> str:
         return told or nothing(f"No {words.one} was encoded.")
     told += _novelty(course, words)
     told += _titled("Over the field", _field(latents, words))
+    for name, seen in session.beside.items():
+        told += _titled(f"Over the field, as «{name}» sees it", _field(seen, words) if len(seen.mean) else "")
     told += _titled("Classes", _classes(session, latents, words))
     if words.symmetry == 2:
         told += _titled(f"Order of the {words.many}", _order(session, latents, words))
@@ -50,7 +52,7 @@ def _novelty(course: LatentCourse, words: Words) -> str:
         else "The encoder knows such frames."
     )
     return paragraph(
-        f"{counted(windows, words.one) if windows == 1 else f'{windows:,} {words.many}'} in "
+        f"{words.counted(windows)} in "
         f"{counted(len(course.seen), 'frame')} were encoded with weights {course.model_revision}, "
         f"{percent_text(novel, windows)} of them with a novelty above {NOVEL:g}. {verdict}"
     )
@@ -60,7 +62,7 @@ def _field(latents: Latents, words: Words) -> str:
     turns = " Angles are those of lines: half a turn changes nothing." if words.symmetry == 2 else ""
     return picture(
         latent_figures.over_the_field(latents, words),
-        f"The {len(latents.mean):,} {words.many} of frame {latents.number}. Angles are on the specimen, from "
+        f"The {words.counted(len(latents.mean))} of frame {latents.number}. Angles are on the specimen, from "
         f"x towards y, clockwise on the screen; small and grey where the encoder does not know them.{turns}",
     )
 
@@ -74,7 +76,7 @@ def _patterns(session: Session) -> str:
         "Patterns over the scan",
         picture(
             latent_figures.over_the_field(latents, words),
-            f"The last {len(latents.mean):,} patterns, at the places of the probe; {share} have a "
+            f"The last {words.counted(len(latents.mean))}, at the places of the probe; {share} have a "
             f"novelty above {NOVEL:g}. The angle is that of the pattern.",
         ),
     )
@@ -161,7 +163,7 @@ def _through_time(session: Session, words: Words) -> str:
         return told + nothing(f"No {words.one} was followed for long enough to show its way.")
     return told + picture(
         latent_figures.trajectories_figure(kept, tracks, start_s),
-        f"The {len(tracks)} {words.many if len(tracks) > 1 else words.one} whose latents wandered most from "
+        f"The {words.counted(len(tracks))} whose latents wandered most from "
         "the first third of their way to the last, on the density of all (grey). Rings: where they began.",
     )
 

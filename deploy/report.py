@@ -146,8 +146,7 @@ def _frames_sentence(session: Session) -> str:
         sentence += f" with {counted(session.patterns, 'diffraction pattern')}"
     sentence += f", and {len(session.drift):,} came through the analysis"
     if session.atoms is not None:
-        number, words = len(session.atoms.positions_px), _words(session)
-        sentence += f", the last with {number:,} {words.one if number == 1 else words.many}"
+        sentence += f", the last with {_words(session).counted(len(session.atoms.positions_px))}"
     return sentence + "."
 
 

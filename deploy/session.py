@@ -198,6 +198,8 @@ class Session:
         The name by which it said Hello, the last one; empty if it is not in the journal.
     course
         What the latents of all frames came to.
+    beside
+        The last latents of each encoder beside the main one, by its name.
     true_order
         Order parameter and director of the rods in each frame, shape ``(frames, 2)``; None where not known.
     """
@@ -225,6 +227,7 @@ class Session:
     truth: Truth | None = None
     instrument: str = ""
     course: LatentCourse = field(default_factory=LatentCourse)
+    beside: dict[str, Latents] = field(default_factory=dict)
     true_order: Float64 | None = None
 
     @property
@@ -332,6 +335,8 @@ def _take(session: Session, seen: _Gathering, received_s: float, message: AnyMes
             _take_registration(session, message, seen.rasters.pop(message.number, message.geometry))
             if message.number in seen.received_s:
                 session.latents_age_ms.append((received_s - seen.received_s[message.number]) * 1e3)
+        case Latents(request_id=None, is_beside=True):
+            session.beside[message.encoder] = message
         case Suggestion():
             seen.suggestions[message.id] = message
         case Outcome():

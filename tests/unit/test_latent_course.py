@@ -280,6 +280,14 @@ def test_a_report_of_walls_or_rods_speaks_of_no_atoms_and_shows_their_order(
     assert "atom" not in page
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_what_encoders_beside_the_main_one_see_has_a_picture_of_its_own() -> None:
+    told = [*session(frames=2), latents(0, (1, 1), encoder="wide"), latents(1, (1,), encoder="wide")]
+    found = read_outs(gathered(told))
+    assert "Over the field, as «wide» sees it" in found
+    assert "The 1 atom of frame 1" in found
+
+
 def test_every_picture_of_rods_is_drawn() -> None:
     told = read_outs(gathered(session(channels=("height",))))
     assert told.count("data:image/png") == 6
