@@ -222,9 +222,9 @@ PRESET = Preset(
     windows=5000,
     data=(
         "{count} counted patterns of simulated graphene with vacancies and silicon at 60 kV, 29 to 31 mrad, "
-        "defocus 4 nm (0.7 nm sd), 31,000 to 250,000 electrons each, any orientation of sheet and camera; the "
-        "bright disc alone; on the sites of the lattice within 0.008 nm (sd), and 30 % anywhere. No label is "
-        "used but to draw the sites evenly"
+        "defocus 4 nm (0.7 nm sd), 31,000 to 250,000 electrons each, any orientation of sheet and camera; "
+        "the bright disc alone; on the sites of the lattice within 0.008 nm (sd), and 30 % anywhere. No "
+        "label is used but to draw the sites evenly"
     ),
     simulate=simulate,
     series=series,
