@@ -1,4 +1,4 @@
-"""What the latents of a session have come to so far, frame by frame, in memory that does not grow with them.
+"""What the latents of a session have come to so far: a few numbers a frame, and a fixed number of frames.
 
 The live view and the report fold the same messages with the same class, so that both say the same.
 """
