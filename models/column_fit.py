@@ -146,6 +146,45 @@ def fit_jointly(
     return fit.result()
 
 
+def likeliest_sigma(
+    image: Float32, candidates_px: Float64, heights: Float64, sigma_px: tuple[float, float]
+) -> tuple[tuple[float, float], float]:
+    """Choose the width of spots that leaves least of the middle of a frame, before anything is fitted.
+
+    A step of scoring cannot: where columns overlap, a width as guessed from a spectrum may be a third off,
+    and a wider spot looks much like a higher background.
+
+    Parameters
+    ----------
+    image, candidates_px, heights, sigma_px
+        As in ``fit_jointly``; widths of 0.7 to 1.7 times the one given are tried.
+
+    Returns
+    -------
+    sigma_px
+        Along ``(row, col)``.
+    explained
+        Part of the squares of the image, about a slow background, that spots of this width explain.
+    """
+    picture, places, likely = _checked(image, candidates_px, heights, sigma_px)
+    if not len(places):
+        return sigma_px, 0.0
+    middle = [slice(max(0, n // 2 - _MIDDLE_PX), n // 2 + _MIDDLE_PX) for n in picture.shape]
+    part = np.ascontiguousarray(picture[middle[0], middle[1]])
+    places -= np.array([middle[0].start, middle[1].start])
+    fit = _Fit(part, places, likely, sigma_px, NoiseLaw(), is_width_free=False)
+    left = [fit.left_with(fit.first_sigma * factor) for factor in _WIDTHS]
+    best = int(np.argmin(left))
+    factor = _WIDTHS[best]
+    if 0 < best < len(left) - 1:
+        # In equal steps of its logarithm: the vertex of a parabola through three.
+        below, above = left[best - 1] - left[best], left[best + 1] - left[best]
+        factor *= (_WIDTHS[1] / _WIDTHS[0]) ** (0.5 * (below - above) / max(below + above, 1e-30))
+    fit.spots[:, 2] = 0
+    empty = fit.left_with(fit.first_sigma)
+    return _pair(fit.first_sigma * factor), 1 - left[best] / empty if empty > 0 else 0.0
+
+
 def _checked(
     image: Float32, candidates_px: Float64, heights: Float64, sigma_px: tuple[float, float]
 ) -> tuple[Float32, Float64, Float64]:
@@ -207,8 +246,6 @@ class _Fit:
 
     def _level_out(self) -> None:
         """Bring heights and background to the unit of the image, by each block's best line."""
-        if self.is_width_free and len(self.spots):
-            self.sigma = self.first_sigma = self._likeliest_width()
         self._draw()
         _without_gaps(self.image, self.score, self.weight)
         level, factor = self._line()
@@ -262,26 +299,6 @@ class _Fit:
         # The middle of the strip lies half a width inside.
         part = np.minimum(bump[top] / height, 0.9)
         return top.astype(np.float64), across * np.maximum(np.sqrt(-2 * np.log(part)) - 0.5, 0.1)
-
-    def _likeliest_width(self) -> Float64:
-        """Choose the width that leaves least of the middle of the frame, each block with its best line.
-
-        A step of scoring cannot: where columns overlap, the width as guessed from a spectrum may be a third
-        off, and a wider spot looks much like a higher background.
-        """
-        middle = [slice(max(0, n // 2 - _MIDDLE_PX), n // 2 + _MIDDLE_PX) for n in self.image.shape]
-        spots = self.spots - np.array([middle[0].start, middle[1].start, 0])
-        image = np.ascontiguousarray(self.image[middle[0], middle[1]])
-        part = _Fit(image, spots[:, :2], spots[:, 2], _pair(self.sigma), self.noise, is_width_free=False)
-        left = [part.left_with(self.sigma * factor) for factor in _WIDTHS]
-        best = int(np.argmin(left))
-        factor = _WIDTHS[best]
-        if 0 < best < len(left) - 1:
-            # In equal steps of its logarithm: the vertex of a parabola through three.
-            below, above = left[best - 1] - left[best], left[best + 1] - left[best]
-            factor *= (_WIDTHS[1] / _WIDTHS[0]) ** (0.5 * (below - above) / max(below + above, 1e-30))
-        width: Float64 = self.sigma * factor
-        return width
 
     def left_with(self, sigma: Float64) -> float:
         """Sum of squares that spots of this width leave of the image as it is."""
@@ -397,7 +414,8 @@ class _Fit:
         _misfit(self.weight, self.score, self.spots, self.sigma, chi2)
         own = slice(0, self.count)  # not those beyond the edge
         covariance, chi2, spots = covariance[own], chi2[own], self.spots[own]
-        usual = max(float(np.median(chi2)), 1e-30) if self.count else 1.0
+        # A drawn frame has no noise, and then the smallest misfit is many times the usual one.
+        usual = max(float(np.median(chi2)), 0.1) if self.count else 1.0
         misfit = max(usual, 1.0) * np.clip(chi2 / (_DEAD_BAND * usual), 1, _WORST_CHI2)
         covariance *= misfit[:, None, None]
         good = ~self.is_held[own] & (chi2 < _WORST_CHI2 * usual)

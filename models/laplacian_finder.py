@@ -111,8 +111,8 @@ class FilteredFrame:
         smooth: Float32 = fft.irfft2(cropped * low, s=(rows, cols)) + np.float32(self._mean)
         return smooth
 
-    def at_scale(self, column_px: float) -> tuple[Float32, Float64, Float64]:
-        """Give the frame at the scale where a column is so wide.
+    def at_scale(self, column_px: float, sigma_px: float) -> tuple[Float32, Float64, Float64]:
+        """Give the frame at the scale where a column that is ``sigma_px`` wide here is ``column_px`` wide.
 
         Returns
         -------
@@ -121,7 +121,7 @@ class FilteredFrame:
         first, step
             The pixel ``p`` of it lies at ``first + p * step`` in the frame, each ``(row, col)``.
         """
-        zoom = column_px / self.column_sigma_px
+        zoom = column_px / sigma_px
         rows, cols = (fft.next_fast_len(max(2, round(n * zoom)), real=True) for n in self._shape)
         cropped = _cropped(self._spectrum, self._shape, (rows, cols))
         cropped *= np.float32(rows * cols / math.prod(self._shape))

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from models.column_fit import JointFit, fit_jointly
+from models.column_fit import JointFit, fit_jointly, likeliest_sigma
 from models.laplacian_finder import FilteredFrame
 from streamer.channel_names import shows_dark_columns
 from streamer.messages import Atoms, Float32, Frame
 from streamer.position_covariance import of_correction
 from streamer.stage import Rejected
 
+if TYPE_CHECKING:
+    from models.atom_finder import AtomFinder
+
 Float64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 Polarity = Literal["auto", "bright", "dark"]
+Method = Literal["auto", "network", "laplacian"]
 
 _FITTED_FROM = 0.2  # of the confidence: a column that is not believed may still be there
 
@@ -30,6 +35,9 @@ class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     Attributes
     ----------
+    method
+        ``network`` finds candidates with the shipped network, ``laplacian`` with a filter that needs none;
+        ``auto`` takes the network where its weights are.
     column_sigma_nm
         Standard deviation of a column's spot; 0 measures it in each frame.
     polarity
@@ -47,6 +55,7 @@ class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         A frame with more maxima is refused: it is not a picture of columns.
     """
 
+    method: Method = "laplacian"
     column_sigma_nm: float = 0.0
     polarity: Polarity = "auto"
     min_distance_nm: float = 0.07
@@ -72,10 +81,28 @@ class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Candidates:
-    """Where columns seem to be, ``(row, col)`` in the frame, ``(n, 2)``, and how surely, ``(n,)``."""
+    """Where columns seem to be.
+
+    Attributes
+    ----------
+    positions_px
+        ``(row, col)`` in the frame, shape ``(n, 2)``.
+    confidence, amplitude
+        How surely, and how high above the background, each of shape ``(n,)``.
+    peaks
+        The nearest places on the grid of the filter, shape ``(n, 2)``.
+    background
+        Typical level below.
+    sigma_px
+        Width of a column along ``(row, col)``.
+    """
 
     positions_px: Float64
     confidence: Float64
+    amplitude: Float64
+    peaks: NDArray[np.intp]
+    background: float
+    sigma_px: tuple[float, float]
 
 
 class FindAtoms:
@@ -85,6 +112,7 @@ class FindAtoms:
 
     def __init__(self, config: FindConfig | None = None) -> None:
         self.config = config or FindConfig()
+        self._network = _network(self.config.method)
 
     def process(self, frame: Frame, /) -> Atoms:
         """Return the columns, none of them nearer to the border than two filter widths.
@@ -104,7 +132,7 @@ class FindAtoms:
         image = frame.image[0] if sign > 0 else -frame.image[0]
         pixel_nm = math.sqrt(math.prod(frame.geometry.pixel_size_nm))
         view = FilteredFrame(image, pixel_nm, self.config.column_sigma_nm)
-        seen = self._seen(view, frame)
+        seen = self._seen(image, view, frame)
         inside = self._inside(seen.positions_px, view.filter_px, frame.geometry.shape)
         inside &= seen.confidence >= self.config.min_confidence
         if not inside.any():
@@ -112,27 +140,44 @@ class FindAtoms:
         if np.count_nonzero(inside) > self.config.max_atoms:
             raise Rejected("too many maxima")
 
-        ground, peaks = view.background(), view.nearest_on_grid(seen.positions_px)
-        amplitude = view.smooth[peaks[:, 0], peaks[:, 1]] - view.at_peaks(ground, peaks)
-        fit = self._fitted(image, seen, amplitude, view, frame)
-        covariance = fit.covariance_px2
-        if not fit.good.all():
-            covariance = np.where(fit.good[:, None, None], covariance, view.position_covariance(peaks))
-        positions, amplitude = fit.positions_px[inside], amplitude[inside]
-        correction = of_correction(frame, positions, float(np.mean(fit.sigma_px)))
+        fit = fit_jointly(
+            image,
+            seen.positions_px,
+            np.maximum(seen.amplitude, 0.1 * float(np.median(seen.amplitude))),
+            seen.sigma_px,
+            view.noise_law(),
+            is_width_free=self.config.column_sigma_nm == 0,
+        )
+        positions, amplitude = fit.positions_px[inside], seen.amplitude[inside]
+        covariance = self._covariance(fit, seen, view)[inside]
+        covariance += of_correction(frame, positions, float(np.mean(fit.sigma_px)))
         contrast = max(float(np.median(amplitude)), 1e-6 * float(np.ptp(image)))
         return Atoms(
             frame=frame,
             positions_px=positions.astype(np.float32),
             confidence=seen.confidence[inside].astype(np.float32),
             amplitude=(sign * amplitude).astype(np.float32),
-            background=sign * float(np.median(ground)),
+            background=sign * seen.background,
             contrast=sign * contrast,
-            position_covariance_px2=(covariance[inside] + correction).astype(np.float32),
+            position_covariance_px2=covariance.astype(np.float32),
         )
 
-    def _seen(self, view: FilteredFrame, frame: Frame) -> _Candidates:
-        """Maxima of the filter that may be columns.
+    def _seen(self, image: Float32, view: FilteredFrame, frame: Frame) -> _Candidates:
+        """Candidates of the filter, or of the network at the scale that those of the filter show."""
+        pixel_nm = np.array(frame.geometry.pixel_size_nm)
+        sigma_row, sigma_col = view.column_sigma_px * math.sqrt(math.prod(pixel_nm)) / pixel_nm
+        sigma_px = float(sigma_row), float(sigma_col)
+        positions, confidence = self._maxima(view, frame)
+        seen = self._measured(view, positions, confidence, sigma_px)
+        if self.config.column_sigma_nm == 0:
+            sigma_px, _ = likeliest_sigma(image, positions, seen.amplitude, sigma_px)
+        if self._network is None:
+            return replace(seen, sigma_px=sigma_px)
+        positions, confidence = self._from_network(view, frame, math.sqrt(math.prod(sigma_px)))
+        return self._measured(view, positions, confidence, sigma_px)
+
+    def _maxima(self, view: FilteredFrame, frame: Frame) -> tuple[Float64, Float64]:
+        """Maxima of the filter that may be columns, with the confidence of each.
 
         Those that are not believed and those near the border are fitted too, or they would draw others aside.
         """
@@ -144,21 +189,43 @@ class FindAtoms:
         keep = _not_beside_higher(
             positions * np.array(frame.geometry.pixel_size_nm), height, self.config.min_distance_nm
         )
-        return _Candidates(positions_px=positions[keep], confidence=confidence[keep])
+        return positions[keep], confidence[keep]
 
-    def _fitted(
-        self, image: Float32, seen: _Candidates, amplitude: Float64, view: FilteredFrame, frame: Frame
-    ) -> JointFit:
-        pixel_nm = np.array(frame.geometry.pixel_size_nm)
-        sigma_row, sigma_col = view.column_sigma_px * math.sqrt(math.prod(pixel_nm)) / pixel_nm
-        return fit_jointly(
-            image,
-            seen.positions_px,
-            np.maximum(amplitude, 0.1 * float(np.median(amplitude))),
-            (float(sigma_row), float(sigma_col)),
-            view.noise_law(),
-            is_width_free=self.config.column_sigma_nm == 0,
+    def _from_network(self, view: FilteredFrame, frame: Frame, sigma_px: float) -> tuple[Float64, Float64]:
+        """Columns that the network finds, with the confidence of each."""
+        assert self._network is not None
+        least = min(_FITTED_FROM, self.config.min_confidence)
+        image, first, step = view.at_scale(self._network.canonical_sigma_px, sigma_px)
+        found = self._network.find(image, least)
+        positions = first + step * found.positions_px.astype(np.float64)
+        confidence = found.confidence.astype(np.float64)
+        keep = _not_beside_higher(
+            positions * np.array(frame.geometry.pixel_size_nm), confidence, self.config.min_distance_nm
         )
+        return positions[keep], confidence[keep]
+
+    @staticmethod
+    def _measured(
+        view: FilteredFrame, positions: Float64, confidence: Float64, sigma_px: tuple[float, float]
+    ) -> _Candidates:
+        """Say how high candidates are, and what is below them."""
+        peaks, ground = view.nearest_on_grid(positions), view.background()
+        return _Candidates(
+            positions_px=positions,
+            confidence=confidence,
+            peaks=peaks,
+            amplitude=view.smooth[peaks[:, 0], peaks[:, 1]] - view.at_peaks(ground, peaks),
+            background=float(np.median(ground)),
+            sigma_px=sigma_px,
+        )
+
+    @staticmethod
+    def _covariance(fit: JointFit, seen: _Candidates, view: FilteredFrame) -> Float64:
+        """Of the fit, or of the filter where the fit of a column failed."""
+        if fit.good.all():
+            return fit.covariance_px2
+        widest = np.maximum(view.position_covariance(seen.peaks), fit.covariance_px2)
+        return np.where(fit.good[:, None, None], fit.covariance_px2, widest)
 
     def _is_dark(self, frame: Frame) -> bool:
         if self.config.polarity == "auto":
@@ -184,7 +251,7 @@ class FindAtoms:
         return inside
 
 
-def _not_beside_higher(positions_nm: Float64, height: Float32, min_distance_nm: float) -> Bool:
+def _not_beside_higher(positions_nm: Float64, height: NDArray[np.floating], min_distance_nm: float) -> Bool:
     """Mark what has no higher neighbour within the distance."""
     keep = np.ones(len(positions_nm), dtype=bool)
     if min_distance_nm > 0 and len(positions_nm) > 1:
@@ -196,3 +263,19 @@ def _not_beside_higher(positions_nm: Float64, height: Float32, min_distance_nm: 
 
 def _logistic(x: NDArray[np.floating]) -> Float64:
     return 1 / (1 + np.exp(-np.clip(x.astype(np.float64), -50, 50)))
+
+
+@lru_cache(maxsize=4)
+def _network(method: Method) -> AtomFinder | None:
+    """Load the shipped network; None where it is not asked for, or for ``auto`` where it is not there."""
+    if method == "laplacian":
+        return None
+    from models.atom_finder import AtomFinder  # not before it is needed: it brings torch
+    from models.checkpoint import CheckpointError
+
+    try:
+        return AtomFinder.load()
+    except CheckpointError:
+        if method == "network":
+            raise
+        return None
