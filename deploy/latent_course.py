@@ -40,7 +40,7 @@ class Words:
     Attributes
     ----------
     one, many
-        Such as ``wall`` and ``walls``.
+        Such as ``wall point`` and ``wall points``.
     symmetry
         Its angle is the same after a turn by ``2π / symmetry``.
     """
@@ -56,7 +56,7 @@ class Words:
 
 WORDS: dict[Kind, Words] = {
     "columns": Words("atom", "atoms", 1),
-    "walls": Words("point of a wall", "points of walls", 2),
+    "walls": Words("wall point", "wall points", 2),
     "particles": Words("rod", "rods", 2),
     "grid": Words("place", "places", 2),
     "patterns": Words("pattern", "patterns", 1),

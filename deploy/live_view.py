@@ -42,7 +42,7 @@ class Around:
     restarts
         Which processes were started again, such as ``restarted agent (killed by SIGKILL)``, oldest first.
     many
-        What is found in the frames: ``atoms``, ``rods``, ``points of walls``.
+        What is found in the frames: ``atoms``, ``rods``, ``wall points``.
     latents
         What the last frame's latents say.
     """
@@ -102,7 +102,8 @@ def _frames(status: Status, many: str) -> Panel:
         count = status.frames.get(name, 0)
         bad = name in ("rejected", "dropped") and count > 0
         table.add_row(name, Text(f"{count:,}", style="red" if bad else ""))
-    table.add_row(f"{many} in sight", f"{status.atoms:,}")
+    # A longer name stands alone: the numbers below need the room.
+    table.add_row(f"{many} in sight" if len(many) < 8 else many, f"{status.atoms:,}")
     table.add_row("drift (x, y)", position_text(status.drift_nm))
     mode, _, means = status.distortion.partition(": ")
     correction = _grid()  # of its own: its words are longer than the numbers are wide

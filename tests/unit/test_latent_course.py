@@ -14,6 +14,7 @@ from agents.config import AgentConfig
 from deploy import figures, report
 from deploy.latent_course import (
     WINDOWS_KEPT,
+    WORDS,
     Kind,
     LatentCourse,
     LatentLines,
@@ -194,6 +195,15 @@ def status() -> Status:
     )  # fmt: skip
 
 
+def test_the_longest_name_of_what_is_found_leaves_room_for_the_numbers() -> None:
+    console = Console(width=80, height=24, force_terminal=False)
+    longest = max((words.many for words in WORDS.values()), key=len)
+    with console.capture() as capture:
+        console.print(render(status(), Around(many=longest)))
+    assert "(+0.00, +0.00) nm" in capture.get()
+    assert longest in capture.get()
+
+
 @pytest.mark.parametrize("restarts", [(), ("restarted agent",)])
 def test_the_screen_says_what_latents_say_and_still_fits(restarts: tuple[str, ...]) -> None:
     seen = LatentLines(
@@ -269,7 +279,7 @@ def test_the_report_shows_fields_classes_and_time_of_atoms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "many"), [(("amplitude", "phase", "height"), "points of walls"), (("height",), "rods")]
+    ("channels", "many"), [(("amplitude", "phase", "height"), "wall points"), (("height",), "rods")]
 )
 @pytest.mark.usefixtures("undrawn")
 def test_a_report_of_walls_or_rods_speaks_of_no_atoms_and_shows_their_order(
