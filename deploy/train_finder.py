@@ -355,7 +355,7 @@ class _Run:
 
     def folded(self) -> ColumnNet:
         """Return the best network so far, ready to be used."""
-        net = ColumnNet(self.config.net, norm=True)
+        net = copy.deepcopy(self.mean).cpu()
         net.load_state_dict({name: tensor.cpu() for name, tensor in self.best.items()})
         return net.folded()
 

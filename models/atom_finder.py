@@ -294,12 +294,11 @@ class ColumnNet(nn.Module):
 
     def folded(self) -> ColumnNet:
         """Return the same network with the normalisations folded into the convolutions, to be used."""
-        result = ColumnNet(self.config)
+        result = _empty(self.config)
         for name, part in self.named_children():
-            if isinstance(part, _Convolution):
-                result.get_submodule(name).load_state_dict(part.folded())
-            else:
-                result.get_submodule(name).load_state_dict(part.state_dict())
+            weights = part.folded() if isinstance(part, _Convolution) else part.state_dict()
+            whole = {key: tensor.detach().clone() for key, tensor in weights.items()}
+            result.get_submodule(name).load_state_dict(whole, assign=True)
         return result.eval()
 
     def to_precision(self, dtype: torch.dtype) -> ColumnNet:
@@ -307,6 +306,12 @@ class ColumnNet(nn.Module):
         self.to(dtype)
         self.head.float()
         return self
+
+
+def _empty(config: FinderConfig) -> ColumnNet:
+    """Make a network without weights: nothing is drawn from the global generator for nothing."""
+    with torch.device("meta"):
+        return ColumnNet(config)
 
 
 def _plus_coarse(fine_NCHW: Tensor, coarse_NCHW: Tensor) -> Tensor:
@@ -554,7 +559,7 @@ class AtomFinder:
             raise CheckpointError(f"{path}: weights of family {card.family!r}; a finder's are needed here")
         net = build(path, card)
         checkpoint.require_fit(path, tensors, net.state_dict())
-        net.load_state_dict(tensors)
+        net.load_state_dict(tensors, assign=True)
         try:
             return cls(net, card, revision, precision=precision)
         except (KeyError, TypeError, ValueError) as error:
@@ -630,7 +635,7 @@ class AtomFinder:
 
 
 def build(path: Path, card: ModelCard) -> ColumnNet:
-    """Make the empty network that a card describes.
+    """Make the network that a card describes, without weights.
 
     Raises
     ------
@@ -641,7 +646,7 @@ def build(path: Path, card: ModelCard) -> ColumnNet:
         name: value for name, value in card.architecture.items() if name in FinderConfig.__struct_fields__
     }
     try:
-        return ColumnNet(msgspec.convert(fields, FinderConfig))
+        return _empty(msgspec.convert(fields, FinderConfig))
     except (ValueError, msgspec.ValidationError) as error:
         raise CheckpointError(f"{path}: damaged model card: {error}") from None
 
