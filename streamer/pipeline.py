@@ -17,10 +17,12 @@ from streamer.response_parts import as_read, in_parts
 from streamer.stage import Meter, drive
 from streamer.stages.check_frame import CheckConfig, CheckFrame
 from streamer.stages.correct_distortion import (
+    DRAWN_SIGMA_PX,
     Calibrations,
     CorrectConfig,
     CorrectDistortion,
     CorrectState,
+    drawn_frames,
 )
 from streamer.stages.encode import EncodeConfig, WindowEncoder
 from streamer.stages.find_atoms import FindConfig
@@ -160,6 +162,11 @@ class Pipeline:
     def warm_up(self) -> None:
         """Do everything once: a first call takes far longer, above all where nothing is compiled yet."""
         self.correct.warm_up()
+        for sigma_px in DRAWN_SIGMA_PX:
+            frame = drawn_frames(sigma_px)[0]
+            # Corrected frames may be written to, those that are left as they are may not.
+            for image in (frame.image, frame.image.copy()):
+                drive(self.find, msgspec.structs.replace(frame, image=image), _Nobody())
         self.encoders.warm_up()
 
     def state(self) -> PipelineState:
@@ -242,6 +249,16 @@ class Pipeline:
             return None
         latents = msgspec.structs.replace(latents, request_id=patches.request_id, is_delivered=True)
         return Processed(corrected=None, atoms=None, latents=latents)
+
+
+class _Nobody:
+    """Is told of nothing: a meter for what is no item."""
+
+    def stage_took(self, stage: str, seconds: float) -> None:
+        pass
+
+    def stage_rejected(self, stage: str, reason: str) -> None:
+        pass
 
 
 def _of(stage: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -58,7 +58,7 @@ _MOST_LOST = 3
 _OFF_PX = 1.0
 # Where nothing but drift and hum is learnt, a stage may wander as it likes: half a pixel in a few frames.
 _DRIFT_CHANGE_PX = 0.15
-_DRAWN_SIGMA_PX = (1.9, 3.6)  # of columns to warm up with: apart from each other, and overlapping
+DRAWN_SIGMA_PX = (1.9, 3.6)  # of columns to warm up with: apart from each other, and overlapping
 
 
 class CorrectConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -260,9 +260,9 @@ class CorrectDistortion:
         for mode in modes:
             if mode == "off":
                 continue
-            for sigma_px in _DRAWN_SIGMA_PX:
+            for sigma_px in DRAWN_SIGMA_PX:
                 other = CorrectDistortion(msgspec.structs.replace(self.config, mode=mode, calibrations=""))
-                for frame in _drawn_frames(sigma_px):
+                for frame in drawn_frames(sigma_px):
                     other.process(frame)
 
     # -- frame by frame ------------------------------------------------------------------------
@@ -711,7 +711,7 @@ def _sum(first: PairNm, second: PairNm) -> PairNm:
     return (first[0] + second[0], first[1] + second[1])
 
 
-def _drawn_frames(sigma_px: float) -> list[Frame]:
+def drawn_frames(sigma_px: float) -> list[Frame]:
     """Draw a small crystal three times, with a little drift, noise and rows that jitter."""
     size, spacing = 128, 12.0
     rng = np.random.default_rng(0)
