@@ -44,8 +44,8 @@ SMALL, LARGE = 16, 64
 _TEMPLATE_ERROR = 0.02  # rms over a component, in sds of its noise
 _DRAWN_CONTENTS = 4096
 _ASYMMETRY = 1e-4  # of a component whose columns have unit length, with 500 pixels: 2e-3 a pixel
-_FORGOTTEN_NATS = np.float32(18.0)
-_NEAR_RAD = np.float32(0.4)
+_FORGOTTEN_NATS = 14.0
+_NEAR_RAD = 0.4
 _NATIVE = {"contract", "reassoc"}
 
 
@@ -128,8 +128,9 @@ def _layer(linear: torch.nn.Linear) -> tuple[Float32, Float32]:
     return _f32(_of(linear.weight).T), _f32(_of(linear.bias))
 
 
-def _column_layer(linear: torch.nn.Linear) -> tuple[Float32, Float32]:
-    return _f32(_of(linear.weight)), _f32(_of(linear.bias)[:, None])
+def _with_bias(linear: torch.nn.Linear) -> Float32:
+    """Weights ``(out, in + 1)`` for inputs whose last number is 1."""
+    return _f32(np.column_stack([_of(linear.weight), _of(linear.bias)]))
 
 
 class _Filters(NamedTuple):
@@ -142,7 +143,7 @@ class _Filters(NamedTuple):
     odd_D: Int64
     even: Float32  # (D even, O * Q)
     odd: Float32
-    bias_Q: Float32
+    bias: Float32  # (O * Q,)
 
 
 def _filters_of(model: RVAE) -> _Filters:
@@ -151,8 +152,7 @@ def _filters_of(model: RVAE) -> _Filters:
     alive, spread = _of(model.alive_D), _of(model.spread_D)
     is_odd_D = (np.tile(_of(model.order_P), 2) % 2 == 1) & halved
     filters = _of(model.oriented_filters())[:, : taken * len(model.bias_Q)] / np.sqrt(spread)[:, None]
-    # Only coefficients of order 0 have a middle, so it is the same at every orientation.
-    bias = _of(model.bias_Q) - (_of(model.middle_D) @ filters)[: len(model.bias_Q)]
+    bias = np.tile(_of(model.bias_Q), taken) - _of(model.middle_D) @ filters
     even_D, odd_D = np.flatnonzero(~is_odd_D & (alive > 0)), np.flatnonzero(is_odd_D)
     return _Filters(even_D, odd_D, _f32(filters[even_D]), _f32(filters[odd_D]), _f32(bias))
 
@@ -192,6 +192,29 @@ def _templates_of(model: RVAE, inverse_D: Float64, ordered_D: Int64) -> _Templat
     reduce[:-1, :-1], reduce[-1, :-1], reduce[-1, -1] = reduce_HR, -mean_H @ reduce_HR, 1
     weight = np.concatenate([weight_RXD, constant_XD[None]])[:, :, ordered_D]
     return _Templates(_f32(reduce.T), _f32(weight.reshape(rank + 1, -1).T))
+
+
+def _own_products(template_XDR: Float64, order_P: Int64, turn_K: Float64) -> Float32:
+    """Say what the templates' products with each other are of the products of the few directions.
+
+    Returns
+    -------
+    forms
+        Shape ``(T (T + 1) / 2 + X + K X, R (R + 1) / 2)``: the tangents with each other, row by row below the
+        diagonal; the upright content with every template; and so at every one of some turns.
+    """
+    count, _, rank = template_XDR.shape
+    every = np.einsum("xda,ydb->xyab", template_XDR, template_XDR, optimize=True)
+    angle_KP = turn_K[:, None] * order_P
+    real, imaginary = np.split(template_XDR[0], 2)
+    cos, sin = np.cos(angle_KP)[..., None], np.sin(angle_KP)[..., None]
+    turned_KDR = np.concatenate([cos * real + sin * imaginary, cos * imaginary - sin * real], axis=1)
+    own = np.einsum("kda,xdb->kxab", turned_KDR, template_XDR, optimize=True).reshape(-1, rank, rank)
+    below = [every[1 + i, 1 + j] for i in range(count - 1) for j in range(i + 1)]
+    forms = np.concatenate([np.array(below).reshape(-1, rank, rank), every[0], own])
+    both = forms + forms.transpose(0, 2, 1) * (1 - np.eye(rank))
+    first, second = np.tril_indices(rank)
+    return _f32(both[:, first, second])
 
 
 def _contents(model: RVAE) -> torch.Tensor:
@@ -296,24 +319,18 @@ def _inside(coefficient: Float32, unit: float, energy_N: Float32, outside_N: Flo
 
 
 @njit(cache=True, fastmath=_NATIVE)
-def _orient(even: Float32, odd: Float32, bias_Q: Float32, has_opposite: bool, read: Float32) -> None:
-    """Put together what the filters see at each orientation and half a turn from it, ``(N * O, Q)``."""
-    filters = len(bias_Q)
-    taken = even.shape[1] // filters
-    orientations = 2 * taken if has_opposite else taken
-    zero = np.float32(0)
-    for i in range(even.shape[0]):
-        for k in range(taken):
-            here = read[i * orientations + k]
-            if has_opposite:
-                opposite = read[i * orientations + k + taken]
-                for q in range(filters):
-                    same, changing = even[i, k * filters + q] + bias_Q[q], odd[i, k * filters + q]
-                    here[q] = max(same + changing, zero)
-                    opposite[q] = max(same - changing, zero)
-            else:
-                for q in range(filters):
-                    here[q] = max(even[i, k * filters + q] + bias_Q[q], zero)
+def _orient(even: Float32, odd: Float32, bias: Float32, read: Float32) -> None:
+    """Put together what the filters see at each orientation and half a turn from it: ``(N, O * Q)``."""
+    taken, zero = len(bias), np.float32(0)
+    for i in range(len(even)):
+        same, changing, here, opposite = even[i], odd[i], read[i, :taken], read[i, taken:]
+        if len(opposite) == taken:
+            for q in range(taken):
+                here[q] = max(same[q] + bias[q] + changing[q], zero)
+                opposite[q] = max(same[q] + bias[q] - changing[q], zero)
+        else:
+            for q in range(taken):
+                here[q] = max(same[q] + bias[q], zero)
 
 
 @njit(cache=True, fastmath=_NATIVE)
@@ -358,20 +375,22 @@ def _say(
 
 
 @njit(cache=True, fastmath=_NATIVE)
-def _match(window_DN: Float32, template_XDN: Float32, layer_start: Int64, product_MXN: Float32) -> None:
-    """Sum windows times templates over the components of each order: real parts, then imaginary ones."""
-    components, orders = len(window_DN) // 2, len(product_MXN) // 2
-    product_MXN[:] = 0
+def _match(
+    window_DN: Float32, template_XDN: Float32, layer_start: Int64, row_2M: Int64, product_RXN: Float32
+) -> None:
+    """Sum windows times templates over the components of each order, into the rows of its two parts."""
+    components, windows = window_DN.shape[0] // 2, window_DN.shape[1]
+    product_RXN[:] = 0
     for x in range(len(template_XDN)):
         for layer in range(len(layer_start) - 1):
             first = layer_start[layer]
-            for p in range(first, layer_start[layer + 1]):
-                real, imaginary = window_DN[p], window_DN[components + p]
-                other_real, other_imaginary = template_XDN[x, p], template_XDN[x, components + p]
-                above, below = product_MXN[p - first, x], product_MXN[orders + p - first, x]
-                for n in range(len(real)):
-                    above[n] += real[n] * other_real[n] + imaginary[n] * other_imaginary[n]
-                    below[n] += imaginary[n] * other_real[n] - real[n] * other_imaginary[n]
+            for re in range(first, layer_start[layer + 1]):
+                im, above, below = components + re, row_2M[0, re - first], row_2M[1, re - first]
+                for n in range(windows):
+                    real, imaginary = window_DN[re, n], window_DN[im, n]
+                    other_real, other_imaginary = template_XDN[x, re, n], template_XDN[x, im, n]
+                    product_RXN[above, x, n] += real * other_real + imaginary * other_imaginary
+                    product_RXN[below, x, n] += imaginary * other_real - real * other_imaginary
 
 
 @njit(cache=True, fastmath=_NATIVE)
@@ -387,82 +406,86 @@ def _powers(window_DN: Float32, layer_start: Int64, power_MN: Float32) -> None:
 
 
 @njit(cache=True, fastmath=_NATIVE)
+def _square(reduced_RN: Float32, square_SN: Float32) -> None:
+    """Multiply the directions with each other, row by row below the diagonal."""
+    at = 0
+    for i in range(reduced_RN.shape[0]):
+        for j in range(i + 1):
+            for n in range(reduced_RN.shape[1]):
+                square_SN[at, n] = reduced_RN[i, n] * reduced_RN[j, n]
+            at += 1
+
+
+@njit(cache=True, fastmath=_NATIVE)
 def _factor(
-    template_XDN: Float32, weight_N: Float32, precision_T: Float32, root_TTN: Float32, inverse_TTN: Float32
+    below_SN: Float32, weight_N: Float32, precision_T: Float32, root_TTN: Float32, inverse_TTN: Float32
 ) -> None:
     """Factor the tangents' precisions, and invert the factors: ``inverse' inverse`` is their covariance."""
     tangents, windows = len(precision_T), len(weight_N)
-    total_N = np.empty(windows, dtype=np.float32)
+    at = 0
     for i in range(tangents):
         for j in range(i + 1):
-            total_N[:] = 0
-            for d in range(template_XDN.shape[1]):
-                one, other = template_XDN[1 + i, d], template_XDN[1 + j, d]
-                for n in range(windows):
-                    total_N[n] += one[n] * other[n]
             own = precision_T[i] if i == j else np.float32(0)
             for n in range(windows):
-                total_N[n] = total_N[n] * weight_N[n] + own
+                root_TTN[i, j, n] = below_SN[at, n] * weight_N[n] + own
+            at += 1
             for k in range(j):
-                one, other = root_TTN[i, k], root_TTN[j, k]
                 for n in range(windows):
-                    total_N[n] -= one[n] * other[n]
-            out, last = root_TTN[i, j], root_TTN[j, j]
+                    root_TTN[i, j, n] -= root_TTN[i, k, n] * root_TTN[j, k, n]
             if i == j:
                 for n in range(windows):
-                    out[n] = math.sqrt(max(total_N[n], np.float32(1e-12)))
+                    root_TTN[i, i, n] = math.sqrt(max(root_TTN[i, i, n], np.float32(1e-12)))
+                    inverse_TTN[i, i, n] = np.float32(1) / root_TTN[i, i, n]
             else:
                 for n in range(windows):
-                    out[n] = total_N[n] / last[n]
+                    root_TTN[i, j, n] *= inverse_TTN[j, j, n]
     for j in range(tangents):
-        inverse_TTN[j, j] = np.float32(1) / root_TTN[j, j]
         for i in range(j + 1, tangents):
-            total_N[:] = 0
-            for k in range(j, i):
-                one, other = root_TTN[i, k], inverse_TTN[k, j]
-                for n in range(windows):
-                    total_N[n] -= one[n] * other[n]
-            out, last = inverse_TTN[i, j], inverse_TTN[i, i]
-            own_N = root_TTN[i, i]
             for n in range(windows):
-                out[n] = total_N[n] / own_N[n]
+                inverse_TTN[i, j, n] = -root_TTN[i, j, n] * inverse_TTN[j, j, n]
+            for k in range(j + 1, i):
+                for n in range(windows):
+                    inverse_TTN[i, j, n] -= root_TTN[i, k, n] * inverse_TTN[k, j, n]
+            for n in range(windows):
+                inverse_TTN[i, j, n] *= inverse_TTN[i, i, n]
 
 
 @njit(cache=True, fastmath=_NATIVE)
 def _integrate(
-    matched_GXN: Float32, own_XN: Float32, weight_N: Float32, inverse_TTN: Float32, likely_GN: Float32
+    even_GXN: Float32,
+    odd_GXN: Float32,
+    own_XN: Float32,
+    weight_N: Float32,
+    inverse_TTN: Float32,
+    matched_GXN: Float32,
+    likely_GN: Float32,
 ) -> None:
-    """Integrate the tangents out at each turn: log likelihoods up to what no turn changes."""
-    windows, tangents = len(weight_N), len(inverse_TTN)
+    """Integrate the tangents out at each turn: log likelihoods up to what no turn changes.
+
+    Products of even and of odd orders come for the first turns of the grid; where there are twice as many,
+    the others lie half a turn on, where the odd ones have changed sign.
+    """
+    windows, tangents, half = len(weight_N), len(inverse_TTN), np.float32(0.5)
     solved_N = np.empty(windows, dtype=np.float32)
-    half = np.float32(0.5)
-    excess_TN = np.empty((tangents, windows), dtype=np.float32)
     for g in range(len(matched_GXN)):
-        likely, upright = likely_GN[g], matched_GXN[g, 0]
+        at = g % len(even_GXN)
+        sign = np.float32(1 if g == at else -1)
         for n in range(windows):
-            likely[n] = weight_N[n] * upright[n]
+            upright = weight_N[n] * (even_GXN[at, 0, n] + sign * odd_GXN[at, 0, n])
+            matched_GXN[g, 0, n] = upright
+            likely_GN[g, n] = upright
+        for x in range(1, tangents + 1):
+            for n in range(windows):  # what a tangent matches beyond what it does of the upright content
+                beyond = even_GXN[at, x, n] + sign * odd_GXN[at, x, n] - own_XN[x, n]
+                matched_GXN[g, x, n] = weight_N[n] * beyond
         for t in range(tangents):
-            excess, matched, own = excess_TN[t], matched_GXN[g, 1 + t], own_XN[1 + t]
             for n in range(windows):
-                excess[n] = weight_N[n] * (matched[n] - own[n])
-            solved_N[:] = 0
-            for k in range(t + 1):
-                factor, before = inverse_TTN[t, k], excess_TN[k]
+                solved_N[n] = inverse_TTN[t, t, n] * matched_GXN[g, 1 + t, n]
+            for k in range(t):
                 for n in range(windows):
-                    solved_N[n] += factor[n] * before[n]
+                    solved_N[n] += inverse_TTN[t, k, n] * matched_GXN[g, 1 + k, n]
             for n in range(windows):
-                likely[n] += half * solved_N[n] * solved_N[n]
-
-
-@njit(cache=True, fastmath=_NATIVE)
-def _own(product_MXN: Float32, own_XN: Float32) -> None:
-    """Sum products over the orders: those of the upright content with its templates, unturned."""
-    own_XN[:] = 0
-    for m in range(len(product_MXN) // 2):
-        for x in range(len(own_XN)):
-            out, term = own_XN[x], product_MXN[m, x]
-            for n in range(len(out)):
-                out[n] += term[n]
+                likely_GN[g, n] += half * solved_N[n] * solved_N[n]
 
 
 @njit(cache=True, fastmath=_NATIVE)
@@ -480,18 +503,11 @@ def _fold_numbers(likely_KN: Float32, own_N: Float32, weight_N: Float32, fold_N:
 
 
 @njit(cache=True, fastmath=_NATIVE)
-def _amplitudes(
-    matched_XN: Float32,
-    own_XN: Float32,
-    weight: float,
-    covariance_TT: Float64,
-    n: int,
-    amplitude_T: Float64,
-) -> None:
+def _amplitudes(matched_XN: Float32, covariance_TT: Float64, n: int, amplitude_T: Float64) -> None:
     """Say the tangents' mean amplitudes at a turn: their covariance times what they match."""
     amplitude_T[:] = 0
     for k in range(len(amplitude_T)):
-        excess = weight * (matched_XN[1 + k, n] - own_XN[1 + k, n])
+        excess = float(matched_XN[1 + k, n])
         for t in range(len(amplitude_T)):
             amplitude_T[t] += covariance_TT[k, t] * excess
 
@@ -509,59 +525,50 @@ def _covariance(inverse_TTN: Float32, n: int, covariance_TT: Float64) -> None:
 
 @njit(cache=True, fastmath=_NATIVE)
 def _angle(
-    turn_G: Float32,
-    share_G: Float64,
-    beyond_G: Float64,
-    best: int,
-    variance: float,
-    fold: int,
-    temperature: float,
-    out: Float32,
+    angle_A: Float64, share_A: Float64, variance: float, fold: int, temperature: float, out: Float32
 ) -> None:
-    """Average the angle near the best turn, and take the circular sd among turns that look different."""
-    best_rad = turn_G[best] + beyond_G[best]
+    """Average the angle near the most probable one, with the circular sd among turns that look different."""
+    best = 0
+    for a in range(len(share_A)):
+        if share_A[a] > share_A[best]:
+            best = a
     total, moved = 0.0, 0.0
-    for g in range(len(turn_G)):
-        if share_G[g] > 0:
-            away = turn_G[g] + beyond_G[g] - best_rad
-            away -= 2 * math.pi * math.floor(away / (2 * math.pi) + 0.5)
-            if abs(away) < _NEAR_RAD:
-                total += share_G[g]
-                moved += share_G[g] * away
-    angle = best_rad + moved / total
+    for a in range(len(share_A)):
+        away = angle_A[a] - angle_A[best]
+        away -= 2 * math.pi * math.floor(away / (2 * math.pi) + 0.5)
+        if abs(away) < _NEAR_RAD:
+            total += share_A[a]
+            moved += share_A[a] * away
+    angle = angle_A[best] + moved / total
     moment = 0.0
-    for g in range(len(turn_G)):
-        if share_G[g] > 0:
-            moment += share_G[g] * math.cos(fold * (turn_G[g] + beyond_G[g] - angle))
+    for a in range(len(share_A)):
+        moment += share_A[a] * math.cos(fold * (angle_A[a] - angle))
     moment *= math.exp(-0.5 * fold * fold * variance)
     out[0] = angle - 2 * math.pi * math.floor(angle / (2 * math.pi) + 0.5)
     out[1] = temperature * math.sqrt(-2 * math.log(min(max(moment, 1e-6), 1 - 1e-7))) / fold
 
 
 @njit(cache=True, fastmath=_NATIVE)
-def _shares(likely_GN: Float32, n: int, share_G: Float64) -> int:
-    """Say how probable each turn is; those that are far less so than the best, which is returned, are not."""
-    best = 0
-    for g in range(len(share_G)):
-        if likely_GN[g, n] > likely_GN[best, n]:
-            best = g
-    total = 0.0
-    for g in range(len(share_G)):
-        below = float(likely_GN[g, n] - likely_GN[best, n])
-        share_G[g] = math.exp(below) if below > -_FORGOTTEN_NATS else 0.0
-        total += share_G[g]
-    for g in range(len(share_G)):
-        share_G[g] /= total
-    return best
+def _probable(likely_GN: Float32, n: int, best: float, turn_A: Int64, share_A: Float64) -> int:
+    """List the turns that are not far less probable than the best, with their shares."""
+    found, total = 0, 0.0
+    for g in range(len(likely_GN)):
+        below = likely_GN[g, n] - best
+        if below > -_FORGOTTEN_NATS:
+            turn_A[found], share_A[found] = g, math.exp(below)
+            total += share_A[found]
+            found += 1
+    for a in range(found):
+        share_A[a] /= total
+    return found
 
 
 @njit(cache=True, fastmath=_NATIVE)
 def _conclude(
     matched_GXN: Float32,
-    own_XN: Float32,
-    weight_N: Float32,
     inverse_TTN: Float32,
     likely_GN: Float32,
+    best_N: Float32,
     fold_N: Int64,
     turn_G: Float32,
     has: tuple[bool, bool],
@@ -577,35 +584,34 @@ def _conclude(
     has_turn, has_shift = has
     at_turn = 2 if has_shift else 0
     first = at_turn + (1 if has_turn else 0)
-    share_G, beyond_G, amplitude_T = np.empty(turns), np.zeros(turns), np.empty(tangents)
-    covariance_TT, sums = np.empty((tangents, tangents)), np.empty((tangents + 2, 2))
-    for n in range(len(weight_N)):
-        best = _shares(likely_GN, n, share_G)
+    turn_A, share_A, angle_A = np.empty(turns, dtype=np.int64), np.empty(turns), np.empty(turns)
+    cos_G, sin_G = np.cos(turn_G), np.sin(turn_G)
+    covariance_TT, amplitude_T = np.empty((tangents, tangents)), np.empty(tangents)
+    sums = np.empty((tangents + 2, 2))
+    for n in range(len(fold_N)):
+        found = _probable(likely_GN, n, best_N[n], turn_A, share_A)
         _covariance(inverse_TTN, n, covariance_TT)
         sums[:] = 0
-        for g in range(turns):
-            share = share_G[g]
-            if share > 0:
-                _amplitudes(matched_GXN[g], own_XN, float(weight_N[n]), covariance_TT, n, amplitude_T)
-                if has_turn:
-                    beyond_G[g] = amplitude_T[at_turn]
-                if has_shift:
-                    cos, sin = math.cos(turn_G[g]), math.sin(turn_G[g])
-                    x, y = amplitude_T[0], amplitude_T[1]
-                    xx, yy = covariance_TT[0, 0], covariance_TT[1, 1]
-                    both = 2 * cos * sin * covariance_TT[0, 1]
-                    along_x, along_y = x * cos - y * sin, x * sin + y * cos
-                    sums[tangents, 0] += share * along_x
-                    sums[tangents + 1, 0] += share * along_y
-                    sums[tangents, 1] += share * (along_x**2 + cos**2 * xx + sin**2 * yy - both)
-                    sums[tangents + 1, 1] += share * (along_y**2 + sin**2 * xx + cos**2 * yy + both)
-                for t in range(first, tangents):
-                    sums[t, 0] += share * amplitude_T[t]
-                    sums[t, 1] += share * amplitude_T[t] ** 2
-        angle_N2[n] = 0
+        for a in range(found):
+            g, share = turn_A[a], share_A[a]
+            _amplitudes(matched_GXN[g], covariance_TT, n, amplitude_T)
+            if has_turn:
+                angle_A[a] = turn_G[g] + amplitude_T[at_turn]
+            if has_shift:
+                cos, sin, x, y = cos_G[g], sin_G[g], amplitude_T[0], amplitude_T[1]
+                xx, yy, xy = covariance_TT[0, 0], covariance_TT[1, 1], covariance_TT[0, 1]
+                along_x, along_y = x * cos - y * sin, x * sin + y * cos
+                both = 2 * cos * sin * xy
+                sums[tangents, 0] += share * along_x
+                sums[tangents + 1, 0] += share * along_y
+                sums[tangents, 1] += share * (along_x**2 + cos**2 * xx + sin**2 * yy - both)
+                sums[tangents + 1, 1] += share * (along_y**2 + sin**2 * xx + cos**2 * yy + both)
+            for t in range(first, tangents):
+                sums[t, 0] += share * amplitude_T[t]
+                sums[t, 1] += share * amplitude_T[t] ** 2
         if has_turn:
             variance = covariance_TT[at_turn, at_turn]
-            _angle(turn_G, share_G, beyond_G, best, variance, fold_N[n], temperatures[0], angle_N2[n])
+            _angle(angle_A[:found], share_A[:found], variance, fold_N[n], temperatures[0], angle_N2[n])
         for axis in range(2):
             mean = sums[tangents + axis, 0]
             variance = sums[tangents + axis, 1] - mean**2
@@ -619,20 +625,24 @@ def _conclude(
 
 
 @njit(cache=True, fastmath=_NATIVE)
+def _best(likely_GN: Float32, best_N: Float32) -> None:
+    best_N[:] = likely_GN[0]
+    for g in range(1, likely_GN.shape[0]):
+        for n in range(likely_GN.shape[1]):
+            best_N[n] = max(best_N[n], likely_GN[g, n])
+
+
+@njit(cache=True, fastmath=_NATIVE)
 def _unexplained(
-    window_DN: Float32, own_N: Float32, weight_N: Float32, likely_GN: Float32, out_N: Float32
+    window_DN: Float32, own_N: Float32, weight_N: Float32, best_N: Float32, out_N: Float32
 ) -> None:
     """Say how far windows are from what the decoder draws of them at best, in squared sds of the noise."""
     out_N[:] = 0
-    for d in range(len(window_DN)):
-        line = window_DN[d]
-        for n in range(len(out_N)):
-            out_N[n] += line[n] * line[n]
+    for d in range(window_DN.shape[0]):
+        for n in range(window_DN.shape[1]):
+            out_N[n] += window_DN[d, n] * window_DN[d, n]
     for n in range(len(out_N)):
-        best = likely_GN[0, n]
-        for g in range(1, len(likely_GN)):
-            best = max(best, likely_GN[g, n])
-        out_N[n] = max(weight_N[n] * (out_N[n] + own_N[n]) - 2 * best, np.float32(0))
+        out_N[n] = max(weight_N[n] * (out_N[n] + own_N[n]) - 2 * best_N[n], np.float32(0))
 
 
 @njit(cache=True, fastmath=_NATIVE)
@@ -727,22 +737,35 @@ class _Constants:
         self.filters = _filters_of(model)
         self.orientations = model.orientations
         self.combine, self.think, self.say = _layer(model.combine), _layer(model.think), _layer(model.say)
-        self.content, self.mix = _column_layer(model.content), _column_layer(model.mix)
-        self.louder_H = _f32(np.append(_of(model.louder.weight)[0], _of(model.louder.bias)))
+        self.content, self.mix = _with_bias(model.content), _with_bias(model.mix)
+        self.louder_H = _with_bias(model.louder)[0]
         component_P = self.layers.component_P
         self.ordered_D = np.concatenate([component_P, component_P + len(order_P)])
         inverse_D = np.exp(-np.tile(_of(model.log_noise_P).clip(*_LOG_NOISE), 2)) * _of(model.alive_D)
         self.scale_D = _f32(inverse_D[self.ordered_D])
         self.templates = _templates_of(model, inverse_D, self.ordered_D)
+        rank = self.templates.weight.shape[1]
         self.precision_T = _f32(_of(model.amplitude_sd_T) ** -2)
         self.has_pose = (model.rotation, model.shift)
         self.temperatures = (float(model.angle_temperature), float(model.shift_temperature))
         order_M = self.layers.order_M
         self.turn_G = _f32(np.arange(model.turns) * (2 * math.pi / model.turns))
         angle_MG = order_M[:, None] * np.arange(model.turns) * (2 * math.pi / model.turns)
-        self.trig_GM = _f32(np.concatenate([np.cos(angle_MG), np.sin(angle_MG)]).T)
+        # Rows of the products: both parts of the even orders, then of the odd ones.
+        halved = model.turns % 2 == 0
+        is_odd_R = np.tile(order_M % 2 == 1, 2) & halved
+        by_parity = np.argsort(is_odd_R, kind="stable")
+        self.row_2M = np.argsort(by_parity).reshape(2, -1)
+        self.even_rows = int((~is_odd_R).sum())
+        trig_GR = np.concatenate([np.cos(angle_MG), np.sin(angle_MG)]).T[:, by_parity]
+        taken = model.turns // 2 if halved else model.turns
+        self.even_GR = _f32(trig_GR[:taken, : self.even_rows])
+        self.odd_GR = _f32(trig_GR[:taken, self.even_rows :])
         folds = np.arange(2, _MAX_SYMMETRY + 1)
-        self.trig_KM = _f32(self.trig_GM[np.rint(model.turns / folds).astype(int) % model.turns])
+        turn_K = self.turn_G[np.rint(model.turns / folds).astype(int) % model.turns].astype(np.float64)
+        template_XDR = self.templates.weight.astype(np.float64).reshape(1 + len(model.tangents), -1, rank)
+        self.own = _own_products(template_XDR, order_P[self.layers.component_P], turn_K)
+        self.folds = len(folds)
         kept = int(model.mixture_size)
         self.mixture = (
             _f32(_of(model.mixture_mean_MZ)[:kept]),
@@ -770,10 +793,10 @@ class _Block:
 
         self.const, self.size = const, size
         parts, folded_px, columns = const.fold.matrix.shape
-        filters, oriented = len(const.filters.bias_Q), const.filters.even.shape[1]
+        filters, oriented = len(const.combine[0]), const.filters.even.shape[1]
         flat, rank = const.templates.weight.shape
         tangents, orders, turns = len(const.precision_T), len(const.count_M), len(const.turn_G)
-        hidden, templates, folds = len(const.mix[1]), 1 + tangents, len(const.trig_KM)
+        hidden, templates, folds = len(const.mix), 1 + tangents, const.folds
         self.windows = room(size, const.channels, const.size, const.size)
         self.folded, self.coefficient = room(parts, size, folded_px), room(parts, size, columns)
         self.energy_N, self.outside_N, self.unexplained_N = room(size), room(size), room(size)
@@ -789,19 +812,26 @@ class _Block:
         self.pooled, self.thought = room(size, len(const.combine[1])), room(size, len(const.think[1]))
         self.said = room(size, 2 * const.latents)
         self.mean_NZ, self.sd_NZ = room(size, const.latents), room(size, const.latents)
-        self.mean_ZN = room(const.latents, size)
-        self.first_HN, self.again_HN = room(hidden, size), room(hidden, size)
-        self.second_HN = room(hidden + 1, size)
-        self.second_HN[hidden] = 1
+        # One more than there are: 1, which meets the bias.
+        self.mean_ZN = np.ones((const.latents + 1, size), dtype=np.float32)
+        self.first_HN, self.second_HN = np.ones((2, hidden + 1, size), dtype=np.float32)
+        self.before_HN = room(hidden, size)
         self.weight_N, self.reduced_RN = room(size), room(rank, size)
         self.window_DN = room(len(const.scale_D), size)
         self.flat_template = room(flat, size)
         self.template_XDN = self.flat_template.reshape(templates, -1, size)
-        self.product_MXN, self.own_MXN = room(2 * orders, templates, size), room(2 * orders, templates, size)
-        self.matched_GXN, self.turned_KXN = room(turns, templates, size), room(folds, templates, size)
-        self.own_XN = room(templates, size)
+        self.product_RXN = room(2 * orders, templates, size)
+        taken = len(const.even_GR)
+        self.even_GXN, self.odd_GXN = room(taken, templates, size), room(taken, templates, size)
+        self.matched_GXN = room(turns, templates, size)
+        self.none_KXN = room(folds, templates, size)
+        self.square_SN, self.forms = room(const.own.shape[1], size), room(len(const.own), size)
+        pairs = tangents * (tangents + 1) // 2
+        self.below_SN, self.own_XN = self.forms[:pairs], self.forms[pairs : pairs + templates]
+        self.turned_KXN = self.forms[pairs + templates :].reshape(folds, templates, size)
         self.root_TTN, self.inverse_TTN = room(tangents, tangents, size), room(tangents, tangents, size)
         self.likely_GN, self.likely_KN = room(turns, size), room(folds, size)
+        self.best_N = room(size)
         self.fold_N = np.ones(size, dtype=np.int64)
         self.angle_N2, self.shift_N4 = room(size, 2), room(size, 4)
         self.nuisance_NV, self.nuisance_sd_NV = room(size, const.nuisances), room(size, const.nuisances)
@@ -841,10 +871,9 @@ class _Block:
     def _say_content(self) -> None:
         const = self.const
         np.dot(self.even, const.filters.even, out=self.seen_even)
-        has_opposite = self.odd.shape[1] > 0
-        if has_opposite:
+        if self.odd.shape[1] > 0:
             np.dot(self.odd, const.filters.odd, out=self.seen_odd)
-        _orient(self.seen_even, self.seen_odd, const.filters.bias_Q, has_opposite, self.read)
+        _orient(self.seen_even, self.seen_odd, const.filters.bias, self.read.reshape(self.size, -1))
         np.dot(self.read, const.combine[0], out=self.combined)
         _average(self.combined, const.combine[1], self.pooled)
         np.dot(self.pooled, const.think[0], out=self.thought)
@@ -854,13 +883,11 @@ class _Block:
         _classify(self.mean_NZ, self.sd_NZ, *const.mixture, const.class_MK, self.class_NK)
 
     def _draw_templates(self) -> None:
-        const, hidden_HN = self.const, self.second_HN[:-1]
-        np.dot(const.content[0], self.mean_ZN, out=self.first_HN)
-        np.add(self.first_HN, const.content[1], out=self.first_HN)
-        np.tanh(self.first_HN, out=self.first_HN)
-        np.dot(const.mix[0], self.first_HN, out=self.again_HN)
-        np.add(self.again_HN, const.mix[1], out=self.again_HN)
-        np.tanh(self.again_HN, out=hidden_HN)
+        const = self.const
+        np.dot(const.content, self.mean_ZN, out=self.before_HN)
+        np.tanh(self.before_HN, out=self.first_HN[:-1])
+        np.dot(const.mix, self.first_HN, out=self.before_HN)
+        np.tanh(self.before_HN, out=self.second_HN[:-1])
         # The noise of a window is that of the model times a factor: all templates are in its unit, squared.
         np.dot(const.louder_H, self.second_HN, out=self.weight_N)
         np.multiply(self.weight_N, np.float32(-2), out=self.weight_N)
@@ -869,23 +896,25 @@ class _Block:
         np.dot(const.templates.weight, self.reduced_RN, out=self.flat_template)
 
     def _say_pose(self) -> None:
-        const, layers = self.const, self.const.layers.layer_start
-        upright_DN = self.template_XDN[0]
-        _match(self.window_DN, self.template_XDN, layers, self.product_MXN)
-        _match(upright_DN, self.template_XDN, layers, self.own_MXN)
-        _turn(const.trig_GM, self.product_MXN, self.matched_GXN)
-        _turn(const.trig_KM, self.own_MXN, self.turned_KXN)
-        _own(self.own_MXN, self.own_XN)
-        _factor(self.template_XDN, self.weight_N, const.precision_T, self.root_TTN, self.inverse_TTN)
-        _integrate(self.matched_GXN, self.own_XN, self.weight_N, self.inverse_TTN, self.likely_GN)
-        _integrate(self.turned_KXN, self.own_XN, self.weight_N, self.inverse_TTN, self.likely_KN)
+        const = self.const
+        _square(self.reduced_RN, self.square_SN)
+        np.dot(const.own, self.square_SN, out=self.forms)
+        _factor(self.below_SN, self.weight_N, const.precision_T, self.root_TTN, self.inverse_TTN)
+        layers = const.layers.layer_start
+        _match(self.window_DN, self.template_XDN, layers, const.row_2M, self.product_RXN)
+        _turn(const.even_GR, self.product_RXN[: const.even_rows], self.even_GXN)
+        if const.odd_GR.size:
+            _turn(const.odd_GR, self.product_RXN[const.even_rows :], self.odd_GXN)
+        model = (self.own_XN, self.weight_N, self.inverse_TTN)
+        _integrate(self.even_GXN, self.odd_GXN, *model, self.matched_GXN, self.likely_GN)
+        _integrate(self.turned_KXN, self.none_KXN, *model, self.turned_KXN, self.likely_KN)
+        _best(self.likely_GN, self.best_N)
         _fold_numbers(self.likely_KN, self.own_XN[0], self.weight_N, self.fold_N)
         _conclude(
             self.matched_GXN,
-            self.own_XN,
-            self.weight_N,
             self.inverse_TTN,
             self.likely_GN,
+            self.best_N,
             self.fold_N,
             const.turn_G,
             const.has_pose,
@@ -902,7 +931,7 @@ class _Block:
         _powers(self.window_DN, const.layers.layer_start, self.power_MN)
         _log_powers(self.power_MN, const.count_M, const.novelty_mean_M, self.log_power_MN, self.centred_MN)
         np.dot(const.novelty_whiten_MM, self.centred_MN, out=self.distance_MN)
-        _unexplained(self.window_DN, self.own_XN[0], self.weight_N, self.likely_GN, self.unexplained_N)
+        _unexplained(self.window_DN, self.own_XN[0], self.weight_N, self.best_N, self.unexplained_N)
         _statistics(self.outside_N, self.unexplained_N, self.distance_MN, self.statistics_NS)
         _novelty(self.statistics_NS, self.is_whole_N, const.center_S, const.unit_S, self.novelty_N)
 
@@ -976,9 +1005,9 @@ class HarmonicInference:
             at += block.size
 
 
-def _turn(trig: Float32, product_MXN: Float32, out: Float32) -> None:
+def _turn(trig_GR: Float32, product_RXN: Float32, out: Float32) -> None:
     """Say products at each turn, from those of each order."""
-    np.dot(trig, product_MXN.reshape(len(product_MXN), -1), out=out.reshape(len(out), -1))
+    np.dot(trig_GR, product_RXN.reshape(len(product_RXN), -1), out=out.reshape(len(out), -1))
 
 
 def _agree(small: _Block, large: _Block) -> bool:
