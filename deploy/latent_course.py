@@ -211,7 +211,7 @@ class LatentCourse:
                     number=latents.number,
                     acquired_at_s=latents.acquired_at_s,
                     mean=latents.mean,
-                    angle_rad=on_specimen(latents),
+                    angle_rad=latents.angle_rad,
                     track=latents.track,
                     class_=class_,
                 )
@@ -219,11 +219,6 @@ class LatentCourse:
         if len(self.kept) > self._frames_kept:
             del self.kept[1::2]
             self._stride *= 2
-
-
-def on_specimen(latents: Latents) -> Float32:
-    """Give the angles of the windows on the specimen: a turned scan shows it turned the other way."""
-    return latents.angle_rad + np.float32(latents.geometry.rotation_rad)
 
 
 def _seen(latents: Latents, class_: Int64, classes: int) -> Seen:
@@ -236,7 +231,7 @@ def _seen(latents: Latents, class_: Int64, classes: int) -> Seen:
         classes=class_counts(class_, classes),
         mean=latents.mean.mean(axis=0, dtype=np.float64) if has_any else nothing,
         sd=latents.mean.std(axis=0, dtype=np.float64) if has_any else nothing,
-        order=order_parameter(on_specimen(latents)),
+        order=order_parameter(latents.angle_rad),
         novel=int((latents.novelty > NOVEL).sum()),
     )
 

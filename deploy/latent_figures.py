@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from deploy import figures
 from deploy.figures import BLUE, GREY, ORANGE, RED, STYLE, limits_of, new_figure, typical_spacing
-from deploy.latent_course import Kept, Seen, Words, on_specimen
+from deploy.latent_course import Kept, Seen, Words
 from models.read_outs import NOVEL, angle_density, density_against_time, kernel_width, transition_probability
 from streamer.messages import Latents, ScanGeometry
 
@@ -90,7 +90,7 @@ def _frame(axes: Axes, geometry: ScanGeometry) -> None:
 def draw_angles(figure: Figure, axes: Axes, latents: Latents, symmetry: int) -> None:
     """Colour points by their angle; those whose angle is not known are small and grey."""
     period = 2 * math.pi / symmetry
-    angle = np.mod(on_specimen(latents), period)
+    angle = np.mod(latents.angle_rad, period)
     known = latents.angle_sd_rad < _KNOWN * period / (2 * math.pi)
     rows, cols = latents.positions_px.T
     axes.scatter(cols[~known], rows[~known], color="#bbbbbb", s=_size(latents) / 8, linewidths=0)

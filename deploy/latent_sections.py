@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deploy import latent_figures
 from deploy.html_parts import counted, nothing, paragraph, picture, table
-from deploy.latent_course import WORDS, LatentCourse, Seen, Words, on_specimen, percent_text
+from deploy.latent_course import WORDS, LatentCourse, Seen, Words, percent_text
 from deploy.session import Session
 from models.read_outs import NOVEL, likely_class
 from streamer.messages import Latents
@@ -123,7 +123,7 @@ def _order(session: Session, latents: Latents, words: Words) -> str:
     last = course.seen[-1].order
     first = course.kept[0].angle_rad if len(course.seen) > 1 else None
     told = picture(
-        latent_figures.angles_figure(on_specimen(latents), first),
+        latent_figures.angles_figure(latents.angle_rad, first),
         f"How the angles of {words.many} are spread in frame {latents.number}: order parameter "
         f"{last.parameter:.2f}, director {math.degrees(last.director_rad):+.0f}°.",
     )

@@ -134,9 +134,9 @@ def test_of_delivered_patterns_only_the_last_are_kept_and_frames_go_on_beside_th
     assert [one.number for one in course.seen] == [0, 4]
 
 
-def test_order_is_that_on_the_specimen_however_the_scan_is_turned() -> None:
+def test_angles_are_on_the_specimen_already_however_the_scan_is_turned() -> None:
     turned = ScanGeometry(shape=(64, 64), field_of_view_nm=(100.0, 100.0), rotation_rad=0.3)
-    course = course_of(latents(0), latents(1, geometry=turned, angle_rad=np.full(3, 0.2, np.float32)))
+    course = course_of(latents(0), latents(1, geometry=turned))
     assert [one.order.director_rad for one in course.seen] == pytest.approx([0.5, 0.5], abs=1e-6)
 
 
