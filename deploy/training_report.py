@@ -157,10 +157,18 @@ def angles(trained: Trained) -> str:
     errors = angle_errors(trained.symmetry, trained.seen, trained.shown)
     if not errors:
         return nothing("No true angles are known of these windows.")
-    worst = [(trained.classes[kind], f"{np.degrees(np.median(one[0])):.2f}°") for kind, one in errors.items()]
-    in_sd = np.concatenate([error / sd for error, sd in errors.values()])
-    shown = picture(angle_figure(in_sd), "Angle errors by their sd, against what a normal distribution has.")
-    return shown + table(("class", "median error"), worst)
+    rows = [
+        (
+            trained.classes[kind],
+            f"{np.degrees(np.median(np.abs(one.error_rad))):.2f}°",
+            f"{np.degrees(np.median(one.sd_rad)):.2f}°",
+            f"{one.concentration:.3f}",
+        )
+        for kind, one in errors.items()
+    ]
+    in_sd = np.concatenate([np.abs(one.error_rad) / one.sd_rad for one in errors.values()])
+    shown = picture(angle_figure(in_sd), "Angle errors by their sd, against a normal distribution.")
+    return shown + table(("class", "median error", "median sd", "|mean exp(i n error)|"), rows)
 
 
 def novelty(trained: Trained) -> str:

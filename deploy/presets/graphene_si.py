@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.presets.groups import groups_of
+from deploy.presets.groups import drawn_groups
 from deploy.presets.preset import Labelled, Preset, drawn, joined
 from deploy.presets.stem_windows import (
     Columns,
@@ -122,10 +122,10 @@ def default_frames(preset: Preset, seed: int) -> Labelled:
     return windows_found(frame, path, columns_of(instrument.specimen, "HAADF"), preset)
 
 
-def site_ari(latents_NZ: NDArray[np.float32], class_N: NDArray[np.int64]) -> float:
+def site_ari(encoder: Encoder, latents_NZ: NDArray[np.float32], class_N: NDArray[np.int64]) -> float:
     """Agreement of two groups of latents with silicon against carbon: 1 for the same, 0 for chance."""
     is_silicon = np.isin(class_N, SILICON_SITES).astype(np.int64)
-    return adjusted_rand_index(is_silicon, groups_of(latents_NZ, 2))
+    return adjusted_rand_index(is_silicon, drawn_groups(encoder, latents_NZ, 2))
 
 
 def judge(preset: Preset, encoder: Encoder) -> dict[str, float]:
@@ -133,7 +133,7 @@ def judge(preset: Preset, encoder: Encoder) -> dict[str, float]:
     frames = [default_frames(preset, seed) for seed in HELD_OUT_SEEDS]
     seen = [encoder.encode(part.windows_NCHW) for part in frames]
     novelty = np.concatenate([one.novelty for one in seen])
-    aris = [site_ari(one.mean, part.class_N) for one, part in zip(seen, frames, strict=True)]
+    aris = [site_ari(encoder, one.mean, part.class_N) for one, part in zip(seen, frames, strict=True)]
     return {"site_ari": min(aris), "novel_share_default": float((novelty > 3).mean())}
 
 

@@ -7,10 +7,13 @@ from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from scipy.special import logsumexp
 
+from models.encoder import Encoder
+
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 STARTS = 10
+LOOKED_AT = 0.25  # sd of the middle that counts, in half windows: one atom
 ROUNDS = 200
 SMALLEST_VARIANCE = 1e-4  # of latents of unit variance: no group shrinks onto a few of them
 
@@ -26,6 +29,19 @@ def groups_of(latents_NZ: NDArray[np.floating], count: int) -> Int64:
             best = spread, group.astype(np.int64)
     assert best is not None
     return best[1]
+
+
+def drawn_groups(encoder: Encoder, latents_NZ: NDArray[np.float32], count: int) -> Int64:
+    """Part latents by k-means of what they draw upright, looked at around the middle.
+
+    How far apart two latents lie is the model's choice, as any smooth map of them would do as well; how
+    unlike what they draw is not.
+    """
+    drawn = encoder.decode(latents_NZ)
+    edge = drawn.shape[2]
+    from_middle = (np.arange(edge) - (edge - 1) / 2) / (edge / 2)
+    square = from_middle[:, None] ** 2 + from_middle**2
+    return groups_of((drawn * np.exp(-square / (2 * LOOKED_AT**2))).reshape(len(drawn), -1), count)
 
 
 def mixture_groups(latents_NZ: NDArray[np.floating], count: int) -> Int64:

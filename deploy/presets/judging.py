@@ -19,7 +19,7 @@ Int64 = NDArray[np.int64]
 
 JUDGED_WINDOWS = 1500
 NEIGHBOURS = 15
-LEAST_OF_A_CLASS = 15
+LEAST_OF_A_GROUP = 15
 # Of a normal distribution, within 1 and 1.96 sd.
 COVERS = {"cover_68": 0.9945, "cover_95": 1.95996}
 MEANINGS = {
@@ -28,22 +28,23 @@ MEANINGS = {
     "invariance": "variance of a place's latents over turns, by that of the classes' means; 0 is best",
     "r_mean": "how well angles follow the truth, |mean exp(i n error)|, mean over the classes; 1 is best",
     "r_min": "the same, of the worst class",
-    "cover_68": "how often the true angle is within the sd that is said for 68 %; 0.68 is best",
-    "cover_95": "how often it is within the interval for 95 %; 0.95 is best",
+    "cover_68": "how often the turn between two views is within the sd that is said; 0.68 is best",
+    "cover_95": "how often it is within 1.96 sds; 0.95 is best",
     "shift_rms_nm": "root mean square error of the shift along an axis",
     "novel_share": "windows of the preset's own kind that are called novel (above 3); about 0.003",
     "novel_noise_share": "windows of white noise that are called novel; 1 is best",
     "held_out_nats": "negative evidence bound of a held-out window; lower is better",
-    "site_ari": "agreement of two groups of latents with silicon and carbon, the worst of three frames",
+    "site_ari": "two groups, by what latents draw, against silicon and carbon; worst of three frames",
     "novel_share_default": "the same as novel_share, in frames of the simulated instrument",
 }
 
 
 class AngleErrors(NamedTuple):
-    """Of the windows of one class, shape ``(n,)``: how far the angle is off, and the sd that is said."""
+    """Of the windows of one class: how far angles are off, the sds said, and |mean exp(i n error)|."""
 
     error_rad: Float64
     sd_rad: Float64
+    concentration: float
 
 
 def judged(preset: Preset, encoder: Encoder, seed: int) -> dict[str, float]:
@@ -77,7 +78,9 @@ def judged(preset: Preset, encoder: Encoder, seed: int) -> dict[str, float]:
     told |= novelty_scores(encoder, seen, part, rng)
     if preset.series is not None:
         shown = preset.series(preset, rng)
-        told["invariance"] = invariance(encoder.encode(shown.windows_NCHW).mean, shown)
+        seen = encoder.encode(shown.windows_NCHW)
+        told["invariance"] = invariance(seen.mean, shown)
+        told |= cover_scores(preset, seen, shown)
     return told | dict(preset.judge(preset, encoder) if preset.judge is not None else {})
 
 
@@ -103,17 +106,33 @@ def nearest_agree(mean_NZ: NDArray[np.float32], class_N: Int64) -> float:
 def angle_errors(symmetry: tuple[int, ...], seen: Encoded, part: Labelled) -> dict[int, AngleErrors]:
     """Compare angles with the truth, by class: turns that leave a class as it is are no errors.
 
-    Nor is one offset for the whole class: the model's zero of a class is any direction.
+    Nor is one offset for each group of a class: the model's upright is any direction, another one for each
+    component of its mixture.
     """
     errors = {}
     for kind, folds in enumerate(symmetry):
-        chosen = (part.class_N == kind) & np.isfinite(part.angle_N)
-        if folds == 0 or chosen.sum() < LEAST_OF_A_CLASS:
+        known = (part.class_N == kind) & np.isfinite(part.angle_N)
+        groups = [chosen for chosen in _groups(known, seen) if chosen.sum() >= LEAST_OF_A_GROUP]
+        if folds == 0 or not groups:
             continue
-        away = np.exp(1j * folds * (seen.angle_rad[chosen] - part.angle_N[chosen]))
-        error = np.abs(np.angle(away / away.mean())) / folds
-        errors[kind] = AngleErrors(error, seen.angle_sd_rad[chosen].astype(np.float64))
+        turned = np.exp(1j * folds * (seen.angle_rad - part.angle_N))
+        away = np.concatenate([turned[chosen] / _direction(turned[chosen]) for chosen in groups])
+        sd_rad = np.concatenate([seen.angle_sd_rad[chosen] for chosen in groups]).astype(np.float64)
+        errors[kind] = AngleErrors(np.angle(away) / folds, sd_rad, float(away.mean().real))
     return errors
+
+
+def _groups(known: NDArray[np.bool_], seen: Encoded) -> list[NDArray[np.bool_]]:
+    """Part windows by the component that they most probably belong to; one group without a mixture."""
+    if not seen.class_probability.shape[1]:
+        return [known]
+    component = seen.class_probability.argmax(1)
+    return [known & (component == one) for one in np.unique(component[known])]
+
+
+def _direction(turned: NDArray[np.complex128]) -> complex:
+    mean = complex(turned.mean())
+    return mean / max(abs(mean), 1e-12)
 
 
 def angle_scores(preset: Preset, seen: Encoded, part: Labelled) -> dict[str, float]:
@@ -121,13 +140,31 @@ def angle_scores(preset: Preset, seen: Encoded, part: Labelled) -> dict[str, flo
     errors = angle_errors(preset.symmetry, seen, part)
     if not errors:
         return {}
-    away = seen.angle_rad - part.angle_N
-    follow = [
-        abs(np.nanmean(np.exp(1j * preset.symmetry[kind] * away[part.class_N == kind]))) for kind in errors
-    ]
-    in_sd = np.concatenate([one.error_rad / one.sd_rad for one in errors.values()])
-    covers = {name: float((in_sd < sds).mean()) for name, sds in COVERS.items()}
-    return {"r_mean": float(np.mean(follow)), "r_min": float(min(follow)), **covers}
+    follow = [one.concentration for one in errors.values()]
+    return {"r_mean": float(np.mean(follow)), "r_min": float(min(follow))}
+
+
+def cover_scores(preset: Preset, seen: Encoded, shown: Labelled) -> dict[str, float]:
+    """Say whether the sds of angles are true, from one turn of a place to the next."""
+    in_sd = errors_between_turns(preset.symmetry, seen, shown)
+    if not len(in_sd):
+        return {}
+    return {name: float((in_sd < sds).mean()) for name, sds in COVERS.items()}
+
+
+def errors_between_turns(symmetry: tuple[int, ...], seen: Encoded, shown: Labelled) -> Float64:
+    """How wrong the turn between two views of the same place is, in sds of the difference, shape ``(m,)``."""
+    folds_N = np.where(shown.class_N < 0, 0, np.array(symmetry)[shown.class_N])
+    known = np.flatnonzero((folds_N > 0) & np.isfinite(shown.angle_N) & (shown.same_N >= 0))
+    order = known[np.argsort(shown.same_N[known], kind="stable")]
+    first, second = order[:-1], order[1:]
+    pairs = shown.same_N[first] == shown.same_N[second]
+    first, second = first[pairs], second[pairs]
+    away = seen.angle_rad - shown.angle_N
+    folds = folds_N[first]
+    error = np.angle(np.exp(1j * folds * (away[second] - away[first]))) / folds
+    in_sd: Float64 = np.abs(error) / np.hypot(seen.angle_sd_rad[first], seen.angle_sd_rad[second])
+    return in_sd
 
 
 def shift_scores(preset: Preset, seen: Encoded, part: Labelled) -> dict[str, float]:

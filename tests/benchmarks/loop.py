@@ -32,7 +32,8 @@ import psutil
 from agents.config import AgentConfig
 from agents.objective import Objective
 from agents.policies import make_agent
-from deploy.presets.groups import groups_of
+from deploy.presets.groups import drawn_groups
+from models.encoder import Encoder
 from simulators.scan_distortion import ScanDistortionConfig
 from simulators.scoring import adjusted_rand_index, drift_error_px, match_atoms
 from simulators.sheet_spectra import clean_spectra
@@ -190,7 +191,7 @@ def _site_ari(latents: Latents, truth: dict[str, Any]) -> float:
     positions = latents.positions_nm + truth["drift_nm"][0]
     distance = np.linalg.norm(positions[:, None] - truth["positions_nm"][None], axis=2)
     is_silicon = np.isin(truth["site_class"][distance.argmin(axis=1)], (THREE_FOLD_SI, FOUR_FOLD_SI))
-    return adjusted_rand_index(is_silicon.astype(int), groups_of(latents.mean, 2))
+    return adjusted_rand_index(is_silicon.astype(int), drawn_groups(Encoder.load(), latents.mean, 2))
 
 
 # -- the agent, against random -------------------------------------------------------------------------

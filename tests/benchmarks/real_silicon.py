@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from deploy.presets.graphene_si import PRESET
-from deploy.presets.groups import groups_of
+from deploy.presets.groups import drawn_groups
 from models.encoder import Encoder
 from simulators.recordings import read_recording
 from simulators.scoring import adjusted_rand_index
@@ -58,8 +58,9 @@ def measure(folder: Path) -> Figures:
     is_silicon = np.concatenate([one.is_silicon_N for one in every])
     three, four = (np.concatenate([one.mean_NZ[one.is_silicon_N] for one in seen[bond]]) for bond in BONDS)
     direction = separating_direction(encoder)
+    groups = drawn_groups(encoder, latents, 2)
     return {
-        "real_si_ari": round(adjusted_rand_index(is_silicon.astype(np.int64), groups_of(latents, 2)), 4),
+        "real_si_ari": round(adjusted_rand_index(is_silicon.astype(np.int64), groups), 4),
         "real_si_auc": round(area_under_curve(three @ direction, four @ direction), 4),
         "real_si_frames": len(every),
         "real_si_three_fold": len(three),
