@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,6 +113,13 @@ class FinderTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError(f"finder.memory is {self.memory}; it takes 0 to below 1")
         if self.drawn.size_px % 8:
             raise ValueError(f"finder.drawn.size_px is {self.drawn.size_px}; it takes multiples of 8")
+
+
+# What ``--preset`` takes. A shorter training is for trying things out: it finds less of what is dense or weak.
+PRESETS = {
+    "columns": FinderTraining(),
+    "columns-short": FinderTraining(images=9600),
+}
 
 
 class FinderStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -355,7 +362,7 @@ class _Run:
 
     def folded(self) -> ColumnNet:
         """Return the best network so far, ready to be used."""
-        net = copy.deepcopy(self.mean).cpu()
+        net: ColumnNet = copy.deepcopy(self.mean).cpu()
         net.load_state_dict({name: tensor.cpu() for name, tensor in self.best.items()})
         return net.folded()
 
@@ -615,14 +622,16 @@ def rising(values: NDArray[np.floating], weights: NDArray[np.floating]) -> Float
 
 
 def confidence_knots(
-    logit: Float32, is_right: Bool, crowdedness: Float64, knots: int = 24
+    logit: Float32, is_right: Bool, for_alone: Float64, for_crowded: Float64, knots: int = 24
 ) -> tuple[list[float], list[float], list[float]]:
     """Fit how often there is a column at a peak of each logit, by lines that never fall.
 
     Parameters
     ----------
-    logit, is_right, crowdedness
-        Of peaks, shape ``(n,)``; the last is 0 where one is alone and 1 where it is crowded.
+    logit, is_right
+        Of peaks, shape ``(n,)``.
+    for_alone, for_crowded
+        How much each of them counts for the two lines, shape ``(n,)``.
 
     Returns
     -------
@@ -635,7 +644,7 @@ def confidence_knots(
     edges = np.concatenate([[-np.inf], (at[1:] + at[:-1]) / 2, [np.inf]])
     group = np.searchsorted(edges, logit) - 1
     lines = []
-    for weight in (1 - crowdedness, crowdedness):
+    for weight in (for_alone, for_crowded):
         total = np.bincount(group, weights=weight, minlength=len(at))
         right = np.bincount(group, weights=weight * is_right, minlength=len(at))
         # Half a right one and half a wrong one more in each group: none is ever quite sure.
@@ -647,11 +656,14 @@ def calibrated(finder: AtomFinder, config: FinderTraining) -> dict[str, list[flo
     """Fit what the network's numbers are worth; see ``models.atom_finder.Calibration``."""
     judged = judge(finder, config, CALIBRATION)
     single = judge(finder, config, CALIBRATION, "sparse")
-    crowdedness = finder.calibration.crowdedness(np.concatenate([judged.around, single.around]))
+    crowdedness = finder.calibration.crowdedness
+    # A lattice too weak to be sure of any column looks alone: it would make single atoms look likelier.
+    for_alone = np.concatenate([np.zeros(len(judged.logit)), 1 - crowdedness(single.around)])
     logit, alone, crowded = confidence_knots(
         np.concatenate([judged.logit, single.logit]),
         np.concatenate([judged.is_right, single.is_right]),
-        crowdedness,
+        for_alone,
+        crowdedness(np.concatenate([judged.around, single.around])),
     )
     factor, floor = _sd_of(judged)
     fitted = {
@@ -662,7 +674,7 @@ def calibrated(finder: AtomFinder, config: FinderTraining) -> dict[str, list[flo
         "sd_factor": [factor],
         "sd_floor_px": [floor],
     }
-    threshold = _best_threshold(single, msgspec.convert(fitted, Calibration))
+    threshold = _best_threshold((single, judged), msgspec.convert(fitted, Calibration))
     return fitted | {"threshold": [threshold]}
 
 
@@ -683,15 +695,16 @@ def _sd_of(judged: Judged) -> tuple[float, float]:
     return math.sqrt(slope), math.sqrt(offset)
 
 
-def _best_threshold(judged: Judged, calibration: Calibration) -> float:
-    """Say from which confidence on peaks give the best F1."""
-    confidence = calibration.confidence(judged.logit, judged.around)
-    order = np.argsort(-confidence, kind="stable")
-    right = np.cumsum(judged.is_right[order])
-    f1 = 2 * right / (np.arange(1, len(order) + 1) + len(judged.snr))
-    if f1.size == 0:
-        return 0.5
-    return float(np.clip(confidence[order[int(np.argmax(f1))]], 0.05, 0.95))
+def _best_threshold(sets: Sequence[Judged], calibration: Calibration) -> float:
+    """Say from which confidence on peaks give the best F1, in the mean over sets of images."""
+    levels = np.linspace(0.1, 0.9, 81)
+    f1 = np.zeros(len(levels))
+    for judged in sets:
+        confidence = calibration.confidence(judged.logit, judged.around)
+        order = np.sort(confidence), np.sort(confidence[judged.is_right])
+        believed, right = (len(part) - np.searchsorted(part, levels) for part in order)
+        f1 += 2 * right / np.maximum(believed + len(judged.snr), 1)
+    return float(levels[int(np.argmax(f1))])
 
 
 def scores(finder: AtomFinder, config: FinderTraining) -> dict[str, float]:

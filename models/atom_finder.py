@@ -404,13 +404,13 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     sd_factor, sd_floor_px
         The standard deviation is ``hypot(sd_factor * sd, sd_floor_px)``.
     threshold
-        Confidence from which on a column is believed: the best F1 on single atoms.
+        Confidence from which on a column is believed: the best F1 in the mean of single atoms and all kinds.
     """
 
     logit: tuple[float, ...] = (-8.0, 8.0)
     alone: tuple[float, ...] = (0.0, 1.0)
     crowded: tuple[float, ...] = (0.0, 1.0)
-    crowd: tuple[float, float] = (5.0, 20.0)
+    crowd: tuple[float, float] = (3.0, 12.0)
     sd_factor: tuple[float] = (1.0,)
     sd_floor_px: tuple[float] = (0.0,)
     threshold: tuple[float] = (0.5,)

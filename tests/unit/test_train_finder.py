@@ -206,7 +206,9 @@ def test_confidence_is_the_share_of_right_ones_of_each_crowd() -> None:
     crowdedness = rng.integers(0, 2, logit.size).astype(np.float64)
     chance = 1 / (1 + np.exp(-(logit - 2 * crowdedness)))
 
-    knots, alone, crowded = confidence_knots(logit, rng.random(logit.size) < chance, crowdedness)
+    knots, alone, crowded = confidence_knots(
+        logit, rng.random(logit.size) < chance, 1 - crowdedness, crowdedness
+    )
 
     at = np.linspace(-3, 3, 13)
     np.testing.assert_allclose(np.interp(at, knots, alone), 1 / (1 + np.exp(-at)), atol=0.08)
