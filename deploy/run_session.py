@@ -19,7 +19,7 @@ from rich.live import Live
 
 from deploy.latent_course import WORDS, Kind, LatentCourse, kind_of_sites, latest
 from deploy.live_view import Around, clock_text, line, number_text, render
-from deploy.supervise import AGENT, STREAMER, Interrupts, Service, free_address, watch
+from deploy.supervise import AGENT, FINE_TUNER, STREAMER, Interrupts, Service, free_address, watch
 from deploy.tables import to_toml
 from streamer.messages import Latents, Status
 
@@ -148,6 +148,15 @@ def _start(service: Service, plan: Plan, addresses: tuple[str, str], config: Pat
     if plan.has_agent:
         asked = ("--connect", address, "--config", str(config), "--timeout-s", "120")
         service.start_module(AGENT, "agents", *asked)
+    if _is_fine_tuned(plan.tables):
+        seen = ("--connect", address, "--view", view_address)
+        service.start_module(FINE_TUNER, "deploy.fine_tune", *own, *seen)
+
+
+def _is_fine_tuned(tables: Mapping[str, Any]) -> bool:
+    """Say whether the encoder is to be trained further while the session runs."""
+    encode = tables.get("streamer", {}).get("pipeline", {}).get("encode", {})
+    return int(encode.get("fine_tune_after_frames", 0)) > 0
 
 
 class _Watcher:

@@ -56,6 +56,7 @@ REUSED_MEMORY = {
 }
 STREAMER = "streamer"
 AGENT = "agent"
+FINE_TUNER = "fine-tuner"
 DRAIN_S = 30.0
 TERMINATE_S = 5.0
 AFTER_STREAMER_S = 10.0
@@ -112,19 +113,24 @@ class Child:
         """Say whether it is alive."""
         return self.process.poll() is None
 
+    @property
+    def is_optional(self) -> bool:
+        """Say whether the session goes on as well without it: it is not started again, nor waited for."""
+        return self.name == FINE_TUNER
+
     def gave_up_waiting(self) -> bool:
         """Say whether it has ended because no streamer answered it in time."""
         return self.process.poll() == 1 and "no streamer answers" in last_lines(self.log, 1)
 
     def failed(self) -> bool:
         """Say whether it has ended in failure; to follow a SIGINT is none."""
-        return self.process.poll() not in (None, 0, *FOLLOWED_SIGINT)
+        return not self.is_optional and self.process.poll() not in (None, 0, *FOLLOWED_SIGINT)
 
     def died(self) -> bool:
         """Say whether it has ended otherwise than by its own will or for a wrong configuration."""
         # What has run before was not wrongly configured: its port or its disk is not to be had right now.
         refused = self.process.poll() == WRONG_CONFIGURATION and not self.is_restarted
-        return self.process.poll() not in (None, 0) and not refused
+        return self.process.poll() not in (None, 0) and not refused and not self.is_optional
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +387,8 @@ class Service:
             if self._streamer_ended_at_s is None:
                 self._streamer_ended_at_s = now_s
             # A streamer that failed said no Bye: nobody else would ever know that it is over.
-            patience_s = 0.0 if self._has_streamer_broken_off() else AFTER_STREAMER_S
+            is_waited_for = any(not child.is_optional for child in running)
+            patience_s = AFTER_STREAMER_S if is_waited_for and not self._has_streamer_broken_off() else 0.0
             return now_s - self._streamer_ended_at_s >= patience_s
         return self.interrupted_at_s is not None and now_s - self.interrupted_at_s > DRAIN_S
 

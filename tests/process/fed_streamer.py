@@ -32,17 +32,21 @@ class FedStreamer:
     ----------
     folder
         Of the session.
+    main
+        Weights of the main encoder; None takes the shipped ones.
     beside
         Weights of further encoders, by name.
     """
 
-    def __init__(self, folder: Path, **beside: Path) -> None:
+    def __init__(self, folder: Path, main: Path | None = None, **beside: Path) -> None:
         self.folder = folder
         self.names = {"", *beside}
         folder.mkdir()
         # A checkpoint is written after each third frame: a restart goes on from one in the middle.
         text = f'[streamer.hub]\nbind = "{free_address()}"\ncheckpoint_frames = 3\n'
         text += "[streamer.experiment]\nmax_measurements = 0\n"
+        if main is not None:
+            text += f'[streamer.pipeline.encode]\nweights = "{main}"\n'
         for name, path in beside.items():
             text += f'[[streamer.pipeline.encode.beside]]\nname = "{name}"\nweights = "{path}"\n'
         (folder / "config.toml").write_text(text, encoding="utf-8")

@@ -355,3 +355,18 @@ def test_endpoints_that_are_half_written_are_not_read(tmp_path: Path) -> None:
     assert read_endpoints(tmp_path) is None
     (tmp_path / "endpoints.json").write_text('{"address": "tcp://127')
     assert read_endpoints(tmp_path) is None
+
+
+def test_a_session_goes_on_without_its_fine_tuner_and_does_not_wait_for_it(service: Service) -> None:
+    failed = start(service, supervise.FINE_TUNER, "import sys; sys.exit(3)")
+    streamer = start(service, supervise.STREAMER, ORDERLY)
+    wait_for(lambda: service.look_for_endpoints() is not None and not failed.running())
+    for now_s in (0.0, 1.0, 2.0):
+        assert not service.is_over(now_s)
+    assert (service.restarts, failed.died(), failed.failed()) == ([], False, False)
+    slow = start(service, supervise.FINE_TUNER, WAITS)
+    service.interrupt(3.0)
+    streamer.process.wait(20)
+    wait_for(lambda: service.is_over(3.0))
+    assert not slow.running()
+    assert service.failure() is None
