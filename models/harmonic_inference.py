@@ -46,6 +46,7 @@ _DRAWN_CONTENTS = 4096
 _ASYMMETRY = 1e-4  # of a component whose columns have unit length, with 500 pixels: 2e-3 a pixel
 _FORGOTTEN_NATS = 14.0
 _NEAR_RAD = 0.4
+_ROWS = 256
 _NATIVE = {"contract", "reassoc"}
 
 
@@ -457,7 +458,6 @@ def _integrate(
     own_XN: Float32,
     weight_N: Float32,
     inverse_TTN: Float32,
-    matched_GXN: Float32,
     likely_GN: Float32,
 ) -> None:
     """Integrate the tangents out at each turn: log likelihoods up to what no turn changes.
@@ -466,24 +466,22 @@ def _integrate(
     the others lie half a turn on, where the odd ones have changed sign.
     """
     windows, tangents, half = len(weight_N), len(inverse_TTN), np.float32(0.5)
-    solved_N = np.empty(windows, dtype=np.float32)
-    for g in range(len(matched_GXN)):
+    solved_N, excess_TN = np.empty(windows, dtype=np.float32), np.empty((tangents, windows), dtype=np.float32)
+    for g in range(len(likely_GN)):
         at = g % len(even_GXN)
         sign = np.float32(1 if g == at else -1)
         for n in range(windows):
-            upright = weight_N[n] * (even_GXN[at, 0, n] + sign * odd_GXN[at, 0, n])
-            matched_GXN[g, 0, n] = upright
-            likely_GN[g, n] = upright
-        for x in range(1, tangents + 1):
-            for n in range(windows):  # what a tangent matches beyond what it does of the upright content
-                beyond = even_GXN[at, x, n] + sign * odd_GXN[at, x, n] - own_XN[x, n]
-                matched_GXN[g, x, n] = weight_N[n] * beyond
+            likely_GN[g, n] = weight_N[n] * (even_GXN[at, 0, n] + sign * odd_GXN[at, 0, n])
+        for t in range(tangents):  # what a tangent matches beyond what it does of the upright content
+            for n in range(windows):
+                beyond = even_GXN[at, 1 + t, n] + sign * odd_GXN[at, 1 + t, n] - own_XN[1 + t, n]
+                excess_TN[t, n] = weight_N[n] * beyond
         for t in range(tangents):
             for n in range(windows):
-                solved_N[n] = inverse_TTN[t, t, n] * matched_GXN[g, 1 + t, n]
+                solved_N[n] = inverse_TTN[t, t, n] * excess_TN[t, n]
             for k in range(t):
                 for n in range(windows):
-                    solved_N[n] += inverse_TTN[t, k, n] * matched_GXN[g, 1 + k, n]
+                    solved_N[n] += inverse_TTN[t, k, n] * excess_TN[k, n]
             for n in range(windows):
                 likely_GN[g, n] += half * solved_N[n] * solved_N[n]
 
@@ -503,24 +501,37 @@ def _fold_numbers(likely_KN: Float32, own_N: Float32, weight_N: Float32, fold_N:
 
 
 @njit(cache=True, fastmath=_NATIVE)
-def _amplitudes(matched_XN: Float32, covariance_TT: Float64, n: int, amplitude_T: Float64) -> None:
-    """Say the tangents' mean amplitudes at a turn: their covariance times what they match."""
-    amplitude_T[:] = 0
-    for k in range(len(amplitude_T)):
-        excess = float(matched_XN[1 + k, n])
-        for t in range(len(amplitude_T)):
-            amplitude_T[t] += covariance_TT[k, t] * excess
+def _covariance(inverse_TTN: Float32, covariance_TTN: Float32) -> None:
+    """Say the tangents' covariances, which are the same at all turns."""
+    tangents, windows = inverse_TTN.shape[0], inverse_TTN.shape[2]
+    for i in range(tangents):
+        for j in range(i + 1):
+            for n in range(windows):
+                covariance_TTN[i, j, n] = inverse_TTN[i, i, n] * inverse_TTN[i, j, n]
+            for k in range(i + 1, tangents):
+                for n in range(windows):
+                    covariance_TTN[i, j, n] += inverse_TTN[k, i, n] * inverse_TTN[k, j, n]
+            for n in range(windows):
+                covariance_TTN[j, i, n] = covariance_TTN[i, j, n]
 
 
 @njit(cache=True, fastmath=_NATIVE)
-def _covariance(inverse_TTN: Float32, n: int, covariance_TT: Float64) -> None:
-    for i in range(len(covariance_TT)):
-        for j in range(i + 1):
-            total = 0.0
-            for k in range(i, len(covariance_TT)):
-                total += inverse_TTN[k, i, n] * inverse_TTN[k, j, n]
-            covariance_TT[i, j] = total
-            covariance_TT[j, i] = total
+def _amplitudes(
+    even_XN: Float32,
+    odd_XN: Float32,
+    sign: float,
+    own_XN: Float32,
+    weight: float,
+    covariance_TTN: Float32,
+    n: int,
+    amplitude_T: Float64,
+) -> None:
+    """Say the tangents' mean amplitudes at a turn: their covariance times what they match."""
+    amplitude_T[:] = 0
+    for k in range(len(amplitude_T)):
+        excess = weight * (even_XN[1 + k, n] + sign * odd_XN[1 + k, n] - own_XN[1 + k, n])
+        for t in range(len(amplitude_T)):
+            amplitude_T[t] += covariance_TTN[k, t, n] * excess
 
 
 @njit(cache=True, fastmath=_NATIVE)
@@ -565,8 +576,11 @@ def _probable(likely_GN: Float32, n: int, best: float, turn_A: Int64, share_A: F
 
 @njit(cache=True, fastmath=_NATIVE)
 def _conclude(
-    matched_GXN: Float32,
-    inverse_TTN: Float32,
+    even_GXN: Float32,
+    odd_GXN: Float32,
+    own_XN: Float32,
+    weight_N: Float32,
+    covariance_TTN: Float32,
     likely_GN: Float32,
     best_N: Float32,
     fold_N: Int64,
@@ -580,26 +594,26 @@ def _conclude(
     nuisance_sd_NV: Float32,
 ) -> None:
     """Conclude on angle, shift and nuisances of each window, averaged over all turns of the grid."""
-    tangents, turns = len(inverse_TTN), len(turn_G)
+    tangents, turns, taken = len(covariance_TTN), len(turn_G), len(even_GXN)
     has_turn, has_shift = has
     at_turn = 2 if has_shift else 0
     first = at_turn + (1 if has_turn else 0)
     turn_A, share_A, angle_A = np.empty(turns, dtype=np.int64), np.empty(turns), np.empty(turns)
     cos_G, sin_G = np.cos(turn_G), np.sin(turn_G)
-    covariance_TT, amplitude_T = np.empty((tangents, tangents)), np.empty(tangents)
-    sums = np.empty((tangents + 2, 2))
+    amplitude_T, sums = np.empty(tangents), np.empty((tangents + 2, 2))
     for n in range(len(fold_N)):
         found = _probable(likely_GN, n, best_N[n], turn_A, share_A)
-        _covariance(inverse_TTN, n, covariance_TT)
         sums[:] = 0
         for a in range(found):
             g, share = turn_A[a], share_A[a]
-            _amplitudes(matched_GXN[g], covariance_TT, n, amplitude_T)
+            at, weight = g % taken, float(weight_N[n])
+            sign = 1.0 if g == at else -1.0
+            _amplitudes(even_GXN[at], odd_GXN[at], sign, own_XN, weight, covariance_TTN, n, amplitude_T)
             if has_turn:
                 angle_A[a] = turn_G[g] + amplitude_T[at_turn]
             if has_shift:
                 cos, sin, x, y = cos_G[g], sin_G[g], amplitude_T[0], amplitude_T[1]
-                xx, yy, xy = covariance_TT[0, 0], covariance_TT[1, 1], covariance_TT[0, 1]
+                xx, yy, xy = covariance_TTN[0, 0, n], covariance_TTN[1, 1, n], covariance_TTN[0, 1, n]
                 along_x, along_y = x * cos - y * sin, x * sin + y * cos
                 both = 2 * cos * sin * xy
                 sums[tangents, 0] += share * along_x
@@ -610,7 +624,7 @@ def _conclude(
                 sums[t, 0] += share * amplitude_T[t]
                 sums[t, 1] += share * amplitude_T[t] ** 2
         if has_turn:
-            variance = covariance_TT[at_turn, at_turn]
+            variance = float(covariance_TTN[at_turn, at_turn, n])
             _angle(angle_A[:found], share_A[:found], variance, fold_N[n], temperatures[0], angle_N2[n])
         for axis in range(2):
             mean = sums[tangents + axis, 0]
@@ -619,7 +633,7 @@ def _conclude(
             shift_N4[n, 2 + axis] = math.sqrt(max(variance, 0.0)) * unit * temperatures[1]
         for v in range(nuisance_NV.shape[1]):
             mean = sums[first + v, 0]
-            variance = sums[first + v, 1] - mean**2 + covariance_TT[first + v, first + v]
+            variance = sums[first + v, 1] - mean**2 + covariance_TTN[first + v, first + v, n]
             nuisance_NV[n, v] = mean
             nuisance_sd_NV[n, v] = math.sqrt(max(variance, 0.0))
 
@@ -809,6 +823,11 @@ class _Block:
         self.seen_even, self.seen_odd = room(size, oriented), room(size, oriented)
         self.read = room(size * const.orientations, filters)
         self.combined = room(size * const.orientations, len(const.combine[1]))
+        # A product of more rows is done in another way, which takes a fifth longer.
+        self.pieces = [
+            (self.read[at : at + _ROWS], self.combined[at : at + _ROWS])
+            for at in range(0, len(self.read), _ROWS)
+        ]
         self.pooled, self.thought = room(size, len(const.combine[1])), room(size, len(const.think[1]))
         self.said = room(size, 2 * const.latents)
         self.mean_NZ, self.sd_NZ = room(size, const.latents), room(size, const.latents)
@@ -823,12 +842,12 @@ class _Block:
         self.product_RXN = room(2 * orders, templates, size)
         taken = len(const.even_GR)
         self.even_GXN, self.odd_GXN = room(taken, templates, size), room(taken, templates, size)
-        self.matched_GXN = room(turns, templates, size)
         self.none_KXN = room(folds, templates, size)
         self.square_SN, self.forms = room(const.own.shape[1], size), room(len(const.own), size)
         pairs = tangents * (tangents + 1) // 2
         self.below_SN, self.own_XN = self.forms[:pairs], self.forms[pairs : pairs + templates]
         self.turned_KXN = self.forms[pairs + templates :].reshape(folds, templates, size)
+        self.covariance_TTN = room(tangents, tangents, size)
         self.root_TTN, self.inverse_TTN = room(tangents, tangents, size), room(tangents, tangents, size)
         self.likely_GN, self.likely_KN = room(turns, size), room(folds, size)
         self.best_N = room(size)
@@ -874,7 +893,8 @@ class _Block:
         if self.odd.shape[1] > 0:
             np.dot(self.odd, const.filters.odd, out=self.seen_odd)
         _orient(self.seen_even, self.seen_odd, const.filters.bias, self.read.reshape(self.size, -1))
-        np.dot(self.read, const.combine[0], out=self.combined)
+        for piece, out in self.pieces:
+            np.dot(piece, const.combine[0], out=out)
         _average(self.combined, const.combine[1], self.pooled)
         np.dot(self.pooled, const.think[0], out=self.thought)
         _rectify(self.thought, const.think[1])
@@ -906,13 +926,17 @@ class _Block:
         if const.odd_GR.size:
             _turn(const.odd_GR, self.product_RXN[const.even_rows :], self.odd_GXN)
         model = (self.own_XN, self.weight_N, self.inverse_TTN)
-        _integrate(self.even_GXN, self.odd_GXN, *model, self.matched_GXN, self.likely_GN)
-        _integrate(self.turned_KXN, self.none_KXN, *model, self.turned_KXN, self.likely_KN)
+        _integrate(self.even_GXN, self.odd_GXN, *model, self.likely_GN)
+        _integrate(self.turned_KXN, self.none_KXN, *model, self.likely_KN)
         _best(self.likely_GN, self.best_N)
         _fold_numbers(self.likely_KN, self.own_XN[0], self.weight_N, self.fold_N)
+        _covariance(self.inverse_TTN, self.covariance_TTN)
         _conclude(
-            self.matched_GXN,
-            self.inverse_TTN,
+            self.even_GXN,
+            self.odd_GXN,
+            self.own_XN,
+            self.weight_N,
+            self.covariance_TTN,
             self.likely_GN,
             self.best_N,
             self.fold_N,
