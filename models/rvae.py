@@ -40,7 +40,7 @@ from typing import NamedTuple
 import msgspec
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import one_hot, relu
 
 from models import steerable
 from models.layers import linear, normal, usable_scale
@@ -49,6 +49,8 @@ from models.posterior import Posterior, Terms
 
 NUISANCES = ("gain", "background", "scale", "defocus")
 _UNKNOWN = -1
+_ROUNDS = 50  # of expectation maximisation
+_BEFORE_LABELS = 0.05  # of a label, for each class of a component
 _NEVER = -50.0  # logit of a component that was merged away
 _LOG_SD = (-5.0, 2.0)  # of the content and of the mixture
 _LOG_NOISE = (-5.0, 2.0)
@@ -105,7 +107,7 @@ class RVAEConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     defocus_prior: float = 0.4
     mixture: int = 12
     classes: int = 0
-    label_weight: float = 10.0
+    label_weight: float = 20.0
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -172,6 +174,7 @@ class RVAE(nn.Module):
     """
 
     gradient_norm = 50.0  # above this a step of the training is shortened
+    hasty = ("class_logit_MK",)  # only labelled windows speak of these
 
     order_P: Tensor
     alive_D: Tensor
@@ -274,24 +277,32 @@ class RVAE(nn.Module):
             weight.requires_grad_(False)
 
     @torch.no_grad()
-    def settle(self, windows_NCHW: Tensor, held_NCHW: Tensor) -> None:
-        """Choose the components of the mixture by evidence, after training.
+    def settle(self, windows_NCHW: Tensor, held_NCHW: Tensor, label_N: Tensor | None = None) -> None:
+        """Fit the mixture to where the contents are after training, and choose its size by evidence.
 
         Components are merged two by two, those first that cost the least, and as few are kept as held-out
-        windows allow. Where labels name the classes, the mixture stays.
+        windows allow. Where there are labels all stay, and each takes the classes of the labels in it.
 
         Parameters
         ----------
         windows_NCHW, held_NCHW
             Windows that were learnt from, and others; float32.
+        label_N
+            Classes of the former; -1 is not known.
         """
-        if self.config.classes:
-            return
         random = torch.Generator().manual_seed(0)
         drawn, held = (self._content_sample(part, random) for part in (windows_NCHW, held_NCHW))
-        chosen = fewest(
-            Mixture.of(self.mixture_logit_M, self.mixture_mean_MZ, self.mixture_log_sd_MZ), drawn, held
-        )
+        began = Mixture.of(self.mixture_logit_M, self.mixture_mean_MZ, self.mixture_log_sd_MZ)
+        if label_N is None or not self.config.classes:
+            self._take(fewest(began, drawn, held))
+            return
+        self._take(began.improved(drawn.double(), _ROUNDS))
+        known_N = label_N != _UNKNOWN
+        share_NM = torch.softmax(self._log_mixture(drawn[known_N]), 1)
+        counted_MK = share_NM.T @ one_hot(label_N[known_N], self.config.classes).float()
+        self.class_logit_MK.copy_((counted_MK + _BEFORE_LABELS).log())
+
+    def _take(self, chosen: Mixture) -> None:
         size = len(chosen.weight_M)
         self.mixture_size.fill_(size)
         self.mixture_mean_MZ[:size] = chosen.mean_MZ.float()
@@ -625,8 +636,11 @@ class RVAE(nn.Module):
         angle_N = best_N1[:, 0] + (near_NG * away_NG).sum(1) / near_NG.sum(1)
         fold_N1 = symmetry_N[:, None]
         off_NG = fold_N1 * (angle_NG - angle_N[:, None])
-        moment_N = (share_NG * torch.cos(off_NG) * torch.exp(-0.5 * fold_N1**2 * narrow_N1)).sum(1)
-        sd_N = torch.sqrt(-2 * torch.log(moment_N.clamp(1e-6, 1 - 1e-7))) / symmetry_N
+        # 1 - cos(off) exp(-x) without the loss of digits, which are few where the angle is sharp.
+        narrowed = -0.5 * fold_N1**2 * narrow_N1
+        short_NG = 2 * torch.sin(off_NG / 2).square() * torch.exp(narrowed) - torch.expm1(narrowed)
+        short_N = (share_NG * short_NG).sum(1).clamp(0.0, 1 - 1e-6)
+        sd_N = torch.sqrt(-2 * torch.log1p(-short_N)) / symmetry_N
         return torch.remainder(angle_N + math.pi, 2 * math.pi) - math.pi, sd_N
 
     def _shift(self, pose: Pose, share_NG: Tensor) -> tuple[Tensor, Tensor]:

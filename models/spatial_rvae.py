@@ -173,6 +173,7 @@ class SpatialRVAE(nn.Module):
     """
 
     gradient_norm = 1000.0  # above this a step of the training is shortened
+    hasty: tuple[str, ...] = ()
 
     grid_P2: Tensor
     disc_P: Tensor
@@ -230,7 +231,7 @@ class SpatialRVAE(nn.Module):
     def keep_prior(self) -> None:
         """Hold what fine-tuning leaves alone: nothing, as the prior is a fixed one."""
 
-    def settle(self, windows_NCHW: Tensor, held_NCHW: Tensor) -> None:
+    def settle(self, windows_NCHW: Tensor, held_NCHW: Tensor, label_N: Tensor | None = None) -> None:
         """Finish after training: nothing, as the prior has no components to choose."""
 
     # ---- encoder

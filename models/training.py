@@ -6,6 +6,7 @@ import copy
 import math
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ Float32 = NDArray[np.float32]
 Model = RVAE | SpatialRVAE
 
 COLLAPSED_NATS = 1.0
+_HASTE = 10.0  # times the rate, of what only the labelled windows speak of
 _EXPLAINED_OF = 256  # windows
 _FEWEST_EPOCHS = 5  # before which latents may still be on their way
 
@@ -125,8 +127,7 @@ class _Run:
             self.model.keep_prior()
         # The rate is reached where training begins: an optimiser of another rate would undo fine-tuning.
         self.peak = config.learning_rate * (0.1 if self.is_fine_tuning else 1.0)
-        trainable = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.optimiser = torch.optim.Adam(trainable, lr=self.peak)
+        self.optimiser = torch.optim.Adam(_groups(self.model), lr=self.peak)
         with torch.no_grad():
             self.seen = self.model.inputs(parts.windows_NCHW)
         self.steps = config.epochs * math.ceil(len(self.seen) / config.batch)
@@ -148,7 +149,7 @@ class _Run:
 
     def _learn(self, chosen: Tensor) -> float:
         for group in self.optimiser.param_groups:
-            group["lr"] = self.peak * _one_cycle(self.step / self.steps)
+            group["lr"] = self.peak * _one_cycle(self.step / self.steps) * group["haste"]
         label_N = self.parts.label_N
         terms = self.model.terms_of(
             self.seen[chosen], self.random, None if label_N is None else label_N[chosen]
@@ -211,6 +212,15 @@ class _Run:
             at, name = key.split(".", 1)
             moments.setdefault(int(at), {})[name] = one.clone()
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+
+
+def _groups(model: Model) -> list[dict[str, Any]]:
+    """Part the weights into those of the usual rate and those that few windows speak of."""
+    named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+    usual = [one for name, one in named if name not in model.hasty]
+    hasty = [one for name, one in named if name in model.hasty]
+    groups = [{"params": usual, "haste": 1.0}, {"params": hasty, "haste": _HASTE}]
+    return [group for group in groups if group["params"]]
 
 
 def _shape(windows_NCHW: Tensor) -> tuple[int, int]:
@@ -422,7 +432,7 @@ class Training:
         model.load_state_dict(run.best_weights)
         model.eval()
         if not run.is_fine_tuning:
-            model.settle(run.parts.windows_NCHW, run.parts.held_NCHW)
+            model.settle(run.parts.windows_NCHW, run.parts.held_NCHW, run.parts.label_N)
         return model
 
     def state(self) -> dict[str, Tensor]:
