@@ -115,13 +115,6 @@ class FinderTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError(f"finder.drawn.size_px is {self.drawn.size_px}; it takes multiples of 8")
 
 
-# What ``--preset`` takes. A shorter training is for trying things out: it finds less of what is dense or weak.
-PRESETS = {
-    "columns": FinderTraining(),
-    "columns-short": FinderTraining(images=9600),
-}
-
-
 class FinderStep(msgspec.Struct, frozen=True, kw_only=True):
     """Where a training is, for a progress bar and the record.
 
