@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 from deploy import figures
 from deploy.figures import BLUE, GREY, ORANGE, RED, STYLE, limits_of, new_figure, typical_spacing
 from deploy.latent_course import Kept, Seen, Words
-from models.read_outs import NOVEL, angle_density, density_against_time, kernel_width, transition_probability
+from models.read_outs import (
+    NOVEL,
+    Order,
+    angle_density,
+    density_against_time,
+    kernel_width,
+    transition_probability,
+)
 from streamer.messages import Latents, ScanGeometry
 
 Array = NDArray[Any]
@@ -333,34 +340,40 @@ def liveliest_tracks(kept: Sequence[Kept], most: int = 5, least_frames: int = 3)
 # -- averages and angles ---------------------------------------------------------------------------------
 
 
-def order_figure(seen: Sequence[Seen], start_s: float, truth: Array | None) -> Figure:
+def order_figure(
+    at_s: Array, orders: Sequence[Order], seen: Sequence[Seen], start_s: float, truth: Array | None
+) -> Figure:
     """Draw the order of rods or walls in time: parameter, director, and how many there were.
 
     Parameters
     ----------
+    at_s, orders
+        Clock and order of each frame that is shown, shape ``(frames,)``.
     seen
-        Every frame.
+        Every frame, for how many there were.
     start_s
         Clock at which time begins.
     truth
-        True order parameter and director of the same frames, shape ``(frames, 2)``; None where not known.
+        True order parameter and director of the frames that are shown, shape ``(frames, 2)``; None where
+        not known.
     """
-    at_s = np.array([one.acquired_at_s for one in seen]) - start_s
-    found = np.array([(one.order.parameter, one.order.director_rad) for one in seen])
+    at_s = at_s - start_s
+    found = np.array([(one.parameter, one.director_rad) for one in orders])
     with mpl.rc_context(STYLE):
         figure = new_figure(11.0, 2.7)
         parameter, director, number = figure.subplots(1, 3)
         if truth is not None:
             parameter.plot(at_s, truth[:, 0], color="black", linewidth=2.6, alpha=0.25, label="true")
-            director.plot(at_s, _half_turn_deg(truth[:, 1]), ".", color="black", markersize=7, alpha=0.25)
+            director.plot(at_s, _half_turn_deg(truth[:, 1]), ".", color="black", markersize=9, alpha=0.25)
         parameter.plot(at_s, found[:, 0], color=BLUE, linewidth=1.3, label="found")
         parameter.set(xlabel="time / s", ylabel="order parameter", ylim=(0, 1), title="order parameter")
         parameter.legend(fontsize=7.5)
         director.plot(at_s, _half_turn_deg(found[:, 1]), ".", color=ORANGE, markersize=4)
         director.set(xlabel="time / s", ylabel="angle / °", ylim=(-92, 92), title="director")
         director.set_yticks([-90, -45, 0, 45, 90])
-        number.plot(at_s, [one.windows for one in seen], color=GREY, linewidth=1.3, label="encoded")
-        number.plot(at_s, [one.novel for one in seen], color=RED, linewidth=1.0, label="novel")
+        all_s = np.array([one.acquired_at_s for one in seen]) - start_s
+        number.plot(all_s, [one.windows for one in seen], color=GREY, linewidth=1.3, label="encoded")
+        number.plot(all_s, [one.novel for one in seen], color=RED, linewidth=1.0, label="novel")
         number.set(xlabel="time / s", ylabel="how many", title="how many")
         number.set_ylim(bottom=0)
         number.legend(fontsize=7.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -12,14 +12,25 @@ from numpy.typing import NDArray
 
 from deploy import latent_figures
 from deploy.html_parts import counted, nothing, paragraph, picture, table
-from deploy.latent_course import WORDS, LatentCourse, Seen, Words, percent_text
+from deploy.latent_course import WORDS, Kept, LatentCourse, Seen, Words, percent_text
 from deploy.session import Session
-from models.read_outs import NOVEL, likely_class
+from models.read_outs import NOVEL, Order, likely_class, line_direction, order_parameter
 from streamer.messages import Latents
 
+if TYPE_CHECKING:
+    from models.encoder import Encoder
 
-def read_outs(session: Session) -> str:
-    """Show maps, classes, ways, densities and orders: whatever the session has enough of."""
+
+def read_outs(session: Session, encoder: Encoder | None = None) -> str:
+    """Show maps, classes, ways, densities and orders: whatever the session has enough of.
+
+    Parameters
+    ----------
+    session
+        As read.
+    encoder
+        With the session's last weights, to say where lines run; None where they are not at hand.
+    """
     words, course = WORDS[session.kind], session.course
     told = _patterns(session) if course.delivered else ""
     latents = session.latents
@@ -31,7 +42,7 @@ def read_outs(session: Session) -> str:
         told += _titled(f"Over the field, as «{name}» sees it", _field(seen, words) if len(seen.mean) else "")
     told += _titled("Classes", _classes(session, latents, words))
     if words.symmetry == 2:
-        told += _titled(f"Order of the {words.many}", _order(session, latents, words))
+        told += _titled(f"Order of the {words.many}", _order(session, latents, words, encoder))
     told += _titled("Through time", _through_time(session, words))
     return told
 
@@ -116,32 +127,62 @@ def _classes(session: Session, latents: Latents, words: Words) -> str:
     )
 
 
-def _order(session: Session, latents: Latents, words: Words) -> str:
-    course = session.course
-    start_s = course.seen[0].acquired_at_s
-    truth = _true_order(session, course.seen)
-    last = course.seen[-1].order
-    first = course.kept[0].angle_rad if len(course.seen) > 1 else None
-    told = picture(
-        latent_figures.angles_figure(latents.angle_rad, first),
-        f"How the angles of {words.many} are spread in frame {latents.number}: order parameter "
-        f"{last.parameter:.2f}, director {math.degrees(last.director_rad):+.0f}°.",
+def _order(session: Session, latents: Latents, words: Words, encoder: Encoder | None) -> str:
+    """Show the angles of lines in the last frame, and their order in time."""
+    kept = [one for one in session.course.kept if len(one.mean)]
+    lines = [_lines(encoder, one.mean, one.angle_rad) for one in kept]
+    orders = [order_parameter(one) for one in lines]
+    last = _lines(encoder, latents.mean, latents.angle_rad)
+    now = order_parameter(last)
+    zero = (
+        "from x towards y, clockwise on the screen"
+        if encoder is not None
+        else "counted from the encoder's own zero, for its weights are not at hand"
     )
-    if len(course.seen) < 2:
+    told = picture(
+        latent_figures.angles_figure(last, lines[0] if len(lines) > 1 else None),
+        f"How the angles of {words.many} are spread in frame {latents.number}, {zero}: order parameter "
+        f"{now.parameter:.2f}, director {math.degrees(now.director_rad):+.0f}°.",
+    )
+    if len(kept) < 2:
         return told
+    truth = _true_order(session, kept)
+    at_s = np.array([one.acquired_at_s for one in kept])
+    seen = session.course.seen
+    figure = latent_figures.order_figure(at_s, orders, seen, seen[0].acquired_at_s, truth)
+    return told + picture(figure, _order_caption(words, orders, truth, has_zero=encoder is not None))
+
+
+def _order_caption(
+    words: Words, orders: list[Order], truth: NDArray[np.float64] | None, *, has_zero: bool
+) -> str:
     caption = "The order parameter |⟨exp(2iθ)⟩| and the common angle of each frame."
-    if truth is not None:
-        found = np.array([one.order.parameter for one in course.seen])
-        error = float(np.sqrt(np.nanmean((found - truth[:, 0]) ** 2)))
-        caption += (
-            f" The truth is of all {words.many} in the frame; root mean square difference of the order "
-            f"parameter {error:.3f}."
-        )
-    return told + picture(latent_figures.order_figure(course.seen, start_s, truth), caption)
+    if truth is None:
+        return caption
+    apart = np.array([one.parameter for one in orders]) - truth[:, 0]
+    caption += (
+        f" The truth is of all {words.many} in the frame; root mean square difference of the order parameter "
+        f"{np.sqrt(np.nanmean(apart**2)):.3f}"
+    )
+    if not has_zero:
+        return caption + "."
+    turned = 2 * (np.array([one.director_rad for one in orders]) - truth[:, 1])
+    turned_deg = np.rad2deg(np.angle(np.exp(1j * turned)) / 2)
+    return caption + f", of the director {np.sqrt(np.nanmean(turned_deg**2)):.1f}°."
 
 
-def _true_order(session: Session, seen: list[Seen]) -> NDArray[np.float64] | None:
-    numbers = np.array([one.number for one in seen])
+def _lines(
+    encoder: Encoder | None, mean: NDArray[np.float32], angle_rad: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Give the angles of lines: that by which the content is turned, and along which it runs upright."""
+    if encoder is None:
+        return angle_rad.astype(np.float64)
+    # What comes from a journal is read-only, which torch does not take.
+    return angle_rad + line_direction(encoder.decode(np.require(mean, requirements="W")))
+
+
+def _true_order(session: Session, kept: list[Kept]) -> NDArray[np.float64] | None:
+    numbers = np.array([one.number for one in kept])
     if session.true_order is None or numbers.max() >= len(session.true_order):
         return None
     truth: NDArray[np.float64] = session.true_order[numbers]

@@ -272,7 +272,18 @@ def _atoms_of(measured: Sequence[Measurement], material: Material) -> NDArray[np
 
 def latents_in_all(material: Material) -> str:
     """Show what the latents of all frames come to."""
-    return read_outs(material.session)
+    return read_outs(material.session, _encoder_of_lines(material))
+
+
+def _encoder_of_lines(material: Material) -> Encoder | None:
+    """Load the encoder where angles of lines are shown; None if it is not the one that was used."""
+    if WORDS[material.session.kind].symmetry != 2:
+        return None
+    try:
+        encoder = material.load_encoder()
+    except (OSError, ValueError):  # the section of what it has learnt says why
+        return None
+    return encoder if encoder.revision == material.session.course.model_revision else None
 
 
 def manifold(material: Material) -> str:

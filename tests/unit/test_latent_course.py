@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -359,3 +360,21 @@ def test_the_atom_that_changed_is_the_liveliest_and_noise_is_not_life() -> None:
 def test_atoms_that_were_seen_too_seldom_have_no_way() -> None:
     kept = course_of(*(latents(n, track=np.array([n, 100 + n, -1])) for n in range(9))).kept
     assert liveliest_tracks(kept) == []
+
+
+class HalfTurned:
+    """Decodes every content as a rod along y, and is otherwise no encoder."""
+
+    revision = "0123456789ab"
+
+    def decode(self, mean: np.ndarray) -> np.ndarray:
+        col = np.arange(24) - 11.5
+        return np.tile(np.exp(-(col**2) / 8), (len(mean), 1, 24, 1)).astype(np.float32)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_angles_of_lines_are_counted_from_where_the_upright_content_runs() -> None:
+    found = gathered(session(channels=("height",)))
+    assert "counted from the encoder's own zero" in html.unescape(read_outs(found))
+    told = read_outs(found, HalfTurned())  # type: ignore[arg-type]
+    assert "director -61°" in told  # 0.5 rad, which is 29°, on top of 90°

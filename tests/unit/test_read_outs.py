@@ -12,6 +12,7 @@ from models.read_outs import (
     density_against_time,
     kernel_width,
     likely_class,
+    line_direction,
     order_parameter,
     transition_counts,
     transition_probability,
@@ -116,3 +117,21 @@ def test_angles_that_are_the_same_by_symmetry_are_one_peak_and_integrate_to_one(
 def test_a_longer_wall_counts_for_more() -> None:
     density = angle_density(np.array([0.0, 1.0]), [0.0, 1.0], sd_rad=0.05, weight=np.array([4.0, 1.0]))
     assert density[0] / density[1] == pytest.approx(4, rel=1e-6)
+
+
+@pytest.mark.parametrize("angle_deg", [-80.0, -45.0, 0.0, 20.0, 60.0, 89.0])
+def test_a_rod_and_a_wall_run_where_they_were_drawn(angle_deg: float) -> None:
+    row, col = np.mgrid[-12:12, -12:12] + 0.5
+    angle = np.deg2rad(angle_deg)
+    across, along = -col * np.sin(angle) + row * np.cos(angle), col * np.cos(angle) + row * np.sin(angle)
+    rod = np.exp(-0.5 * (across / 1.5) ** 2 - 0.5 * (along / 6) ** 2)
+    wall = np.tanh(across / 2)
+    found = np.rad2deg(line_direction(np.stack([rod, wall])[:, None]))
+    error = np.mod(found - angle_deg + 90, 180) - 90
+    assert np.abs(error).max() < 1.0
+
+
+def test_channels_that_show_one_line_are_read_together() -> None:
+    row = np.mgrid[-12:12, -12:12][0] + 0.5
+    both = np.stack([np.tanh(row / 2), np.exp(-(row**2) / 8)])[None]  # a response and its amplitude at a wall
+    assert line_direction(both) == pytest.approx([0.0], abs=1e-6)
