@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from deploy import fine_tune
-from deploy.fine_tune import FineTuner, in_use, judged, latest_frames, windows_of
+from deploy.fine_tune import Ended, FineTuner, in_use, judged, latest_frames, windows_of
 from models.checkpoint import load, save
 from models.encoder import SHIPPED, Encoder, build
 from streamer.config import StreamerConfig
+from streamer.config_file import convert
 from streamer.encoders import MAIN, Lane
 from streamer.messages import EncoderInUse, Latents
 from streamer.pipeline import PipelineConfig
@@ -127,3 +128,27 @@ def test_frames_that_are_judged_on_are_not_trained_on(streamer: FedStreamer) -> 
     assert windows.frames == 5
     assert learnt.isdisjoint(window.tobytes() for window in windows.judge_NCHW)
     assert len(windows.judge_NCHW) < len(windows.learn_NCHW) / 2
+
+
+@pytest.mark.timeout(120)
+def test_it_begins_when_frames_enough_were_analysed_and_ends_with_the_session(
+    streamer: FedStreamer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last test of this module: it ends the session that the others share."""
+    table = {"pipeline": {"encode": {"fine_tune_after_frames": FRAMES}}}
+    where = streamer.endpoints
+    tuner = FineTuner(
+        streamer.folder, convert(table, StreamerConfig, "streamer"), where.address, where.view_address
+    )
+    seeds: list[int] = []
+
+    def tune(seed: int) -> str:
+        seeds.append(seed)
+        streamer.end()
+        return "no better"
+
+    monkeypatch.setattr(tuner, "tune", tune)
+    with pytest.raises(Ended):
+        tuner.run()
+    tuner.close()
+    assert seeds == [FRAMES]
