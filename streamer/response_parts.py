@@ -6,24 +6,30 @@ sum of what they answer, not the mean of their amplitudes.
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import numpy as np
 
 from streamer.channel_names import shows_response
 from streamer.messages import Frame
 
+_FULL_TURN = 2 * math.pi * 1.01  # in radians, with room for rounding
 _REAL, _IMAGINARY = "real part of", "imaginary part of"
 
 
 def in_parts(frame: Frame) -> Frame:
     """Give a frame of a piezoresponse with real and imaginary part, in the place of the phase and at the end.
 
-    The amplitude stays where it was, in the first channel: it is what frames are registered by. Other frames
-    are given back as they are.
+    The amplitude stays where it was, in the first channel: it is what frames are registered by. A phase that
+    spans more than a full turn of radians is in degrees, as many instruments write it. Other frames are given
+    back as they are.
     """
     if not shows_response(frame.channels):
         return frame
     amplitude, phase = frame.image[:2]
+    if float(np.ptp(phase)) > _FULL_TURN:
+        phase = np.deg2rad(phase)
     real, imaginary = amplitude * np.cos(phase), amplitude * np.sin(phase)
     name = frame.channels[1]
     return msgspec.structs.replace(

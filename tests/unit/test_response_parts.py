@@ -52,3 +52,10 @@ def test_frames_of_other_instruments_are_left_alone() -> None:
     seen = frame(np.ones((2, 4, 4)), "height trace", "height retrace")
     assert in_parts(seen) is seen
     assert as_read(seen) is seen
+
+
+def test_a_phase_in_degrees_is_understood() -> None:
+    seen = frame(np.array([[[2.0, 2.0, 2.0]], [[-90.0, 0.0, 270.0]]]), "amplitude", "phase")
+    np.testing.assert_allclose(
+        as_read(in_parts(seen)).image[1, 0], [-math.pi / 2, 0, -math.pi / 2], atol=1e-6
+    )
