@@ -8,7 +8,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export NUMEXPR_NUM_THREADS ?= 1
 
-.PHONY: venv run test lint bench peers soak clean
+.PHONY: venv run test lint bench weights peers soak clean
 
 venv: $(VENV)/ready
 
@@ -31,6 +31,16 @@ test: lint
 
 bench: venv
 	$(BIN)/probeloop bench
+
+# All that is shipped, made again from the simulators; an hour on two cores. FINDER= leaves the finder out.
+PRESETS := graphene-si perovskite mos2 pfm-walls pfm-pathways diffraction afm-rods
+FINDER ?= $(BIN)/probeloop train finder --output models/weights/finder.safetensors
+weights: venv
+	for preset in $(PRESETS); do \
+		$(BIN)/probeloop train rvae --preset $$preset --no-report \
+			--output models/weights/$$(echo $$preset | tr - _)_rvae.safetensors || exit 1; \
+	done
+	$(FINDER)
 
 # AtomAI and pyroVED, in an environment of their own, for the benchmarks that compare with them. Without
 # their dependencies: AtomAI asks for a torchvision that fits one build of torch only, and does without.

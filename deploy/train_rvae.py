@@ -142,6 +142,17 @@ def _start(job: Job) -> torch.nn.Module | None:
     return model
 
 
+def kept_state(training: Training) -> dict[str, Tensor]:
+    """All that the rest of a training depends on, as a checkpoint keeps it: without infinities.
+
+    The best bound of first weights that were not tried yet is infinite; any huge number does as well.
+    """
+    return {
+        name: torch.nan_to_num(one) if one.is_floating_point() else one
+        for name, one in training.state().items()
+    }
+
+
 def run_epochs(training: Training, part: Path, card: ModelCard, on_epoch: Progress) -> None:
     """Train to the end, writing the part file now and then.
 
@@ -152,11 +163,11 @@ def run_epochs(training: Training, part: Path, card: ModelCard, on_epoch: Progre
     Collapsed
         If the latents say nothing of the windows.
     """
-    saved_at, state = time.monotonic(), training.state()
+    saved_at, state = time.monotonic(), kept_state(training)
     try:
         while not training.is_over:
             on_epoch(training.epoch())
-            state = training.state()
+            state = kept_state(training)
             if time.monotonic() - saved_at > SAVE_EVERY_S:
                 save(part, state, card)
                 saved_at = time.monotonic()
