@@ -551,12 +551,12 @@ def _angle(
             total += share_A[a]
             moved += share_A[a] * away
     angle = angle_A[best] + moved / total
-    moment = 0.0
+    short, narrowed = 0.0, -0.5 * fold * fold * variance
     for a in range(len(share_A)):
-        moment += share_A[a] * math.cos(fold * (angle_A[a] - angle))
-    moment *= math.exp(-0.5 * fold * fold * variance)
+        half = math.sin(0.5 * fold * (angle_A[a] - angle))
+        short += share_A[a] * (2 * half * half * math.exp(narrowed) - math.expm1(narrowed))
     out[0] = angle - 2 * math.pi * math.floor(angle / (2 * math.pi) + 0.5)
-    out[1] = temperature * math.sqrt(-2 * math.log(min(max(moment, 1e-6), 1 - 1e-7))) / fold
+    out[1] = temperature * math.sqrt(-2 * math.log1p(-min(max(short, 0.0), 1 - 1e-6))) / fold
 
 
 @njit(cache=True, fastmath=_NATIVE)
