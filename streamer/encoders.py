@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from streamer.messages import Atoms, Float32, Latents, Patches
+from streamer.messages import Atoms, Float32, Frame, Latents, Patches
 from streamer.stage import Meter, drive
 from streamer.stages.cut_windows import CutWindows
 from streamer.stages.encode import Encode, FitsEncoder, WindowEncoder
@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is rea
     from models.checkpoint import ModelCard
 
 MAIN = ""
+# How the names begin of shipped encoders that stand in for the main one where it knows no such frames; no
+# configured name has a space.
+STAND_IN = "shipped "
 
 
 class Lane:
@@ -26,16 +29,17 @@ class Lane:
     Parameters
     ----------
     name
-        That its latents carry; empty for the main encoder.
+        That its latents carry; empty for the main encoder. Those of one that stands in for it carry none.
     encoder
         A loaded model.
     """
 
     def __init__(self, name: str, encoder: WindowEncoder) -> None:
         self.name = name
+        self.is_stand_in = name.startswith(STAND_IN)
         self.encoder = encoder
         self.fits = FitsEncoder.of(encoder.card)
-        self.encode = Encode(encoder, name)
+        self.encode = Encode(encoder, MAIN if self.is_stand_in else name)
         self.cut = _cut_of(encoder.card, name)
 
     def warm_up(self) -> None:
@@ -44,6 +48,13 @@ class Lane:
         if self.cut is not None:
             self.cut.warm_up()
         self.encoder.encode(np.zeros((1, len(card.channels), card.window_px, card.window_px), np.float32))
+
+    def knows(self, frame: Frame) -> bool:
+        """Say whether it was trained on the first channels of a frame; ``height trace`` is one of heights."""
+        have = [f"{channel} ".lower() for channel in frame.channels]
+        wanted = [f"{channel} ".lower() for channel in self.encoder.card.channels]
+        fits = len(have) >= len(wanted) and all(map(str.startswith, have, wanted))
+        return self.cut is not None and fits
 
     def see(self, atoms: Atoms, meter: Meter) -> Latents | None:
         """Cut and encode the windows of a frame; None where a stage rejected it, which the meter knows."""
@@ -82,10 +93,12 @@ class Encoders:
     def __init__(self, encoders: Mapping[str, WindowEncoder]) -> None:
         self._lanes = {name: Lane(name, encoder) for name, encoder in encoders.items()}
 
-    @property
-    def main(self) -> Lane:
-        """The one whose latents are linked and decided on."""
-        return self._lanes[MAIN]
+    def main_for(self, frame: Frame) -> Lane:
+        """Give the one whose latents are linked and decided on: for channels it does not know, a stand-in."""
+        main = self._lanes[MAIN]
+        if main.knows(frame):
+            return main
+        return next((lane for lane in self._lanes.values() if lane.is_stand_in and lane.knows(frame)), main)
 
     def cards(self) -> dict[str, ModelCard]:
         """Give the cards of the encoders at work, by their names."""
@@ -120,7 +133,7 @@ class Encoders:
         told: list[Latents] = []
         missing: list[Missing] = []
         for lane in self._lanes.values():
-            if lane.name == MAIN or lane.cut is None:
+            if lane.name == MAIN or lane.is_stand_in or lane.cut is None:
                 continue
             quiet = _Apart(meter)
             latents = lane.see(atoms, quiet)
@@ -134,7 +147,7 @@ class Encoders:
         """Encode patches that a detector delivered, by the first encoder that was trained on such."""
         lanes = self._lanes.values()
         # Where none does, it is told what the main encoder lacks: it is the one that a person chose.
-        lane = next((one for one in lanes if not one.fits.why_not(patches)), self.main)
+        lane = next((one for one in lanes if not one.fits.why_not(patches)), self._lanes[MAIN])
         fitting = drive(lane.fits, patches, meter)
         return None if fitting is None else drive(lane.encode, fitting, meter)
 

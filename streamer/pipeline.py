@@ -222,7 +222,7 @@ class Pipeline:
         atoms = drive(self.find, corrected, meter)
         if atoms is None:
             return None
-        latents = self.encoders.main.see(atoms, meter)
+        latents = self.encoders.main_for(corrected).see(atoms, meter)
         if latents is None:
             return None
         if frame.request_id is not None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
-from streamer.encoders import MAIN, Lane
+from streamer.encoders import MAIN, STAND_IN, Lane
 from streamer.messages import Control
 from streamer.stages.encode import EncodeConfig
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
 
 FOLDER = "encoders"
 _BEGUN_WITH = "begun_with.json"
+_STAND_INS = (("pfm", "pfm_walls_rvae"), ("diffraction", "diffraction_rvae"), ("afm", "afm_rods_rvae"))
 
 
 def revision_of(data: bytes | memoryview) -> str:
@@ -47,11 +48,18 @@ def as_control(data: bytes, *, encoder: str = MAIN, reason: str = "") -> Control
 
 
 def configured(config: EncodeConfig) -> dict[str, Path]:
-    """Say where the weights of each encoder are, the shipped one where the main one is not named."""
+    """Say where the weights of each encoder are.
+
+    Where the main one is not named it is the shipped one for graphene, and other shipped ones stand in for it
+    in frames, or patches, of channels that they were trained on and it was not.
+    """
     from models.encoder import SHIPPED
 
-    main = Path(config.weights) if config.weights else SHIPPED
-    return {MAIN: main} | {one.name: Path(one.weights) for one in config.beside}
+    beside = {one.name: Path(one.weights) for one in config.beside}
+    if config.weights:
+        return {MAIN: Path(config.weights)} | beside
+    others = {f"{STAND_IN}{name}": SHIPPED.with_name(f"{file}.safetensors") for name, file in _STAND_INS}
+    return {MAIN: SHIPPED} | beside | {name: path for name, path in others.items() if path.exists()}
 
 
 def adopt(config: EncodeConfig, session_folder: Path) -> dict[str, Path]:
@@ -68,8 +76,9 @@ def adopt(config: EncodeConfig, session_folder: Path) -> dict[str, Path]:
         If they cannot be copied.
     """
     begun = _begun_with(session_folder)
+    is_new = not begun
     for name, path in configured(config).items():
-        if name not in begun:
+        if name not in begun and (is_new or not name.startswith(STAND_IN)):
             begun[name] = _keep(session_folder, _read(path)).stem
     note = session_folder / FOLDER / _BEGUN_WITH
     part = note.with_suffix(".part")
@@ -81,7 +90,11 @@ def adopt(config: EncodeConfig, session_folder: Path) -> dict[str, Path]:
 def of_session(config: EncodeConfig, session_folder: Path) -> dict[str, Path]:
     """Say where the weights are that the session began with; those of the configuration where it has none."""
     own = {name: _place(session_folder, revision) for name, revision in _begun_with(session_folder).items()}
-    return {name: own.get(name, path) for name, path in configured(config).items()}
+    if not own:
+        return configured(config)
+    # Of shipped ones that came with a later version an older session knows nothing.
+    known = {name: path for name, path in configured(config).items() if not name.startswith(STAND_IN)}
+    return known | own
 
 
 def kept(session_folder: Path, revision: str) -> Path | None:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from models.encoder import Encoder
 from simulators.stem import StemConfig, StemInstrument
 from streamer.config_file import ConfigError, convert
-from streamer.encoders import MAIN, Lane
+from streamer.encoders import MAIN, STAND_IN, Lane
 from streamer.messages import Frame, Patches
 from streamer.pipeline import Pipeline, PipelineConfig, Processed
 from streamer.stages.encode import EncodeConfig
@@ -192,3 +192,18 @@ def test_an_encoder_beside_is_changed_by_its_name_alone(
     result = processed(line, frames[:1])[0]
     assert result.latents.model_revision != other.revision
     assert [one.model_revision for one in result.beside] == [other.revision]
+
+
+def test_a_stand_in_answers_for_frames_of_channels_that_the_main_encoder_does_not_know(
+    frames: list[Frame], tmp_path: Path
+) -> None:
+    other = Encoder.load(other_weights(tmp_path, "maadf", channels=("MAADF",), window_nm=0.8))
+    line = Pipeline(PipelineConfig(), Encoder.load(None), beside={f"{STAND_IN}maadf": other})
+    usual = line.process(frames[0], Counting())
+    unusual = line.process(replace(frames[1], channels=("MAADF trace",)), Counting())
+    assert usual is not None
+    assert unusual is not None
+    assert usual.latents.model_revision != other.revision
+    assert unusual.latents.model_revision == other.revision
+    assert (unusual.latents.encoder, unusual.beside, usual.beside) == ("", (), ())
+    assert (unusual.latents.track >= 0).all()
