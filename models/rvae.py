@@ -87,6 +87,11 @@ class RVAEConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         Classes that labels may name; 0 without labels.
     label_weight
         Nats of a label count so many times: a label is one number beside hundreds of pixels.
+    stress
+        Weight in nats of a term that draws latents as far apart as the middles of what they decode to
+        differ, whatever their turns; 0 leaves the distances to the ELBO.
+    metric_focus
+        Sd in half windows of the weight around the middle, for the stress.
     """
 
     latent_dim: int = 2
@@ -108,6 +113,8 @@ class RVAEConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     mixture: int = 12
     classes: int = 0
     label_weight: float = 20.0
+    stress: float = 0.0
+    metric_focus: float = 0.25
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -129,6 +136,10 @@ class RVAEConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 raise ValueError(
                     f"architecture.{name} is {getattr(self, name)}; it takes numbers above 0, below 10"
                 )
+        if not 0 < self.metric_focus < 100:
+            raise ValueError(f"architecture.metric_focus is {self.metric_focus}; it takes numbers above 0")
+        if not 0 <= self.stress <= 1e6:
+            raise ValueError(f"architecture.stress is {self.stress}; it takes 0 to 1000000")
         if not 0 < self.label_weight < 1e6:
             raise ValueError(f"architecture.label_weight is {self.label_weight}; it takes numbers above 0")
         unknown = set(self.nuisances) - set(NUISANCES)
@@ -187,6 +198,7 @@ class RVAE(nn.Module):
     operator_TDD: Tensor
     constant_TD: Tensor
     amplitude_sd_T: Tensor
+    metric_PP: Tensor
     mixture_size: Tensor
     angle_temperature: Tensor
     shift_temperature: Tensor
@@ -226,6 +238,7 @@ class RVAE(nn.Module):
             "operator_TDD": torch.zeros(tangents, coefficients, coefficients),
             "constant_TD": torch.zeros(tangents, coefficients),
             "amplitude_sd_T": torch.ones(tangents),
+            "metric_PP": torch.eye(self.components),
             "mixture_size": torch.tensor(self.config.mixture),
             "angle_temperature": torch.ones(()),
             "shift_temperature": torch.ones(()),
@@ -269,6 +282,7 @@ class RVAE(nn.Module):
         self.basis_FD.copy_(torch.from_numpy(fitted.basis_FD))
         self._fit_scales(windows_NCHW)
         self._fit_tangents(fitted)
+        self.metric_PP.copy_(self._fit_metric())
         self.draw.bias.copy_(self.middle_D)
 
     def keep_prior(self) -> None:
@@ -362,6 +376,31 @@ class RVAE(nn.Module):
                 self.amplitude_sd_T[at] = sds[name]
             if name == "gain":  # of the window as it came, not of its difference from the centre
                 self.constant_TD[at] = (level_CD * (self.center_C / self.scale_C)[:, None]).sum(0)
+
+    def _fit_metric(self) -> Tensor:
+        """Make the matrix whose image of coefficients is as long as the middle of the picture is bright.
+
+        Orders do not mix in it, so the lengths of its image do not change when the content is turned.
+        """
+        axis = (2 * torch.arange(self.window_px) + 1) / self.window_px - 1
+        bell = torch.exp(-0.5 * (axis.square() + axis[:, None].square()) / self.config.metric_focus**2)
+        real_FP, imaginary_FP = (self.basis_FD * bell.flatten().sqrt().repeat(self.channels)[:, None]).chunk(
+            2, 1
+        )
+        # Over all turns of a picture orders do not overlap, and a wave is half as bright as its crests.
+        same_PP = (self.order_P[:, None] == self.order_P) * torch.where(self.order_P > 0, 0.5, 1.0)
+        value, vector = torch.linalg.eigh((real_FP.T @ real_FP + imaginary_FP.T @ imaginary_FP) * same_PP)
+        metric_PP: Tensor = (vector * value.clamp(min=0.0).sqrt()) @ vector.T
+        return metric_PP
+
+    def _stress(self, mean_NZ: Tensor) -> Tensor:
+        """Mean squared mismatch of each window's distances to the others, in latents and in pictures."""
+        with torch.no_grad():
+            real_NP, imaginary_NP = (part @ self.metric_PP for part in self.upright(mean_NZ).chunk(2, 1))
+            length_NP = torch.where(self.order_P > 0, torch.hypot(real_NP, imaginary_NP), real_NP)
+            apart = torch.cdist(length_NP, length_NP)
+            apart *= math.sqrt(2 * self.latent_dim) / apart.square().mean().sqrt().clamp(min=1e-6)
+        return (torch.cdist(mean_NZ, mean_NZ) - apart).square().mean(1)
 
     def _levels(self) -> Tensor:
         """Coefficients of windows that are 1 in one channel and 0 in the others: ``(C, D)``."""
@@ -578,6 +617,8 @@ class RVAE(nn.Module):
         extra_N = none
         if label_N is not None and self.config.classes:
             extra_N = self._label_nats(log_mixture_NM, label_N) * self.config.label_weight
+        if self.config.stress:
+            extra_N = extra_N + self.config.stress * self._stress(mean_NZ)
         return Terms(
             math.log(self.turns) - likely_NG.logsumexp(1),
             -(entropy_N + log_mixture_NM.logsumexp(1))[:, None],

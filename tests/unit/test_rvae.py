@@ -207,6 +207,39 @@ def test_an_architecture_out_of_range_says_what_it_takes(fields: dict[str, Any],
         RVAEConfig(**fields)
 
 
+def test_the_middle_of_a_picture_is_as_long_as_its_image_and_turns_with_no_change() -> None:
+    rvae = model(nuisances=(), metric_focus=0.3)
+    with torch.no_grad():
+        seen = rvae.read(spots(8, 11))
+        lengths = [
+            sum((part @ rvae.metric_PP).square() for part in one.chunk(2, 1)).sum(1)
+            for one in (seen, rvae.turned(seen, torch.full((8,), 0.7)))
+        ]
+        turns = [rvae.turned(seen, torch.full((8,), math.pi * turn / 20)) for turn in range(40)]
+        flat = torch.stack([(rvae.picture(one) - rvae.center_C) / rvae.scale_C / rvae.unit for one in turns])
+        axis = (2 * torch.arange(SIZE) + 1) / SIZE - 1
+        bell = torch.exp(-0.5 * (axis**2 + axis[:, None] ** 2) / 0.3**2)
+        expected = (flat.square() * bell).sum((2, 3, 4)).mean(0)
+    torch.testing.assert_close(lengths[0], lengths[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lengths[0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_stress_draws_latents_as_far_apart_as_the_middles_differ() -> None:
+    torch.set_num_threads(1)
+    part, test = drawn(600, 8), drawn(300, 9)
+    ratio = []
+    for stress in (0.0, 100.0):
+        architecture = RVAEConfig(mixture=6, stress=stress)
+        config = TrainingConfig(architecture=architecture, epochs=5, batch=20, restarts=1)
+        mean = train(part.windows_NCHW, config)[0].posterior(torch.from_numpy(test.windows_NCHW)).mean_NZ
+        middles = torch.stack([mean[torch.from_numpy(test.kind_N == kind)].mean(0) for kind in range(5)])
+        apart = torch.cdist(middles, middles)
+        heavy, others = apart[1, [0, 2, 3, 4]].min(), apart[[0, 0, 0, 2, 2, 3], [2, 3, 4, 3, 4, 4]].max()
+        ratio.append(float(heavy / others))
+    assert ratio[1] > 1.2  # what stands in the middle is what latents tell first
+    assert ratio[1] > ratio[0]
+
+
 # -- classes ---------------------------------------------------------------------------------------------
 
 
