@@ -132,9 +132,9 @@ def run(
 ) -> None:
     """Run the whole loop on a [bold]simulated[/bold] STEM: graphene with silicon atoms to be found.
 
-    With another --instrument its frames, patterns and spectra are taken, kept and exported. The analysis
-    looks for atoms in all of them, which mean something in those of the STEM only: of the others nothing
-    is asked but what you ask (probeloop control point), unless you name a --policy.
+    With another --instrument its frames, patterns and spectra are taken, kept and exported; walls of a film,
+    rods and diffraction patterns are encoded by weights of their own. Of these instruments nothing is
+    asked but what you ask (probeloop control point), unless you name a --policy.
 
     Shows the loop live, ends by itself after a budget of measurements, and writes a session folder with
     the data and a report. Ctrl-C ends it at any moment; everything up to then is kept.
@@ -232,11 +232,12 @@ def _run(
     *,
     has_agent: bool = True,
 ) -> None:
+    from deploy.instrument_weights import with_weights
     from deploy.run_session import Plan, run_session
     from deploy.supervise import ServiceError
 
     console = _console()
-    tables = _tables(config, changes)
+    tables = with_weights(_tables(config, changes), instrument[0])
     plan = Plan(folder=folder, tables=tables, instrument=instrument, has_agent=has_agent)
     try:
         run_session(plan, console, is_live=live and console.is_terminal)
