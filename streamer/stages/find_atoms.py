@@ -1,4 +1,4 @@
-"""Find the atom columns of a frame: candidates by a filter, then all of them fitted together."""
+"""Find the atom columns of a frame: candidates by a network or a filter, all then fitted together."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ Bool = NDArray[np.bool_]
 Polarity = Literal["auto", "bright", "dark"]
 Method = Literal["auto", "network", "laplacian"]
 
+_WIDTHS = (1.0, 1.2, 1.45)  # of a column beside what the spectrum says, tried with the network,
+_MIDDLE_PX = 96  # so far from the middle of the frame, in pixels of the first scale
+_SUREST = 0.999  # what is surer counts no more
+_WIDE_ENOUGH = 1.2  # times the narrowest column of the network's training: there is no need to enlarge
+# Height in its standard deviations below which a fit speaks against a column, and log odds for each of them.
+_SIGNIFICANT, _AGAINST = 3.5, 1.5
 _FITTED_FROM = 0.2  # of the confidence: a column that is not believed may still be there
 
 
@@ -55,7 +61,7 @@ class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         A frame with more maxima is refused: it is not a picture of columns.
     """
 
-    method: Method = "laplacian"
+    method: Method = "auto"
     column_sigma_nm: float = 0.0
     polarity: Polarity = "auto"
     min_distance_nm: float = 0.07
@@ -133,12 +139,10 @@ class FindAtoms:
         pixel_nm = math.sqrt(math.prod(frame.geometry.pixel_size_nm))
         view = FilteredFrame(image, pixel_nm, self.config.column_sigma_nm)
         seen = self._seen(image, view, frame)
-        inside = self._inside(seen.positions_px, view.filter_px, frame.geometry.shape)
-        inside &= seen.confidence >= self.config.min_confidence
-        if not inside.any():
-            raise Rejected("no atoms")
-        if np.count_nonzero(inside) > self.config.max_atoms:
+        if np.count_nonzero(seen.confidence >= self.config.min_confidence) > self.config.max_atoms:
             raise Rejected("too many maxima")
+        if not len(seen.confidence):
+            raise Rejected("no atoms")
 
         fit = fit_jointly(
             image,
@@ -148,6 +152,14 @@ class FindAtoms:
             view.noise_law(),
             is_width_free=self.config.column_sigma_nm == 0,
         )
+        confidence = seen.confidence
+        if self._network is not None:
+            # Context makes a network sure of columns that no pixel shows: a fit has to see them as well.
+            confidence = _seen_as_well(confidence, fit.amplitude / fit.amplitude_sd)
+        inside = self._inside(seen.positions_px, view.filter_px, frame.geometry.shape)
+        inside &= confidence >= self.config.min_confidence
+        if not inside.any():
+            raise Rejected("no atoms")
         positions, amplitude = fit.positions_px[inside], seen.amplitude[inside]
         covariance = self._covariance(fit, seen, view)[inside]
         covariance += of_correction(frame, positions, float(np.mean(fit.sigma_px)))
@@ -155,7 +167,7 @@ class FindAtoms:
         return Atoms(
             frame=frame,
             positions_px=positions.astype(np.float32),
-            confidence=seen.confidence[inside].astype(np.float32),
+            confidence=confidence[inside].astype(np.float32),
             amplitude=(sign * amplitude).astype(np.float32),
             background=sign * seen.background,
             contrast=sign * contrast,
@@ -163,18 +175,18 @@ class FindAtoms:
         )
 
     def _seen(self, image: Float32, view: FilteredFrame, frame: Frame) -> _Candidates:
-        """Candidates of the filter, or of the network at the scale that those of the filter show."""
+        """Candidates of the filter or of the network, and how wide a column is."""
         pixel_nm = np.array(frame.geometry.pixel_size_nm)
         sigma_row, sigma_col = view.column_sigma_px * math.sqrt(math.prod(pixel_nm)) / pixel_nm
         sigma_px = float(sigma_row), float(sigma_col)
-        positions, confidence = self._maxima(view, frame)
-        seen = self._measured(view, positions, confidence, sigma_px)
-        if self.config.column_sigma_nm == 0:
-            sigma_px, _ = likeliest_sigma(image, positions, seen.amplitude, sigma_px)
         if self._network is None:
-            return replace(seen, sigma_px=sigma_px)
-        positions, confidence = self._from_network(view, frame, math.sqrt(math.prod(sigma_px)))
-        return self._measured(view, positions, confidence, sigma_px)
+            positions, confidence = self._maxima(view, frame)
+        else:
+            positions, confidence = self._from_network(self._network, view, frame)
+        seen = self._measured(view, positions, confidence, sigma_px)
+        if self.config.column_sigma_nm == 0 and len(positions):
+            sigma_px, _ = likeliest_sigma(image, positions, seen.amplitude, sigma_px)
+        return replace(seen, sigma_px=sigma_px)
 
     def _maxima(self, view: FilteredFrame, frame: Frame) -> tuple[Float64, Float64]:
         """Maxima of the filter that may be columns, with the confidence of each.
@@ -191,18 +203,38 @@ class FindAtoms:
         )
         return positions[keep], confidence[keep]
 
-    def _from_network(self, view: FilteredFrame, frame: Frame, sigma_px: float) -> tuple[Float64, Float64]:
+    def _from_network(
+        self, network: AtomFinder, view: FilteredFrame, frame: Frame
+    ) -> tuple[Float64, Float64]:
         """Columns that the network finds, with the confidence of each."""
-        assert self._network is not None
         least = min(_FITTED_FROM, self.config.min_confidence)
-        image, first, step = view.at_scale(self._network.canonical_sigma_px, sigma_px)
-        found = self._network.find(image, least)
+        image, first, step = _scaled(view, network, self._width_seen(network, view))
+        found = network.find(image, least)
         positions = first + step * found.positions_px.astype(np.float64)
         confidence = found.confidence.astype(np.float64)
-        keep = _not_beside_higher(
-            positions * np.array(frame.geometry.pixel_size_nm), confidence, self.config.min_distance_nm
-        )
+        positions_nm = positions * np.array(frame.geometry.pixel_size_nm)
+        row, col = view.nearest_on_grid(positions).T
+        keep = _not_beside_higher(positions_nm, view.smooth[row, col], self.config.min_distance_nm)
         return positions[keep], confidence[keep]
+
+    def _width_seen(self, network: AtomFinder, view: FilteredFrame) -> float:
+        """Width of a column, px, at which the network is surest of what it sees in the middle of the frame.
+
+        The spectrum of a dense lattice is that of its ripple, which is narrower than a column would be: by a
+        third on graphene. Evidence is the sum of ``-log(1 - confidence)`` over the same part of the frame.
+        """
+        if self.config.column_sigma_nm > 0:
+            return view.column_sigma_px
+        evidence: list[float] = []
+        middle_px = 0.0  # of the frame, and the same at each scale
+        for factor in _WIDTHS:
+            image, _, step = _scaled(view, network, factor * view.column_sigma_px)
+            middle_px = middle_px or _MIDDLE_PX * float(step.mean())
+            half = math.ceil(middle_px / float(step.mean()))
+            row, col = (max(0, n // 2 - half) for n in image.shape)
+            sure = network.find(image[row : row + 2 * half, col : col + 2 * half], _FITTED_FROM).confidence
+            evidence.append(-float(np.log1p(-np.minimum(sure, _SUREST)).sum()))
+        return _WIDTHS[int(np.argmax(evidence))] * view.column_sigma_px
 
     @staticmethod
     def _measured(
@@ -263,6 +295,20 @@ def _not_beside_higher(positions_nm: Float64, height: NDArray[np.floating], min_
 
 def _logistic(x: NDArray[np.floating]) -> Float64:
     return 1 / (1 + np.exp(-np.clip(x.astype(np.float64), -50, 50)))
+
+
+def _seen_as_well(confidence: Float64, significance: Float64) -> Float64:
+    """Take off the log odds of columns what a fit says against them; for them it says nothing."""
+    sure = np.clip(confidence, 1e-6, 1 - 1e-6)
+    against = _AGAINST * np.minimum(significance - _SIGNIFICANT, 0)
+    return _logistic(np.log(sure / (1 - sure)) + against)
+
+
+def _scaled(view: FilteredFrame, network: AtomFinder, sigma_px: float) -> tuple[Float32, Float64, Float64]:
+    """The frame at the network's scale, or as it is where columns are narrower but wide enough for it."""
+    least = _WIDE_ENOUGH * network.sigma_limits_px[0]
+    wanted = network.canonical_sigma_px
+    return view.at_scale(wanted if sigma_px > wanted else min(wanted, max(sigma_px, least)), sigma_px)
 
 
 @lru_cache(maxsize=4)

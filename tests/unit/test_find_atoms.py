@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 from models.laplacian_finder import FilteredFrame, noise_growth
 from streamer.messages import Atoms, Frame, ScanGeometry
 from streamer.stage import Rejected
-from streamer.stages.find_atoms import FindAtoms, FindConfig
+from streamer.stages.find_atoms import FindAtoms, FindConfig, Method
 
 SIGMA_NM = 0.045
 
@@ -93,11 +93,12 @@ def test_background_contrast_and_amplitude_are_in_the_unit_of_the_image() -> Non
     assert atoms.amplitude[brightest] / atoms.contrast == pytest.approx(3.0, rel=0.05)
 
 
+@pytest.mark.parametrize("method", ["network", "laplacian"])
 @pytest.mark.parametrize("counts", [60.0, 15.0])
-def test_graphene_is_found_whole_through_shot_noise(counts: float) -> None:
+def test_graphene_is_found_whole_through_shot_noise(counts: float, method: Method) -> None:
     sites = honeycomb((2.0, 2.5))
     frame = drawn(sites, np.full(len(sites), counts), rng=np.random.default_rng(3))
-    recall, precision = recall_and_precision(FindAtoms().process(frame), sites)
+    recall, precision = recall_and_precision(FindAtoms(FindConfig(method=method)).process(frame), sites)
     assert recall >= 0.97
     assert precision >= 0.97
 
@@ -113,6 +114,17 @@ def test_the_carbon_neighbours_of_a_bright_dopant_are_found() -> None:
     found = found_nm(FindAtoms().process(drawn(sites, heights, rng=np.random.default_rng(5))))
     distance, _ = cKDTree(found).query(sites[[middle, *neighbours]])
     assert distance.max() < 0.03
+
+
+def test_graphene_of_few_counts_is_found_by_the_network_and_not_by_the_filter() -> None:
+    sites = honeycomb((2.0, 2.5))
+    frame = drawn(sites, np.full(len(sites), 2.5), background=4.0, rng=np.random.default_rng(17))
+    by_network, by_filter = (
+        recall_and_precision(FindAtoms(FindConfig(method=method)).process(frame), sites)
+        for method in ("network", "laplacian")
+    )
+    assert min(by_network) > 0.8
+    assert min(by_network) > min(by_filter) + 0.2
 
 
 def test_a_vacancy_stays_empty() -> None:
@@ -185,7 +197,7 @@ def test_confidence_falls_with_the_height_of_a_column() -> None:
     sites = np.array([[0.5, 0.5], [1.5, 0.6], [0.6, 1.9], [1.4, 1.8]])
     heights = np.array([60.0, 60.0, 60.0, 14.0])
     frame = drawn(sites, heights, background=10.0, rng=np.random.default_rng(11))
-    atoms = FindAtoms(FindConfig(min_confidence=0.0)).process(frame)
+    atoms = FindAtoms(FindConfig(method="laplacian", min_confidence=0.0)).process(frame)
     order = cKDTree(found_nm(atoms)).query(sites)[1]
     assert atoms.confidence[order[:3]].min() > 0.99
     assert atoms.confidence[order[3]] < atoms.confidence[order[:3]].min()
