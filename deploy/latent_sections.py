@@ -37,7 +37,9 @@ def read_outs(session: Session, encoder: Encoder | None = None) -> str:
     if not course.seen or latents is None or not latents.mean.size:
         return told or nothing(f"No {words.one} was encoded.")
     told += _novelty(course, words)
-    told += _titled("Over the field", _field(latents, words))
+    lines = _lines(encoder, latents.mean, latents.angle_rad) if words.symmetry == 2 else latents.angle_rad
+    turned = msgspec.structs.replace(latents, angle_rad=lines.astype(np.float32))
+    told += _titled("Over the field", _field(turned, words))
     for name, seen in session.beside.items():
         told += _titled(f"Over the field, as «{name}» sees it", _field(seen, words) if len(seen.mean) else "")
     told += _titled("Classes", _classes(session, latents, words))
