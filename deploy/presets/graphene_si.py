@@ -19,6 +19,7 @@ from deploy.presets.stem_windows import (
     windows_found,
 )
 from models.encoder import Encoder
+from models.rvae import RVAEConfig
 from models.training import TrainingConfig
 from simulators.scoring import adjusted_rand_index
 from simulators.specimen import (
@@ -145,7 +146,8 @@ PRESET = Preset(
     window_px=24,
     classes=SITE_NAMES,
     symmetry=SYMMETRY,
-    training=TrainingConfig(),
+    # Agents and operators group by how far apart latents lie: silicon must lie far from carbon.
+    training=TrainingConfig(architecture=RVAEConfig(stress=100.0)),
     windows=9000,
     data=(
         "{count} windows of simulated graphene with three- and four-fold silicon, vacancies and a grain "
