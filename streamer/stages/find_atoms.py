@@ -28,12 +28,12 @@ Polarity = Literal["auto", "bright", "dark"]
 Method = Literal["auto", "network", "laplacian"]
 
 _WIDTHS = (1.0, 1.2, 1.45)  # of a column beside what the spectrum says, tried with the network,
-_MIDDLE_PX = 96  # so far from the middle of the frame, in pixels of the first scale
+_MIDDLE_PX = 72  # so far from the middle of the frame, in pixels of the first scale
 _SUREST = 0.999  # what is surer counts no more
-_WIDE_ENOUGH = 1.2  # times the narrowest column of the network's training: there is no need to enlarge
+_WIDE_ENOUGH = 1.05  # times the narrowest column of the network's training: there is no need to enlarge
 # Height in its standard deviations below which a fit speaks against a column, and log odds for each of them.
 _SIGNIFICANT, _AGAINST = 3.5, 1.5
-_FITTED_FROM = 0.2  # of the confidence: a column that is not believed may still be there
+_FITTED_FROM = 0.3  # of the confidence: a column that is not believed may still be there
 
 
 class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
