@@ -1,10 +1,10 @@
 """How long windows take to become latents, with pose, class and novelty, and a frame to become windows.
 
-Everything goes through the public API, on one thread but for the frame, which has two. ``make peers``
-installs AtomAI, which then encodes as many random windows in the same minute: both alternate, and medians are
-compared. ``--prototypes FOLDER`` adds labelled windows with known angles, on which a model is trained and the
-live pose compared with that of the exact posterior. ``--json`` prints one object on the last line,
-``--quick`` does less of the same. A figure that could not be measured is null, with its reason beside it.
+Everything goes through the public API, on one thread; a frame on as many as ``--threads`` says. ``make
+peers`` installs AtomAI, which then encodes as many random windows in the same minute: both alternate, and
+medians are compared. ``--prototypes FOLDER`` adds labelled windows with known angles, on which a model is
+trained and the live pose compared with that of the exact posterior. ``--json`` prints one object on the last
+line, ``--quick`` does less of the same. A figure that could not be measured is null, with its reason beside it.
 """
 
 from __future__ import annotations
@@ -152,9 +152,9 @@ def encode_times(encoder: Encoder, plan: Plan) -> Figures:
     return told if reason is None else told | {"speedup_reason": reason}
 
 
-def frame_times(encoder: Encoder, plan: Plan, folder: Path) -> Figures:
-    """Find, cut and encode the columns of a frame, on two threads; AtomAI takes the same frame."""
-    torch.set_num_threads(2)
+def frame_times(encoder: Encoder, plan: Plan, folder: Path, threads: int) -> Figures:
+    """Find, cut and encode the columns of a frame; AtomAI takes the same frame."""
+    torch.set_num_threads(threads)
     frame = crystal_frame()
     find, encode = FindAtoms(), Encode(encoder)
     cut = CutWindows(encoder.card.window_nm, encoder.card.window_px, len(encoder.card.channels))
@@ -186,7 +186,7 @@ def frame_times(encoder: Encoder, plan: Plan, folder: Path) -> Figures:
     for _ in range(plan.frames):
         one()
     if reason is None:
-        with Peers(threads=2) as peers:
+        with Peers(threads=threads) as peers:
             theirs = peers.ask("frame", path=str(file), repeats=2)["wall_ms"]
     for _ in range(plan.frames):
         one()
@@ -195,6 +195,7 @@ def frame_times(encoder: Encoder, plan: Plan, folder: Path) -> Figures:
     told: Figures = {
         "frame_to_latents_ms_p50": round(ours, 2),
         "frame_windows": count,
+        "frame_threads": threads,
         **{f"frame_{name}_ms": round(statistics.median(taken), 2) for name, taken in parts.items()},
         "speedup_frame": round(statistics.median(theirs) / ours, 1) if theirs else None,
     }
@@ -251,7 +252,7 @@ def sections(
     """Name what is measured."""
     encoder = live_encoder(arguments.weights, plan, scratch)
     yield "encode", lambda: encode_times(encoder, plan)
-    yield "frame", lambda: frame_times(encoder, plan, scratch)
+    yield "frame", lambda: frame_times(encoder, plan, scratch, arguments.threads)
     yield "pose", lambda: pose_error(arguments.prototypes, plan, scratch)
     yield "gpu", lambda: gpu_times(encoder)
 
@@ -266,6 +267,12 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="NAME", help="a section; again for another")
     parser.add_argument("--prototypes", type=Path, help="folder with make_patches.py: windows of known angle")
     parser.add_argument("--weights", type=Path, help="time these weights instead of the shipped ones")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="of torch for a frame, ours and AtomAI's: two of them wait for each other on a busy machine",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     plan = QUICK if arguments.quick else FULL
