@@ -384,7 +384,7 @@ def _add_particles(level: Float32, rng: np.random.Generator, optics: _Optics) ->
     place = np.arange(optics.size, dtype=np.float32)
     for _ in range(rng.poisson(0.5)):
         row, col = rng.uniform(0, optics.size, 2)
-        high, wide = optics.sigma * rng.uniform(2.5, 7.0, 2)
+        high, wide = optics.sigma * rng.uniform(3.5, 8.0, 2)
         bump = np.exp(-(((place - row) / high) ** 2) / 2)[:, None] * np.exp(
             -(((place - col) / wide) ** 2) / 2
         )
@@ -435,7 +435,7 @@ def _height_for(snr: Float64, variance: Float64, texture: Float64, sigma: float)
 
 
 def _single_atoms(
-    rng: np.random.Generator, optics: _Optics, level: Float32, texture: float, limits: tuple[float, float]
+    rng: np.random.Generator, optics: _Optics, level: Float32, texture: float, config: ColumnImageConfig
 ) -> _Columns:
     """Scatter atoms of one kind, some in clusters, none on top of another."""
     count = int(_log_uniform(rng, 1, 70))
@@ -446,8 +446,10 @@ def _single_atoms(
         places = np.where(is_beside[:, None], beside, places)
     places = _apart(places, 2.2 * optics.sigma)
     ground = _at(level, places).astype(np.float64)
-    # Atoms of one element are about as bright as each other: what varies is the frame.
-    ratio = _log_uniform(rng, *limits) * np.exp(rng.normal(0, rng.uniform(0.05, 0.3), len(places)))
+    # Atoms of one element are about as bright as each other, two of them on top of each other twice: what
+    # varies is the frame.
+    spread = 0.2 if config.is_plain else 0.5
+    ratio = _log_uniform(rng, *config.snr) * np.exp(rng.normal(0, rng.uniform(0.05, spread), len(places)))
     heights = _height_for(ratio, ground + optics.readout**2, texture * ground, optics.sigma)
     return _Columns(places=places, heights=heights, is_heavy=np.ones(len(places), dtype=bool))
 
@@ -509,41 +511,49 @@ def _add_restless(
     steady, restless
         Columns that stay, still to be drawn, and the others with the share of their height that was seen.
     """
-    leaves = rng.random(len(columns.heights)) < _maybe(rng, 0.4, 0.0, 0.5)
+    leaves = rng.random(len(columns.heights)) < _maybe(rng, 0.65, 0.1, 1.0)
     gone = columns.only(leaves)
-    seen = np.zeros(len(gone.heights))
     for n, (place, height) in enumerate(zip(gone.places, gone.heights, strict=True)):
-        seen[n] = _add_flickering(image, rng, place, height, optics)
-    gone.heights = gone.heights * seen
+        share, gone.places[n] = _add_flickering(image, rng, place, height, optics)
+        gone.heights[n] *= share
     steady = columns.only(~leaves)
     return steady, _together(gone, _add_dashes(image, rng, columns, optics))
 
 
 def _add_flickering(
     image: Float32, rng: np.random.Generator, place: Float64, height: float, optics: _Optics
-) -> float:
-    """Add a spot of which only some rows are seen, as of an atom that comes and goes, or leaves.
+) -> tuple[float, Float64]:
+    """Add a spot as of an atom that comes and goes, leaves, or trembles while it is scanned.
 
     Returns
     -------
-    seen
-        Share of the light of a whole spot.
+    seen, place
+        Share of the light of a whole spot, and where its middle is.
     """
-    high, wide = optics.sigma * optics.stretch, optics.sigma / optics.stretch
-    top, left = math.ceil(place[0] - 4 * high), math.ceil(place[1] - 4 * wide)
+    wider = float(np.exp(rng.uniform(-0.2, 0.4)))
+    high, wide = optics.sigma * optics.stretch * wider, optics.sigma / optics.stretch * wider
+    top, left = math.ceil(place[0] - 4 * high), math.ceil(place[1] - 5 * wide)
     rows = np.arange(max(0, top), min(optics.size, int(place[0] + 4 * high) + 1))
-    cols = np.arange(max(0, left), min(optics.size, int(place[1] + 4 * wide) + 1))
+    cols = np.arange(max(0, left), min(optics.size, int(place[1] + 5 * wide) + 1))
     if not rows.size or not cols.size:
-        return 0.0
+        return 0.0, place
     down = np.exp(-(((rows - place[0]) / high) ** 2) / 2)
-    right = np.exp(-(((cols - place[1]) / wide) ** 2) / 2)
-    if rng.random() < 0.5:
-        shown = (rows < place[0] + rng.uniform(-1, 2) * high).astype(np.float64)
-    else:
-        shown = np.clip(rng.uniform(0.3, 0.9) + rng.normal(0, rng.uniform(0.1, 0.5), len(rows)), 0, 1.2)
+    aside = place[1] + np.cumsum(rng.normal(0, _maybe(rng, 0.6, 0, 0.35) * optics.sigma, len(rows)))
+    right = np.exp(-(((cols - aside[:, None]) / wide) ** 2) / 2)
+    light = down * _shown(rng, rows, place[0], high)
     patch = image[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
-    patch += (height * (down * shown)[:, None] * right).astype(np.float32)
-    return float((down * shown).sum() / down.sum())
+    patch += (height * light[:, None] * right).astype(np.float32)
+    middle = np.array([(light * rows).sum(), (light * aside).sum()]) / max(light.sum(), 1e-9)
+    # A wider spot is as bright over more pixels: its filter gathers more.
+    return float(light.sum() / down.sum() * wider), middle
+
+
+def _shown(rng: np.random.Generator, rows: Int64, middle: float, high: float) -> Float64:
+    """Say how much of an atom each row shows: all down to a row, or more and less by chance."""
+    if rng.random() < 0.35:
+        return (rows < middle + rng.uniform(-0.7, 2) * high).astype(np.float64)
+    uneven: Float64 = np.clip(rng.uniform(0.5, 1) + rng.normal(0, rng.uniform(0.05, 0.6), len(rows)), 0, 1.5)
+    return uneven
 
 
 def _add_dashes(image: Float32, rng: np.random.Generator, columns: _Columns, optics: _Optics) -> _Columns:
@@ -745,7 +755,7 @@ def _specimen(
     texture = 0.0 if config.is_plain else _texture_noise(level, optics.sigma)
     columns = _no_columns() if is_on_support else _lattice(rng, optics)
     if kind in ("sparse", "mixed"):
-        atoms = _single_atoms(rng, optics, level, texture, config.snr)
+        atoms = _single_atoms(rng, optics, level, texture, config)
         if kind == "mixed":  # atoms that stick to a lattice have to be seen above it
             atoms.heights = np.maximum(atoms.heights, optics.counts * float(rng.uniform(0.7, 2)))
             atoms = atoms.only(_is_free(atoms.places, columns.places, 2.2 * optics.sigma))
