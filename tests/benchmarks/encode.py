@@ -4,7 +4,7 @@ Everything goes through the public API, on one thread; a frame on as many as ``-
 peers`` installs AtomAI, which then encodes as many random windows in the same minute: both alternate, and
 medians are compared. ``--prototypes FOLDER`` adds labelled windows with known angles, on which a model is
 trained and the live pose compared with that of the exact posterior. ``--json`` prints one object on the last
-line, ``--quick`` does less of the same. A figure that could not be measured is null, with its reason beside it.
+line, ``--quick`` does less of the same. A figure that could not be measured is null, with its reason beside.
 """
 
 from __future__ import annotations
