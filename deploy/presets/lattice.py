@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.presets.crystal_columns import stacked
+from deploy.presets.judging import class_scores
 from deploy.presets.preset import UNKNOWN, Labelled, Preset, joined, thinned
 from deploy.presets.stem_windows import (
     Columns,
@@ -22,6 +23,7 @@ from deploy.presets.stem_windows import (
     turned_series,
     windows_beside,
 )
+from models.encoder import Encoder
 from models.training import TrainingConfig
 from simulators import structure_edits as edits
 from simulators.known_structures import LEAD_TITANATE_NM, LEAD_TITANATE_Z, lead_titanate, strontium_titanate
@@ -53,6 +55,7 @@ ABF_DEEPEST = 0.5  # of what there is without a crystal
 WALL_NM = 0.4
 IN_A_DOMAIN = 0.8  # share of the whole displacement
 RIM_NM = 0.8
+JUDGED, JUDGING_SEED = 800, 5
 
 
 def cubic(far_nm: float, turn_deg: float) -> Structure:
@@ -138,10 +141,10 @@ def polar_columns(far_nm: float, detector: str, rng: np.random.Generator) -> Col
     )
 
 
-def varied_microscope(rng: np.random.Generator) -> Microscope:
-    """Draw a microscope of 100 to 300 kV, in HAADF or ABF."""
+def varied_microscope(rng: np.random.Generator, detector: str | None = None) -> Microscope:
+    """Draw a microscope of 100 to 300 kV, in HAADF or ABF unless it is said which."""
     counts = float(np.exp(rng.uniform(np.log(40), np.log(400))))
-    is_dark = rng.random() < 0.5
+    is_dark = rng.random() < 0.5 if detector is None else detector == "ABF"
     return Microscope(
         detector="ABF" if is_dark else "HAADF",
         size_px=256,
@@ -154,9 +157,14 @@ def varied_microscope(rng: np.random.Generator) -> Microscope:
 
 def simulate(preset: Preset, count: int, rng: np.random.Generator) -> Labelled:
     """Gather windows of cubic and of polar crystals by turns until ``count``."""
+    return seen_by(preset, count, rng)
+
+
+def seen_by(preset: Preset, count: int, rng: np.random.Generator, detector: str | None = None) -> Labelled:
+    """Do it with one detector, or with both."""
     parts: list[Labelled] = []
     while sum(len(part.class_N) for part in parts) < 3 * count:
-        microscope = varied_microscope(rng)
+        microscope = varied_microscope(rng, detector)
         far_nm = microscope.size_px * microscope.pixel_nm / 2 + RIM_NM
         make = polar_columns if len(parts) % 2 else cubic_columns
         columns = make(far_nm, microscope.detector, rng)
@@ -183,6 +191,16 @@ def series(preset: Preset, rng: np.random.Generator) -> Labelled:
     return joined([turned_series(columns, microscope, preset, rng) for columns in crystals])
 
 
+def judge(preset: Preset, encoder: Encoder) -> dict[str, float]:
+    """Compare groups with classes for each detector: a column has its group in each of the two."""
+    scores: dict[str, float] = {}
+    for detector in ("HAADF", "ABF"):
+        part = seen_by(preset, JUDGED, np.random.default_rng(JUDGING_SEED), detector)
+        told = class_scores(encoder.encode(part.windows_NCHW).mean, part.class_N)
+        scores |= {f"{name}_{detector.lower()}": value for name, value in told.items()}
+    return scores
+
+
 PRESET = Preset(
     name="perovskite",
     shows="perovskites along a cubic axis: A, B and oxygen columns, cubic and polar",
@@ -201,4 +219,5 @@ PRESET = Preset(
     ),
     simulate=simulate,
     series=series,
+    judge=judge,
 )
