@@ -233,19 +233,20 @@ def test_a_state_of_other_windows_or_of_another_configuration_is_refused(tiny: T
 
 
 def test_training_ends_when_the_held_out_bound_gets_no_better() -> None:
-    part = dumbbells(60, seed=8).windows_NCHW
+    torch.set_num_threads(1)
     config = TrainingConfig(
         architecture=RVAEConfig(mixture=3),
-        epochs=200,
+        epochs=60,
         restarts=1,
-        warm_up=0.0,
-        patience=3,
-        learning_rate=0.02,
+        batch=10,
+        warm_up=0.1,
+        patience=2,
+        learning_rate=1e-2,
     )
-    _, history = train(part, config)
-    assert len(history) < 200
+    _, history = train(dumbbells(80, seed=8).windows_NCHW, config)
+    assert 8 < len(history) < 60
     best = min(range(len(history)), key=lambda at: history[at].held_out)
-    assert len(history) - 1 - best == 3
+    assert len(history) - 1 - best == 2
 
 
 # -- fine-tuning -----------------------------------------------------------------------------------------
