@@ -362,6 +362,17 @@ def test_nothing_is_found_where_nothing_was_seen_and_the_rest_is(
     assert (away.min(axis=0) < 2).mean() > 0.97
 
 
+def test_no_column_is_reported_on_a_pixel_that_is_no_number(shipped: AtomFinder) -> None:
+    image = drawn(8).image.copy()
+    row, col = np.rint(shipped.find(image).positions_px[:30]).astype(int).T
+    image[row, col] = np.nan
+
+    on_row, on_col = np.rint(shipped.find(image).positions_px).astype(int).T
+
+    assert len(on_row) > 10
+    assert np.isfinite(image[on_row, on_col]).all()
+
+
 def test_finding_touches_neither_the_image_nor_global_state(shipped: AtomFinder) -> None:
     image = drawn(1).image
     before, threads, state = image.copy(), torch.get_num_threads(), torch.get_rng_state()
