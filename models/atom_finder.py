@@ -36,9 +36,7 @@ SHIPPED = "finder.safetensors"
 FEATURES = 8
 OUTPUTS = 5  # logit of a column, offset by row and column (px), log variance of it (px²), logit of heavy
 STRIDE_PX = 8  # between pixels of the network's coarsest maps
-REACH_PX = (
-    96  # from further away nothing enters an answer but through local noise, which the whole frame gives
-)
+REACH_PX = 96  # from further away nothing enters an answer, but for the noise around a place
 TILE_PX = 1024
 _BLUR_HALF_PX = (0.9, 1.35, 2.3)  # each on top of the one before: 1.8, 3.2 and 5.6 px in all
 _AROUND_HALF_PX = 24  # in which noise and texture are measured, each way
