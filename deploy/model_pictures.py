@@ -128,7 +128,9 @@ def learnt_figure(encoder: Encoder, prior: Prior) -> Figure:
     """Draw the manifold, a panel a channel, and below what each component of the prior looks like."""
     first, second, grid = span(prior)
     tiles = encoder.decode(grid)
-    channels = encoder.card.channels
+    # A response is learnt as its part in phase and its amplitude: a phase itself jumps.
+    is_response = encoder.card.normalisation == "response"
+    channels = ("response in phase", "amplitude") if is_response else encoder.card.channels
     with mpl.rc_context(figures.STYLE):
         has_parts = len(prior.share) > 1
         figure = figures.new_figure(4.8 * len(channels), 6.2 if has_parts else 5.0)
