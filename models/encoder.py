@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models.answers import Answers
 from models.checkpoint import CheckpointError, ModelCard, load, require_fit
+from models.cuda_inference import DeviceInference
 from models.harmonic_inference import HarmonicInference
 from models.novelty import Calibration, HarmonicNovelty, SpatialNovelty, calibrated
 from models.rvae import RVAE, RVAEConfig
@@ -101,7 +102,9 @@ class Encoder:
         self.revision = revision
         self.device = device
         self._inference = _inference(model, novelty, _calibration(card), device)
-        self._model = model.to(device).eval()
+        # Of the harmonic family only what is live goes to a GPU; its pictures and exact answers stay here.
+        self._model_device = device if isinstance(model, SpatialRVAE) else torch.device("cpu")
+        self._model = model.to(self._model_device).eval()
         self._at = {
             name: model.nuisances.index(name) for name in ("gain", "defocus") if name in model.nuisances
         }
@@ -121,7 +124,8 @@ class Encoder:
         path
             None takes the shipped weights for silicon in graphene.
         device
-            ``auto`` takes CUDA where there is one.
+            ``auto`` takes CUDA where there is one. The path of the harmonic family on it has been checked
+            on a CPU only: ``models.cuda_inference``.
 
         Raises
         ------
@@ -171,7 +175,7 @@ class Encoder:
         """Replace all but the novelty by what the model itself says, in blocks of one shape."""
         whole = np.array(windows_NCHW, dtype=np.float32)
         whole[~np.isfinite(whole).all(axis=(1, 2, 3))] = 0
-        block = torch.zeros(EXACT_BLOCK, *self.window_shape, device=self.device)
+        block = torch.zeros(EXACT_BLOCK, *self.window_shape, device=self._model_device)
         with torch.inference_mode():
             for at in range(0, len(whole), EXACT_BLOCK):
                 part = whole[at : at + EXACT_BLOCK]
@@ -234,7 +238,7 @@ class Encoder:
         content, angle, moved = (
             None
             if given is None
-            else torch.from_numpy(np.ascontiguousarray(given, dtype=np.float32)).to(self.device)
+            else torch.from_numpy(np.ascontiguousarray(given, dtype=np.float32)).to(self._model_device)
             for given in (latents_NZ, angle_rad, shift)
         )
         assert content is not None
@@ -334,6 +338,8 @@ def _inference(model: Model, novelty: Novelty, calibration: Calibration, device:
         assert isinstance(novelty, SpatialNovelty)
         return SpatialInference(model, novelty, calibration, device)
     assert isinstance(novelty, HarmonicNovelty)
+    if device.type == "cuda":
+        return DeviceInference(model, novelty, calibration, device)
     return HarmonicInference(model, novelty, calibration)
 
 

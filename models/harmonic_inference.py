@@ -737,7 +737,7 @@ def _novelty(
 # -- a model, ready to run -----------------------------------------------------------------------------------
 
 
-class _Constants:
+class Constants:
     """Every constant of a model in the types and orders that the loops take."""
 
     @torch.no_grad()
@@ -754,6 +754,7 @@ class _Constants:
         self.content, self.mix = _with_bias(model.content), _with_bias(model.mix)
         self.louder_H = _with_bias(model.louder)[0]
         component_P = self.layers.component_P
+        self.order_P = order_P[component_P]
         self.ordered_D = np.concatenate([component_P, component_P + len(order_P)])
         inverse_D = np.exp(-np.tile(_of(model.log_noise_P).clip(*_LOG_NOISE), 2)) * _of(model.alive_D)
         self.scale_D = _f32(inverse_D[self.ordered_D])
@@ -778,7 +779,7 @@ class _Constants:
         folds = np.arange(2, _MAX_SYMMETRY + 1)
         turn_K = self.turn_G[np.rint(model.turns / folds).astype(int) % model.turns].astype(np.float64)
         template_XDR = self.templates.weight.astype(np.float64).reshape(1 + len(model.tangents), -1, rank)
-        self.own = _own_products(template_XDR, order_P[self.layers.component_P], turn_K)
+        self.own = _own_products(template_XDR, self.order_P, turn_K)
         self.folds = len(folds)
         kept = int(model.mixture_size)
         self.mixture = (
@@ -801,7 +802,7 @@ class _Constants:
 class _Block:
     """Arrays for a fixed number of windows, and the steps through them."""
 
-    def __init__(self, const: _Constants, size: int) -> None:
+    def __init__(self, const: Constants, size: int) -> None:
         def room(*shape: int) -> Float32:
             return np.zeros(shape, dtype=np.float32)
 
@@ -995,7 +996,7 @@ class HarmonicInference:
     """
 
     def __init__(self, model: RVAE, novelty: HarmonicNovelty, calibration: Calibration) -> None:
-        self._const = _Constants(model, novelty, calibration)
+        self._const = Constants(model, novelty, calibration)
         small, large = _Block(self._const, SMALL), _Block(self._const, LARGE)
         self._large = large
         self._small = small if _agree(small, large) else large
