@@ -228,7 +228,8 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
     mean, sd
         Content latents and their standard deviations, shape ``(n, d)``, float32.
     angle_rad, angle_sd_rad
-        Orientation of the content in the window and its circular sd, shape ``(n,)``, float32.
+        Orientation of the content on the specimen (the scan rotation is in it) and its circular sd, shape
+        ``(n,)``, float32.
     offset_nm, offset_sd_nm
         Shift ``(x, y)`` of the content from the window's centre, shape ``(n, 2)``, float32.
     class_probability
