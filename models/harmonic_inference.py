@@ -581,6 +581,7 @@ def _conclude(
     own_XN: Float32,
     weight_N: Float32,
     covariance_TTN: Float32,
+    count: int,
     likely_GN: Float32,
     best_N: Float32,
     fold_N: Int64,
@@ -593,7 +594,11 @@ def _conclude(
     nuisance_NV: Float32,
     nuisance_sd_NV: Float32,
 ) -> None:
-    """Conclude on angle, shift and nuisances of each window, averaged over all turns of the grid."""
+    """Conclude on angle, shift and nuisances of the first windows, averaged over all turns of the grid.
+
+    Windows are looked at one by one here, so what only fills a block is left out: of an empty window every
+    turn is as probable, which takes longer than all else that is said of a single one.
+    """
     tangents, turns, taken = len(covariance_TTN), len(turn_G), len(even_GXN)
     has_turn, has_shift = has
     at_turn = 2 if has_shift else 0
@@ -601,7 +606,7 @@ def _conclude(
     turn_A, share_A, angle_A = np.empty(turns, dtype=np.int64), np.empty(turns), np.empty(turns)
     cos_G, sin_G = np.cos(turn_G), np.sin(turn_G)
     amplitude_T, sums = np.empty(tangents), np.empty((tangents + 2, 2))
-    for n in range(len(fold_N)):
+    for n in range(count):
         found = _probable(likely_GN, n, best_N[n], turn_A, share_A)
         sums[:] = 0
         for a in range(found):
@@ -868,7 +873,7 @@ class _Block:
         self._read(count)
         self._say_content()
         self._draw_templates()
-        self._say_pose()
+        self._say_pose(count)
         self._say_novelty()
 
     def _read(self, count: int) -> None:
@@ -916,7 +921,7 @@ class _Block:
         np.dot(const.templates.reduce, self.second_HN, out=self.reduced_RN)
         np.dot(const.templates.weight, self.reduced_RN, out=self.flat_template)
 
-    def _say_pose(self) -> None:
+    def _say_pose(self, count: int) -> None:
         const = self.const
         _square(self.reduced_RN, self.square_SN)
         np.dot(const.own, self.square_SN, out=self.forms)
@@ -938,6 +943,7 @@ class _Block:
             self.own_XN,
             self.weight_N,
             self.covariance_TTN,
+            count,
             self.likely_GN,
             self.best_N,
             self.fold_N,
