@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from deploy.presets.groups import drawn_groups
 from deploy.presets.preset import Labelled, Preset, drawn, joined
 from deploy.presets.stem_windows import (
+    PER_FRAME,
     Columns,
     Microscope,
     directions,
@@ -94,8 +95,8 @@ def simulate(preset: Preset, count: int, rng: np.random.Generator) -> Labelled:
         except Rejected:  # too few counts for this pixel size: no windows to learn from
             continue
         is_common = part.class_N == CARBON_SITE
-        rare.append(part.only(~is_common))
-        common.append(part.only(is_common))
+        rare.append(drawn(part.only(~is_common), PER_FRAME, rng))
+        common.append(drawn(part.only(is_common), PER_FRAME, rng))
     return joined([drawn(joined(rare), count * 2 // 3, rng), drawn(joined(common), count // 3, rng)])
 
 
@@ -147,7 +148,7 @@ PRESET = Preset(
     classes=SITE_NAMES,
     symmetry=SYMMETRY,
     # Agents and operators group by how far apart latents lie: silicon must lie far from carbon.
-    training=TrainingConfig(architecture=RVAEConfig(stress=100.0)),
+    training=TrainingConfig(architecture=RVAEConfig(latent_dim=3, stress=30.0)),
     windows=9000,
     data=(
         "{count} windows of simulated graphene with three- and four-fold silicon, vacancies and a grain "

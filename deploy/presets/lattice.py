@@ -16,6 +16,7 @@ from deploy.presets.crystal_columns import stacked
 from deploy.presets.judging import class_scores
 from deploy.presets.preset import UNKNOWN, Labelled, Preset, joined, thinned
 from deploy.presets.stem_windows import (
+    PER_FRAME,
     Columns,
     Microscope,
     directions,
@@ -163,14 +164,14 @@ def simulate(preset: Preset, count: int, rng: np.random.Generator) -> Labelled:
 def seen_by(preset: Preset, count: int, rng: np.random.Generator, detector: str | None = None) -> Labelled:
     """Do it with one detector, or with both."""
     parts: list[Labelled] = []
-    while sum(len(part.class_N) for part in parts) < 3 * count:
+    while sum(len(part.class_N) for part in parts) < 2 * count:
         microscope = varied_microscope(rng, detector)
         far_nm = microscope.size_px * microscope.pixel_nm / 2 + RIM_NM
         make = polar_columns if len(parts) % 2 else cubic_columns
         columns = make(far_nm, microscope.detector, rng)
         frame, path = picture(columns, microscope, rng)
         try:
-            parts.append(windows_beside(frame, path, columns, preset, rng))
+            parts.append(thinned(windows_beside(frame, path, columns, preset, rng), PER_FRAME, rng))
         except Rejected:  # too few counts for this pixel size: no windows to learn from
             continue
     return thinned(joined(parts), count, rng)

@@ -24,6 +24,7 @@ Int64 = NDArray[np.int64]
 MATCH_NM = 0.05
 JITTER_NM = 0.01
 TURNS = 12
+PER_FRAME = 80  # windows at most: so that many microscopes are met
 DWELL_TIME_US = 8.0
 DISTORTION = ScanDistortionConfig(drift_rate_nm_per_s=(0.0, 0.0))
 
