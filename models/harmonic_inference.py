@@ -517,21 +517,29 @@ def _covariance(inverse_TTN: Float32, covariance_TTN: Float32) -> None:
 
 @njit(cache=True, fastmath=_NATIVE)
 def _amplitudes(
-    even_XN: Float32,
-    odd_XN: Float32,
-    sign: float,
+    even_GXN: Float32,
+    odd_GXN: Float32,
     own_XN: Float32,
-    weight: float,
+    weight_N: Float32,
     covariance_TTN: Float32,
-    n: int,
-    amplitude_T: Float64,
+    amplitude_GTN: Float32,
 ) -> None:
-    """Say the tangents' mean amplitudes at a turn: their covariance times what they match."""
-    amplitude_T[:] = 0
-    for k in range(len(amplitude_T)):
-        excess = weight * (even_XN[1 + k, n] + sign * odd_XN[1 + k, n] - own_XN[1 + k, n])
-        for t in range(len(amplitude_T)):
-            amplitude_T[t] += covariance_TTN[k, t, n] * excess
+    """Say the tangents' mean amplitudes at each turn: their covariance times what they match."""
+    tangents, windows = len(covariance_TTN), len(weight_N)
+    excess_TN = np.empty((tangents, windows), dtype=np.float32)
+    for g in range(len(amplitude_GTN)):
+        at = g % len(even_GXN)
+        sign = np.float32(1 if g == at else -1)
+        for t in range(tangents):
+            for n in range(windows):
+                beyond = even_GXN[at, 1 + t, n] + sign * odd_GXN[at, 1 + t, n] - own_XN[1 + t, n]
+                excess_TN[t, n] = weight_N[n] * beyond
+        for t in range(tangents):
+            for n in range(windows):
+                amplitude_GTN[g, t, n] = covariance_TTN[0, t, n] * excess_TN[0, n]
+            for k in range(1, tangents):
+                for n in range(windows):
+                    amplitude_GTN[g, t, n] += covariance_TTN[k, t, n] * excess_TN[k, n]
 
 
 @njit(cache=True, fastmath=_NATIVE)
@@ -576,10 +584,7 @@ def _probable(likely_GN: Float32, n: int, best: float, turn_A: Int64, share_A: F
 
 @njit(cache=True, fastmath=_NATIVE)
 def _conclude(
-    even_GXN: Float32,
-    odd_GXN: Float32,
-    own_XN: Float32,
-    weight_N: Float32,
+    amplitude_GTN: Float32,
     covariance_TTN: Float32,
     count: int,
     likely_GN: Float32,
@@ -599,7 +604,7 @@ def _conclude(
     Windows are looked at one by one here, so what only fills a block is left out: of an empty window every
     turn is as probable, which takes longer than all else that is said of a single one.
     """
-    tangents, turns, taken = len(covariance_TTN), len(turn_G), len(even_GXN)
+    tangents, turns = len(covariance_TTN), len(turn_G)
     has_turn, has_shift = has
     at_turn = 2 if has_shift else 0
     first = at_turn + (1 if has_turn else 0)
@@ -611,9 +616,8 @@ def _conclude(
         sums[:] = 0
         for a in range(found):
             g, share = turn_A[a], share_A[a]
-            at, weight = g % taken, float(weight_N[n])
-            sign = 1.0 if g == at else -1.0
-            _amplitudes(even_GXN[at], odd_GXN[at], sign, own_XN, weight, covariance_TTN, n, amplitude_T)
+            for t in range(tangents):
+                amplitude_T[t] = amplitude_GTN[g, t, n]
             if has_turn:
                 angle_A[a] = turn_G[g] + amplitude_T[at_turn]
             if has_shift:
@@ -855,6 +859,7 @@ class _Block:
         self.turned_KXN = self.forms[pairs + templates :].reshape(folds, templates, size)
         self.covariance_TTN = room(tangents, tangents, size)
         self.root_TTN, self.inverse_TTN = room(tangents, tangents, size), room(tangents, tangents, size)
+        self.amplitude_GTN = room(turns, tangents, size)
         self.likely_GN, self.likely_KN = room(turns, size), room(folds, size)
         self.best_N = room(size)
         self.fold_N = np.ones(size, dtype=np.int64)
@@ -937,11 +942,10 @@ class _Block:
         _best(self.likely_GN, self.best_N)
         _fold_numbers(self.likely_KN, self.own_XN[0], self.weight_N, self.fold_N)
         _covariance(self.inverse_TTN, self.covariance_TTN)
+        matched = (self.even_GXN, self.odd_GXN, self.own_XN, self.weight_N)
+        _amplitudes(*matched, self.covariance_TTN, self.amplitude_GTN)
         _conclude(
-            self.even_GXN,
-            self.odd_GXN,
-            self.own_XN,
-            self.weight_N,
+            self.amplitude_GTN,
             self.covariance_TTN,
             count,
             self.likely_GN,
