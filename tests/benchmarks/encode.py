@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.checkpoint import ModelCard, save
-from models.encoder import Encoder, finished
+from models.checkpoint import ModelCard, load, save
+from models.encoder import SHIPPED, Encoder, finished
 from models.training import TrainingConfig, train
 from simulators.crystal import CrystalConfig, CrystalStream
 from streamer.messages import Frame
@@ -46,6 +46,7 @@ from tests.known_crystal import message
 Figures = dict[str, Any]
 Float32 = NDArray[np.float32]
 BATCHES = (1, 64, 256)
+GPU_BATCH = 4096
 WINDOW_PX, WINDOW_NM = 24, 0.6
 
 
@@ -95,12 +96,13 @@ def trained(windows: Float32, plan: Plan, file: Path) -> Encoder:
     return Encoder.load(file, device="cpu")
 
 
-def live_encoder(weights: Path | None, plan: Plan, folder: Path) -> Encoder:
-    """Load the named or the shipped weights; where those are of another family, train some."""
-    encoder = Encoder.load(weights, device="cpu")
-    if weights is not None or encoder.card.family == "harmonic":
-        return encoder
-    return trained(windows_of(1)[: plan.windows], plan, folder / "encoder.safetensors")
+def live_weights(weights: Path | None, plan: Plan, folder: Path) -> Path:
+    """Name the given or the shipped weights; where those are of another family, train some."""
+    file = SHIPPED if weights is None else weights
+    if weights is not None or load(file)[1].family == "harmonic":
+        return file
+    trained(windows_of(1)[: plan.windows], plan, folder / "encoder.safetensors")
+    return folder / "encoder.safetensors"
 
 
 def times_ms(call: Callable[[], Any], calls: int) -> list[float]:
@@ -240,21 +242,49 @@ def pose_error(folder: Path | None, plan: Plan, scratch: Path) -> Figures:
     }
 
 
-def gpu_times(_: Encoder) -> Figures:
-    """Say that no GPU was measured: the compiled path of this family runs on the CPU wherever it is."""
-    reason = "the live path of the harmonic family runs on the CPU"
-    return {"gpu": None, "gpu_frame_ms_p50": None, "gpu_windows_per_s": None, "gpu_reason": reason}
+def gpu_times(weights: Path, plan: Plan) -> Figures:
+    """Find, cut and encode a frame with the encoder on a GPU, and encode as many windows as fill a block."""
+    if not torch.cuda.is_available():
+        figures = ("gpu", "gpu_frame_ms_p50", "gpu_frame_ms_p99", "gpu_windows_per_s", "gpu_copy_share")
+        return dict.fromkeys(figures) | {"gpu_reason": "not measured: torch sees no GPU"}
+    encoder, frame, find = Encoder.load(weights, device="cuda"), crystal_frame(), FindAtoms()
+    encode = Encode(encoder)
+    cut = CutWindows(encoder.card.window_nm, encoder.card.window_px, len(encoder.card.channels))
+    windows = np.resize(windows_of(1), (GPU_BATCH, *encoder.window_shape)).astype(np.float32)
+    one = times_ms(lambda: encode.process(cut.process(find.process(frame))), plan.frames + 1)[1:]
+    whole_ms = statistics.median(times_ms(lambda: encoder.encode(windows), plan.calls))
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "gpu_frame_ms_p50": round(statistics.median(one), 3),
+        "gpu_frame_ms_p99": round(float(np.quantile(one, 0.99)), 3),
+        "gpu_windows_per_s": round(GPU_BATCH / whole_ms * 1e3),
+        # Windows cannot be encoded in less time than they take to get there.
+        "gpu_copy_share": round(copy_ms(windows, plan.calls) / whole_ms, 3),
+    }
+
+
+def copy_ms(windows: Float32, calls: int) -> float:
+    """Say how long windows in pinned memory take to the GPU."""
+    here = torch.from_numpy(windows).pin_memory()
+    there = here.to("cuda")
+
+    def copy() -> None:
+        there.copy_(here, non_blocking=True)
+        torch.cuda.synchronize()
+
+    return statistics.median(times_ms(copy, calls))
 
 
 def sections(
     arguments: argparse.Namespace, plan: Plan, scratch: Path
 ) -> Iterator[tuple[str, Callable[[], Figures]]]:
     """Name what is measured."""
-    encoder = live_encoder(arguments.weights, plan, scratch)
+    weights = live_weights(arguments.weights, plan, scratch)
+    encoder = Encoder.load(weights, device="cpu")
     yield "encode", lambda: encode_times(encoder, plan)
     yield "frame", lambda: frame_times(encoder, plan, scratch, arguments.threads)
     yield "pose", lambda: pose_error(arguments.prototypes, plan, scratch)
-    yield "gpu", lambda: gpu_times(encoder)
+    yield "gpu", lambda: gpu_times(weights, plan)
 
 
 def main() -> None:
