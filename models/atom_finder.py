@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models import checkpoint
+from models.blur import blurred
 from models.checkpoint import CheckpointError, ModelCard
 
 Bool = NDArray[np.bool_]
@@ -39,6 +40,7 @@ STRIDE_PX = 8  # between pixels of the network's coarsest maps
 REACH_PX = 96  # from further away nothing enters an answer, but for the noise around a place
 TILE_PX = 1024
 _BLUR_HALF_PX = (0.9, 1.35, 2.3)  # each on top of the one before: 1.8, 3.2 and 5.6 px in all
+_CUT = 2.8  # widths at which a kernel ends: below 2 % of its height
 _AROUND_HALF_PX = 24  # in which noise and texture are measured, each way
 _MEAN_TO_SD = 1.2533  # of the absolute value of normal numbers
 _SAMPLED = 20_000  # pixels are enough to say median and spread to a hundredth
@@ -146,9 +148,9 @@ def features(image_HW: Float32) -> Float32:
     cells, rough = seen[:4], np.empty(seen.shape[1:], dtype=np.float32)
     mean = np.empty_like(rough)
     _split(scaled, cells, mean, rough)
-    first = _blurred(mean, _BLUR_HALF_PX[0])
-    second = _blurred(first, _BLUR_HALF_PX[1])
-    third = _blurred(second, _BLUR_HALF_PX[2])
+    first = blurred(mean, _BLUR_HALF_PX[0], _CUT)
+    second = blurred(first, _BLUR_HALF_PX[1], _CUT)
+    third = blurred(second, _BLUR_HALF_PX[2], _CUT)
     noise = _mean_around(rough, _AROUND_HALF_PX)
     _whiten(first - second, second - third, noise, seen[4:])
     return seen
@@ -164,38 +166,6 @@ def _split(image: Float32, cells: Float32, mean: Float32, rough: Float32) -> Non
             cells[0, i, j], cells[1, i, j], cells[2, i, j], cells[3, i, j] = a, b, c, d
             mean[i, j] = np.float32(0.25) * (a + b + c + d)
             rough[i, j] = np.float32(0.5) * abs(a - b - c + d)
-
-
-def _blurred(image: Float32, sigma: float) -> Float32:
-    """Gaussian blur whose kernel is cut where it is below 2 %; beyond the edge the edge goes on."""
-    reach = math.ceil(2.8 * sigma)
-    kernel = np.exp(-((np.arange(reach + 1) / sigma) ** 2) / 2)
-    kernel = (kernel / (2 * kernel.sum() - kernel[0])).astype(np.float32)
-    result = np.empty_like(image)
-    _blur(image, kernel, result)
-    return result
-
-
-@njit(cache=True)
-def _blur(image: Float32, kernel: Float32, result: Float32) -> None:
-    rows, cols = image.shape
-    reach = len(kernel) - 1
-    line = np.empty(cols + 2 * reach, dtype=np.float32)
-    for i in range(rows):
-        middle = line[reach : reach + cols]
-        middle[:] = kernel[0] * image[i]
-        for k in range(1, reach + 1):
-            above, below = image[max(i - k, 0)], image[min(i + k, rows - 1)]
-            for j in range(cols):
-                middle[j] += kernel[k] * (above[j] + below[j])
-        line[:reach] = middle[0]
-        line[reach + cols :] = middle[cols - 1]
-        out = result[i]
-        out[:] = kernel[0] * middle
-        for k in range(1, reach + 1):
-            left, right = line[reach - k : reach - k + cols], line[reach + k : reach + k + cols]
-            for j in range(cols):
-                out[j] += kernel[k] * (left[j] + right[j])
 
 
 @njit(cache=True)

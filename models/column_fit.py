@@ -21,6 +21,8 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from models.blur import blurred
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -46,6 +48,10 @@ _WIDTH_STEP = 0.15
 _MOST_WIDTH = 1.4  # times the one to begin with, or divided by it
 _DEAD_BAND = 1.25  # of chi², for its own scatter
 _WORST_CHI2 = 4.0  # times the usual one: beyond, a fit is not believed
+_AROUND = 2.0  # widths of the bell against which a missed column has to stand out
+_MISSED_SD = 4.0  # from which on it is said
+_MISSED_APART = 1.5  # widths from any other: nearer, it is the shape of that one
+_SAMPLED = 20_000  # pixels are enough to say a median
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
@@ -89,6 +95,11 @@ class JointFit:
         Fits that stayed near their candidates and look like the rest, shape ``(n,)``.
     sigma_px
         Width of a column along ``(row, col)``.
+    missed_px
+        Where what is left of the image looks like one more column, ``(row, col)``, shape ``(m, 2)``.
+    missed_amplitude, missed_significance
+        Its height, and that in standard deviations of the noise or of what is left anywhere, whichever
+        are larger, of shape ``(m,)``.
     """
 
     positions_px: Float64
@@ -99,6 +110,9 @@ class JointFit:
     chi2: Float64
     good: Bool
     sigma_px: tuple[float, float]
+    missed_px: Float64
+    missed_amplitude: Float64
+    missed_significance: Float64
 
 
 def fit_jointly(
@@ -419,6 +433,7 @@ class _Fit:
         misfit = max(usual, 1.0) * np.clip(chi2 / (_DEAD_BAND * usual), 1, _WORST_CHI2)
         covariance *= misfit[:, None, None]
         good = ~self.is_held[own] & (chi2 < _WORST_CHI2 * usual)
+        missed_px, missed_amplitude, missed_significance = self._missed()
         return JointFit(
             positions_px=np.where(good[:, None], spots[:, :2], self.candidates[own]),
             covariance_px2=covariance[:, :2, :2] * np.outer(self.sigma, self.sigma),
@@ -428,7 +443,36 @@ class _Fit:
             chi2=chi2,
             good=good,
             sigma_px=_pair(self.sigma),
+            missed_px=missed_px,
+            missed_amplitude=missed_amplitude,
+            missed_significance=missed_significance,
         )
+
+    def _missed(self) -> tuple[Float64, Float64, Float64]:
+        """Look in what is left of the image for what is as wide as a column; see ``JointFit``.
+
+        Against a wider bell, so that a background which varies is none.
+        """
+        sigma, wide = _pair(self.sigma), _pair(_AROUND * self.sigma)
+        told = blurred(self.score, sigma) - blurred(self.score, wide)
+        weight = blurred(self.weight, sigma)
+        area = math.pi * math.prod(sigma)
+        # Of bells of sum 1: the sum of the squares of their difference, and what of a spot's height is seen.
+        energy = (1 + _AROUND**-2 - 4 / (1 + _AROUND**2)) / (4 * area)
+        seen = 0.5 - 1 / (1 + _AROUND**2)
+        peak = _tops(told)
+        row, col = peak.T
+        known = np.maximum(weight[row, col].astype(np.float64), 1e-30)
+        height = told[row, col].astype(np.float64) / known
+        step = max(1, math.isqrt(told.size // _SAMPLED))
+        part = told[::step, ::step] / np.maximum(weight[::step, ::step], np.float32(1e-30))
+        unit = np.maximum(np.sqrt(energy / known), 1.4826 * float(np.median(np.abs(part))))
+        significance = height / unit
+        keep = significance > _MISSED_SD
+        places = peak[keep].astype(np.float64)
+        apart = np.hypot(*((places[:, None] - self.spots[None, :, :2]) / self.sigma).transpose(2, 0, 1))
+        free = apart.min(axis=1, initial=math.inf) > _MISSED_APART
+        return places[free], height[keep][free] / seen, significance[keep][free]
 
 
 def _pair(sigma: Float64) -> tuple[float, float]:
@@ -436,6 +480,24 @@ def _pair(sigma: Float64) -> tuple[float, float]:
 
 
 # -- columns near each other ---------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _tops(picture: Float32) -> Int64:
+    """Pixels ``(row, col)`` above zero that are above all eight neighbours, none at the edge."""
+    rows, cols = picture.shape
+    found = np.empty((picture.size // 4 + 1, 2), dtype=np.int64)
+    count = 0
+    for r in range(1, rows - 1):
+        for c in range(1, cols - 1):
+            value = picture[r, c]
+            if not (value > 0 and value >= picture[r, c - 1] and value > picture[r, c + 1]):
+                continue
+            if picture[r - 1, c - 1 : c + 2].max() > value or picture[r + 1, c - 1 : c + 2].max() >= value:
+                continue
+            found[count, 0], found[count, 1] = r, c
+            count += 1
+    return found[:count].copy()
 
 
 @njit(cache=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 from scipy.spatial import cKDTree
 
+from models.blur import blurred
 from models.column_fit import NoiseLaw
 
 Float32 = NDArray[np.float32]
@@ -41,11 +42,126 @@ _CROWDED = 4.5  # widths of a column behind the filter, within which a neighbour
 _PER_NOISE_OF_BEND = 5.0
 _FOURTH_DIFFERENCE = 70.0  # sum of the squares of 1, -4, 6, -4, 1
 _MEDIAN_OF_CHI2 = 0.4549
+_SMALL_PX = 200
+_ROUNDING = 2e-4  # of the range of a frame
 _LEVELS = 12  # of brightness, at which the noise is measured,
 _MANY = 30  # each in so many places at least
 
 
-class FilteredFrame:
+class Spectrum:
+    """The Fourier transform of an image that is mirrored at its edges, to look at it at any scale.
+
+    Parameters
+    ----------
+    image
+        Shape ``(rows, cols)``, float32.
+    least_pad_px
+        Of the mirrored margins.
+    """
+
+    def __init__(self, image: Float32, least_pad_px: float) -> None:
+        self.pad = _padding(image.shape, least_pad_px)
+        padded = np.pad(image, self.pad, mode="reflect")
+        self.mean = float(padded.mean())
+        padded -= np.float32(self.mean)
+        self.values = fft.rfft2(padded)
+        self.shape, self._image = padded.shape, image
+
+    def at_scale(self, zoom: float) -> tuple[Float32, Float64, Float64]:
+        """Give the image with about so many pixels for each of its own, along both axes.
+
+        Returns
+        -------
+        image
+            Float32, with the unit of the image.
+        first, step
+            The pixel ``p`` of it lies at ``first + p * step`` in the image, each ``(row, col)``.
+        """
+        if zoom == 1:
+            return self._image, np.zeros(2), np.ones(2)
+        rows, cols = (_length(max(2, round(n * zoom))) for n in self.shape)
+        cropped = _cropped(self.values, self.shape, (rows, cols))
+        cropped *= np.float32(rows * cols / math.prod(self.shape))
+        whole = fft.irfft2(cropped, s=(rows, cols), overwrite_x=True)
+        step = np.array(self.shape) / np.array([rows, cols])
+        begin = np.ceil(self.pad[:, 0] / step).astype(np.intp)
+        end = np.floor((self.pad[:, 0] + np.array(self._image.shape) - 1) / step).astype(np.intp) + 1
+        image: Float32 = whole[begin[0] : end[0], begin[1] : end[1]] + np.float32(self.mean)
+        return image, begin * step - self.pad[:, 0], step
+
+
+class FrameView:
+    """What a frame says of its columns before any is found: their width, and the noise.
+
+    Parameters
+    ----------
+    image
+        Shape ``(rows, cols)``, float32, bright columns; all pixels finite.
+    pixel_nm
+        Distance of pixels.
+    column_sigma_nm
+        Width of a column; 0 takes it from the spectrum.
+
+    Attributes
+    ----------
+    column_sigma_px, filter_px
+        Width of a column and of the filter that suits it, in pixels of the frame.
+    spectrum
+        Of the frame.
+    """
+
+    def __init__(self, image: Float32, pixel_nm: float, column_sigma_nm: float) -> None:
+        self.spectrum = Spectrum(image, _PAD_SIGMAS * (column_sigma_nm or 0.05) / pixel_nm)
+        power, frequency = _radial_power(self.spectrum.values, self.spectrum.shape)
+        if column_sigma_nm > 0:
+            self.column_sigma_px = column_sigma_nm / pixel_nm
+        else:
+            self.column_sigma_px = column_sigma(power, frequency, pixel_nm)
+        self.filter_px = max(_FILTERS_PER_COLUMN[0] * self.column_sigma_px, 0.8)
+        self._image, self._mean = image, self.spectrum.mean
+        self._pixel_noise = math.sqrt(noise_power(power, frequency) / math.prod(self.spectrum.shape))
+
+    def heights(self, positions_px: Float64) -> tuple[Float64, float]:
+        """Say how high the frame is at some places above the level between columns.
+
+        Parameters
+        ----------
+        positions_px
+            ``(row, col)``, shape ``(n, 2)``.
+
+        Returns
+        -------
+        height, background
+            Of shape ``(n,)``, behind the low-pass of the filter, and the typical level below.
+        """
+        low_pass_px = 0.5 * self.filter_px
+        # The low-pass is narrow beside a column: every second pixel tells as much, where a column has many.
+        step = 2 if low_pass_px > 1 else 1
+        ground = _floor_of_blocks(blurred(self._image, low_pass_px)[::step, ::step], self._block_px() / step)
+        place = (positions_px + 0.5) * (np.array(ground.shape) / np.array(self._image.shape))[None] - 0.5
+        below = ndimage.map_coordinates(ground, place.T, order=1, mode="nearest")
+        return _means_at(self._image, positions_px, low_pass_px) - below, float(np.median(ground))
+
+    def _block_px(self) -> float:
+        """Side of the blocks in which the background is looked for."""
+        return 2 * _BLOCK * self.filter_px / _FILTER_PX
+
+    def noise_law(self) -> NoiseLaw:
+        """Variance of a pixel against its brightness, as of white noise with the power that a fit meets."""
+        at_mean = self._variance_at_mean()
+        gain = at_mean * self._growth
+        return NoiseLaw(constant=at_mean - gain * self._mean, gain=gain, floor=0.1 * at_mean)
+
+    def _variance_at_mean(self) -> float:
+        # A drawn frame without noise still has the rounding of the transforms.
+        return max(self._pixel_noise, _ROUNDING * float(np.ptp(self._image)), 1e-30) ** 2
+
+    @cached_property
+    def _growth(self) -> float:
+        return noise_growth(self._image, self._mean)
+
+
+class FilteredFrame(FrameView):
     """A frame seen through the filters of the finder, on a grid of its own.
 
     Attributes
@@ -56,22 +172,11 @@ class FilteredFrame:
         Maxima of the response, ``(row, col)`` on the grid, shape ``(n, 2)``, and their height.
     noise
         Standard deviation of ``response`` that comes from the pixels' noise.
-    column_sigma_px, filter_px
-        Width of a column and of the filter, in pixels of the frame.
     """
 
     def __init__(self, image: Float32, pixel_nm: float, column_sigma_nm: float) -> None:
-        pad = self._pad = _padding(image.shape, pixel_nm, column_sigma_nm)
-        padded = np.pad(image, pad, mode="reflect")
-        spectrum = fft.rfft2(padded - padded.mean())
-        power, frequency = _radial_power(spectrum, padded.shape)
-        if column_sigma_nm > 0:
-            self.column_sigma_px = column_sigma_nm / pixel_nm
-        else:
-            self.column_sigma_px = column_sigma(power, frequency, pixel_nm)
-        self._image = image
-        self._spectrum, self._shape, self._mean = spectrum, padded.shape, float(padded.mean())
-        self._pixel_noise = math.sqrt(noise_power(power, frequency) / padded.size)
+        super().__init__(image, pixel_nm, column_sigma_nm)
+        self._spectrum, self._shape, self._pad = self.spectrum.values, self.spectrum.shape, self.spectrum.pad
         for filter_per_column in _FILTERS_PER_COLUMN:
             self._filter(filter_per_column)
             if self._typical_significance() >= _CLEAR:
@@ -111,27 +216,6 @@ class FilteredFrame:
         smooth: Float32 = fft.irfft2(cropped * low, s=(rows, cols)) + np.float32(self._mean)
         return smooth
 
-    def at_scale(self, column_px: float, sigma_px: float) -> tuple[Float32, Float64, Float64]:
-        """Give the frame at the scale where a column that is ``sigma_px`` wide here is ``column_px`` wide.
-
-        Returns
-        -------
-        image
-            Float32, with the unit of the frame.
-        first, step
-            The pixel ``p`` of it lies at ``first + p * step`` in the frame, each ``(row, col)``.
-        """
-        zoom = column_px / sigma_px
-        rows, cols = (fft.next_fast_len(max(2, round(n * zoom)), real=True) for n in self._shape)
-        cropped = _cropped(self._spectrum, self._shape, (rows, cols))
-        cropped *= np.float32(rows * cols / math.prod(self._shape))
-        whole = fft.irfft2(cropped, s=(rows, cols)) + np.float32(self._mean)
-        step = np.array(self._shape) / np.array([rows, cols])
-        begin = np.ceil(self._pad[:, 0] / step).astype(np.intp)
-        end = np.floor((self._pad[:, 0] + np.array(self._image.shape) - 1) / step).astype(np.intp) + 1
-        image: Float32 = whole[begin[0] : end[0], begin[1] : end[1]]
-        return image, begin * step - self._pad[:, 0], step
-
     def candidates(self) -> Float64:
         """Maxima to a fraction of a pixel, ``(row, col)`` in pixels of the frame, shape ``(n, 2)``."""
         return self.to_frame_px(_refined(self.response, self.peaks))
@@ -142,19 +226,9 @@ class FilteredFrame:
         on_grid: NDArray[np.intp] = np.clip(places, 1, np.array(self.response.shape) - 2)
         return on_grid
 
-    def noise_law(self) -> NoiseLaw:
-        """Variance of a pixel against its brightness, as of white noise with the power that a fit meets."""
-        at_mean = self._variance_at_mean()
-        gain = at_mean * self._growth
-        return NoiseLaw(constant=at_mean - gain * self._mean, gain=gain, floor=0.1 * at_mean)
-
     def _variance_at_mean(self) -> float:
         # A drawn frame without noise still has the rounding of the transforms.
         return max(self._pixel_noise**2, (self.noise / self._response_gain) ** 2)
-
-    @cached_property
-    def _growth(self) -> float:
-        return noise_growth(self._image, self._mean)
 
     def to_frame_px(self, positions: Float64) -> Float64:
         """Turn ``(row, col)`` on the grid into pixels of the frame."""
@@ -218,25 +292,14 @@ class FilteredFrame:
         variance: Float64 = self._variance_at_mean() * np.maximum(1 + relative, 0.1)
         return variance
 
-    def background(self) -> Float64:
-        """Level between the columns on a coarse grid of blocks: the 5th percentile of each."""
-        # The low-pass is far wider than a pixel of the grid: every second one tells as much.
-        picture = self.smooth[::2, ::2]
-        rows, cols = (max(1, n // _BLOCK) for n in picture.shape)
-        high, wide = picture.shape[0] // rows, picture.shape[1] // cols
-        blocks = picture[: rows * high, : cols * wide].reshape(rows, high, cols, wide)
-        flat = blocks.transpose(0, 2, 1, 3).reshape(rows, cols, high * wide)
-        place = int(0.05 * (flat.shape[2] - 1))
-        level = np.partition(flat, place, axis=2)[:, :, place].astype(np.float64)
-        smoothed: Float64 = ndimage.gaussian_filter(level, 0.7, mode="nearest")
-        return smoothed
-
-    def at_peaks(self, level: Float64, peaks: NDArray[np.intp]) -> Float64:
-        """Interpolate the levels of blocks at places of the grid."""
-        blocks = np.array(level.shape)
-        place = (peaks + 0.5) * blocks / np.array(self.smooth.shape) - 0.5
-        below: Float64 = ndimage.map_coordinates(level, place.T, order=1, mode="nearest")
-        return below
+    def heights(self, positions_px: Float64) -> tuple[Float64, float]:
+        """Say how high the frame is on the grid next to some places; see ``FrameView``."""
+        peaks = self.nearest_on_grid(positions_px)
+        ground = _floor_of_blocks(self.smooth[::2, ::2], _BLOCK)
+        place = (peaks + 0.5) * np.array(ground.shape) / np.array(self.smooth.shape) - 0.5
+        below = ndimage.map_coordinates(ground, place.T, order=1, mode="nearest")
+        height: Float64 = self.smooth[peaks[:, 0], peaks[:, 1]] - below
+        return height, float(np.median(ground))
 
 
 def column_sigma(power: Float64, frequency: Float64, pixel_nm: float) -> float:
@@ -295,9 +358,13 @@ def noise_growth(image: Float32, mean: float) -> float:
     return float(np.clip(growth / at_mean, 0, most)) if at_mean > 0 else 0.0
 
 
-def _padding(shape: tuple[int, ...], pixel_nm: float, sigma_nm: float) -> NDArray[np.int64]:
+def _length(wanted: int) -> int:
+    """Give a quick length; a small transform is quick at any, and a small image needs the one asked for."""
+    return wanted if wanted < _SMALL_PX else int(fft.next_fast_len(wanted, real=True))
+
+
+def _padding(shape: tuple[int, ...], width: float) -> NDArray[np.int64]:
     """Margins ``(2, 2)`` that keep the far edge out of the filter and make quick lengths."""
-    width = _PAD_SIGMAS * (sigma_nm or 0.05) / pixel_nm
     margins = []
     for n in shape:
         least = min(math.ceil(width), n - 1) if n > 1 else 0
@@ -312,6 +379,44 @@ def _radial_power(spectrum: NDArray[np.complex64], shape: tuple[int, ...]) -> tu
     ring, count, frequency = _rings(shape[0], shape[1])
     power = spectrum.real**2 + spectrum.imag**2
     return np.bincount(ring, weights=power.ravel(), minlength=count.size) / np.maximum(count, 1), frequency
+
+
+def _floor_of_blocks(picture: Float32, block_px: float) -> Float64:
+    """Level between the columns, on a coarse grid of blocks: the 5th percentile of each."""
+    rows, cols = (max(1, int(n / block_px)) for n in picture.shape)
+    high, wide = picture.shape[0] // rows, picture.shape[1] // cols
+    blocks = picture[: rows * high, : cols * wide].reshape(rows, high, cols, wide)
+    flat = blocks.transpose(0, 2, 1, 3).reshape(rows, cols, high * wide)
+    place = int(0.05 * (flat.shape[2] - 1))
+    level = np.partition(flat, place, axis=2)[:, :, place].astype(np.float64)
+    smoothed: Float64 = ndimage.gaussian_filter(level, 0.7, mode="nearest")
+    return smoothed
+
+
+def _means_at(image: Float32, positions_px: Float64, sigma: float) -> Float64:
+    """Mean of the pixels around each place, weighted by a Gaussian."""
+    means: Float64 = np.empty(len(positions_px))
+    _average(image, positions_px, sigma, means)
+    return means
+
+
+@njit(cache=True)
+def _average(image: Float32, positions_px: Float64, sigma: float, means: Float64) -> None:
+    rows, cols = image.shape
+    reach = math.ceil(3 * sigma)
+    for i in range(len(positions_px)):
+        row, col = positions_px[i, 0], positions_px[i, 1]
+        # A place beyond the edge has at least the pixel at the edge.
+        top, bottom = min(max(round(row) - reach, 0), rows - 1), max(min(round(row) + reach + 1, rows), 1)
+        left, right = min(max(round(col) - reach, 0), cols - 1), max(min(round(col) + reach + 1, cols), 1)
+        total, weights = 0.0, 1e-30
+        for r in range(top, bottom):
+            for c in range(left, right):
+                away = ((r - row) ** 2 + (c - col) ** 2) / sigma**2
+                weight = math.exp(-0.5 * away) + 1e-20
+                total += weight * image[r, c]
+                weights += weight
+        means[i] = total / weights
 
 
 @lru_cache(maxsize=8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from models.column_fit import JointFit, fit_jointly, likeliest_sigma
-from models.laplacian_finder import FilteredFrame
+from models.laplacian_finder import FilteredFrame, FrameView, Spectrum
 from streamer.channel_names import shows_dark_columns
 from streamer.messages import Atoms, Float32, Frame
 from streamer.position_covariance import of_correction
@@ -29,6 +29,9 @@ Method = Literal["auto", "network", "laplacian"]
 
 _WIDTHS = (1.0, 1.2, 1.45)  # of a column beside what the spectrum says, tried with the network,
 _MIDDLE_PX = 72  # so far from the middle of the frame, in pixels of the first scale
+_MIRRORED = 12.0  # pixels of the network, beyond the edges of that middle
+_LEAST_PX = 48  # of the network: a smaller frame shows too little around a column
+_MISSED_SD, _MISSED_APART = 6.0, 0.7  # of what is left by a fit; of the usual distance of neighbours
 _SUREST = 0.999  # what is surer counts no more
 _WIDE_ENOUGH = 1.05  # times the narrowest column of the network's training: there is no need to enlarge
 # Height in its standard deviations below which a fit speaks against a column, and log odds for each of them.
@@ -95,8 +98,8 @@ class _Candidates:
         ``(row, col)`` in the frame, shape ``(n, 2)``.
     confidence, amplitude
         How surely, and how high above the background, each of shape ``(n,)``.
-    peaks
-        The nearest places on the grid of the filter, shape ``(n, 2)``.
+    covariance_px2
+        How exactly the finder places each, shape ``(n, 2, 2)``.
     background
         Typical level below.
     sigma_px
@@ -106,7 +109,7 @@ class _Candidates:
     positions_px: Float64
     confidence: Float64
     amplitude: Float64
-    peaks: NDArray[np.intp]
+    covariance_px2: Float64
     background: float
     sigma_px: tuple[float, float]
 
@@ -137,33 +140,31 @@ class FindAtoms:
         sign = -1.0 if self._is_dark(frame) else 1.0
         image = frame.image[0] if sign > 0 else -frame.image[0]
         pixel_nm = math.sqrt(math.prod(frame.geometry.pixel_size_nm))
-        view = FilteredFrame(image, pixel_nm, self.config.column_sigma_nm)
-        seen = self._seen(image, view, frame)
+        whole = _without_gaps(image)
+        view, seen = self._seen(whole, pixel_nm, frame)
         if np.count_nonzero(seen.confidence >= self.config.min_confidence) > self.config.max_atoms:
             raise Rejected("too many maxima")
         if not len(seen.confidence):
             raise Rejected("no atoms")
 
-        fit = fit_jointly(
-            image,
-            seen.positions_px,
-            np.maximum(seen.amplitude, 0.1 * float(np.median(seen.amplitude))),
-            seen.sigma_px,
-            view.noise_law(),
-            is_width_free=self.config.column_sigma_nm == 0,
-        )
+        fit = self._fitted(image, seen, view)
+        missed = self._missed(seen, fit, view)
+        if len(missed.confidence):
+            seen = _joined(seen, missed)
+            fit = self._fitted(image, seen, view)
         confidence = seen.confidence
-        if self._network is not None:
+        if not isinstance(view, FilteredFrame):
             # Context makes a network sure of columns that no pixel shows: a fit has to see them as well.
             confidence = _seen_as_well(confidence, fit.amplitude / fit.amplitude_sd)
         inside = self._inside(seen.positions_px, view.filter_px, frame.geometry.shape)
         inside &= confidence >= self.config.min_confidence
+        inside &= _is_seen(image, seen.positions_px)
         if not inside.any():
             raise Rejected("no atoms")
         positions, amplitude = fit.positions_px[inside], seen.amplitude[inside]
-        covariance = self._covariance(fit, seen, view)[inside]
+        covariance = self._covariance(fit, seen)[inside]
         covariance += of_correction(frame, positions, float(np.mean(fit.sigma_px)))
-        contrast = max(float(np.median(amplitude)), 1e-6 * float(np.ptp(image)))
+        contrast = max(float(np.median(amplitude)), 1e-6 * float(np.ptp(whole)))
         return Atoms(
             frame=frame,
             positions_px=positions.astype(np.float32),
@@ -174,19 +175,79 @@ class FindAtoms:
             position_covariance_px2=covariance.astype(np.float32),
         )
 
-    def _seen(self, image: Float32, view: FilteredFrame, frame: Frame) -> _Candidates:
+    def _seen(self, image: Float32, pixel_nm: float, frame: Frame) -> tuple[FrameView, _Candidates]:
         """Candidates of the filter or of the network, and how wide a column is."""
+        view = FrameView(image, pixel_nm, self.config.column_sigma_nm)
+        network = self._network
+        if network is None or min(image.shape) * _zoom_for(network, view.column_sigma_px) < _LEAST_PX:
+            view = filtered = FilteredFrame(image, pixel_nm, self.config.column_sigma_nm)
+            positions, confidence = self._maxima(filtered, frame)
+            covariance = filtered.position_covariance(filtered.nearest_on_grid(positions))
+            amplitude, background = view.heights(positions)
+        else:
+            positions, confidence, sd_px = self._from_network(network, image, view, frame)
+            amplitude, background = view.heights(positions)
+            positions_nm = positions * np.array(frame.geometry.pixel_size_nm)
+            keep = _not_beside_higher(positions_nm, amplitude, self.config.min_distance_nm)
+            positions, confidence, amplitude = positions[keep], confidence[keep], amplitude[keep]
+            covariance = sd_px[keep][:, None, None] ** 2 * np.eye(2)
+        sigma_px = self._sigma_px(image, view, positions, amplitude, frame)
+        return view, _Candidates(
+            positions_px=positions,
+            confidence=confidence,
+            amplitude=amplitude,
+            covariance_px2=covariance,
+            background=background,
+            sigma_px=sigma_px,
+        )
+
+    def _fitted(self, image: Float32, seen: _Candidates, view: FrameView) -> JointFit:
+        return fit_jointly(
+            image,
+            seen.positions_px,
+            np.maximum(seen.amplitude, 0.1 * float(np.median(seen.amplitude))),
+            seen.sigma_px,
+            view.noise_law(),
+            is_width_free=self.config.column_sigma_nm == 0,
+        )
+
+    def _missed(self, seen: _Candidates, fit: JointFit, view: FrameView) -> _Candidates:
+        """Columns that no finder saw but that the fit leaves in the image: high, and as far as others are.
+
+        What is left beside a column that is not quite a Gaussian is nearer than columns are.
+        """
+        config, usual = self.config, float(np.percentile(fit.amplitude, 75))
+        sure = _logistic((fit.missed_significance - _MISSED_SD) / 0.7)
+        sure *= _logistic((fit.missed_amplitude / usual - config.threshold_contrast) / 0.04)
+        keep = (sure >= max(config.min_confidence, 0.5)) & (len(seen.confidence) > 2)
+        places, scale = fit.missed_px[keep], 1 / np.array(fit.sigma_px)
+        tree = cKDTree(fit.positions_px * scale)
+        if len(places):
+            least = _MISSED_APART * float(np.median(tree.query(tree.data, k=2)[0][:, 1]))
+            far = tree.query(places * scale)[0] >= least
+            far &= _not_beside_higher(places * scale, fit.missed_amplitude[keep], least)
+            places, keep[keep] = places[far], far
+        variance = (np.array(fit.sigma_px) / np.maximum(fit.missed_significance[keep, None], 1)) ** 2
+        amplitude, _ = view.heights(places)
+        return _Candidates(
+            positions_px=places,
+            confidence=sure[keep],
+            amplitude=amplitude,
+            covariance_px2=variance[:, :, None] * np.eye(2),
+            background=seen.background,
+            sigma_px=fit.sigma_px,
+        )
+
+    def _sigma_px(
+        self, image: Float32, view: FrameView, positions: Float64, amplitude: Float64, frame: Frame
+    ) -> tuple[float, float]:
+        """Width of a column along ``(row, col)``: as the spectrum or the user says, or as spots fit best."""
         pixel_nm = np.array(frame.geometry.pixel_size_nm)
         sigma_row, sigma_col = view.column_sigma_px * math.sqrt(math.prod(pixel_nm)) / pixel_nm
         sigma_px = float(sigma_row), float(sigma_col)
-        if self._network is None:
-            positions, confidence = self._maxima(view, frame)
-        else:
-            positions, confidence = self._from_network(self._network, view, frame)
-        seen = self._measured(view, positions, confidence, sigma_px)
         if self.config.column_sigma_nm == 0 and len(positions):
-            sigma_px, _ = likeliest_sigma(image, positions, seen.amplitude, sigma_px)
-        return replace(seen, sigma_px=sigma_px)
+            sigma_px, _ = likeliest_sigma(image, positions, amplitude, sigma_px)
+        return sigma_px
 
     def _maxima(self, view: FilteredFrame, frame: Frame) -> tuple[Float64, Float64]:
         """Maxima of the filter that may be columns, with the confidence of each.
@@ -204,59 +265,43 @@ class FindAtoms:
         return positions[keep], confidence[keep]
 
     def _from_network(
-        self, network: AtomFinder, view: FilteredFrame, frame: Frame
-    ) -> tuple[Float64, Float64]:
-        """Columns that the network finds, with the confidence of each."""
+        self, network: AtomFinder, image: Float32, view: FrameView, frame: Frame
+    ) -> tuple[Float64, Float64, Float64]:
+        """Columns that the network finds, with the confidence of each, and how exactly it places them."""
         least = min(_FITTED_FROM, self.config.min_confidence)
-        image, first, step = _scaled(view, network, self._width_seen(network, view))
-        found = network.find(image, least)
+        zoom = self._zoom(network, image, view)
+        scaled, first, step = view.spectrum.at_scale(zoom)
+        found = network.find(scaled, least)
         positions = first + step * found.positions_px.astype(np.float64)
-        confidence = found.confidence.astype(np.float64)
-        positions_nm = positions * np.array(frame.geometry.pixel_size_nm)
-        row, col = view.nearest_on_grid(positions).T
-        keep = _not_beside_higher(positions_nm, view.smooth[row, col], self.config.min_distance_nm)
-        return positions[keep], confidence[keep]
+        sd_px = found.sd_px.astype(np.float64) * float(step.mean())
+        return positions, found.confidence.astype(np.float64), sd_px
 
-    def _width_seen(self, network: AtomFinder, view: FilteredFrame) -> float:
-        """Width of a column, px, at which the network is surest of what it sees in the middle of the frame.
+    def _zoom(self, network: AtomFinder, image: Float32, view: FrameView) -> float:
+        """Scale at which the network is surest of what it sees in the middle of the frame.
 
         The spectrum of a dense lattice is that of its ripple, which is narrower than a column would be: by a
         third on graphene. Evidence is the sum of ``-log(1 - confidence)`` over the same part of the frame.
         """
         if self.config.column_sigma_nm > 0:
-            return view.column_sigma_px
-        evidence: list[float] = []
-        middle_px = 0.0  # of the frame, and the same at each scale
-        for factor in _WIDTHS:
-            image, _, step = _scaled(view, network, factor * view.column_sigma_px)
-            middle_px = middle_px or _MIDDLE_PX * float(step.mean())
-            half = math.ceil(middle_px / float(step.mean()))
-            row, col = (max(0, n // 2 - half) for n in image.shape)
-            sure = network.find(image[row : row + 2 * half, col : col + 2 * half], _FITTED_FROM).confidence
+            return _zoom_for(network, view.column_sigma_px)
+        zooms = list(dict.fromkeys(_zoom_for(network, factor * view.column_sigma_px) for factor in _WIDTHS))
+        if len(zooms) == 1:
+            return zooms[0]
+        half = math.ceil(_MIDDLE_PX / zooms[0])
+        row, col = (slice(max(0, n // 2 - half), n // 2 + half) for n in image.shape)
+        middle = Spectrum(image[row, col], _MIRRORED / min(zooms))
+        evidence = []
+        for zoom in zooms:
+            sure = network.find(middle.at_scale(zoom)[0], _FITTED_FROM).confidence
             evidence.append(-float(np.log1p(-np.minimum(sure, _SUREST)).sum()))
-        return _WIDTHS[int(np.argmax(evidence))] * view.column_sigma_px
+        return zooms[int(np.argmax(evidence))]
 
     @staticmethod
-    def _measured(
-        view: FilteredFrame, positions: Float64, confidence: Float64, sigma_px: tuple[float, float]
-    ) -> _Candidates:
-        """Say how high candidates are, and what is below them."""
-        peaks, ground = view.nearest_on_grid(positions), view.background()
-        return _Candidates(
-            positions_px=positions,
-            confidence=confidence,
-            peaks=peaks,
-            amplitude=view.smooth[peaks[:, 0], peaks[:, 1]] - view.at_peaks(ground, peaks),
-            background=float(np.median(ground)),
-            sigma_px=sigma_px,
-        )
-
-    @staticmethod
-    def _covariance(fit: JointFit, seen: _Candidates, view: FilteredFrame) -> Float64:
-        """Of the fit, or of the filter where the fit of a column failed."""
+    def _covariance(fit: JointFit, seen: _Candidates) -> Float64:
+        """Of the fit, or of the finder where the fit of a column failed."""
         if fit.good.all():
             return fit.covariance_px2
-        widest = np.maximum(view.position_covariance(seen.peaks), fit.covariance_px2)
+        widest = np.maximum(seen.covariance_px2, fit.covariance_px2)
         return np.where(fit.good[:, None, None], fit.covariance_px2, widest)
 
     def _is_dark(self, frame: Frame) -> bool:
@@ -304,11 +349,39 @@ def _seen_as_well(confidence: Float64, significance: Float64) -> Float64:
     return _logistic(np.log(sure / (1 - sure)) + against)
 
 
-def _scaled(view: FilteredFrame, network: AtomFinder, sigma_px: float) -> tuple[Float32, Float64, Float64]:
-    """The frame at the network's scale, or as it is where columns are narrower but wide enough for it."""
+def _joined(seen: _Candidates, more: _Candidates) -> _Candidates:
+    """Put candidates together; widths are those of the second, which were fitted."""
+    return _Candidates(
+        positions_px=np.concatenate([seen.positions_px, more.positions_px]),
+        confidence=np.concatenate([seen.confidence, more.confidence]),
+        amplitude=np.concatenate([seen.amplitude, more.amplitude]),
+        covariance_px2=np.concatenate([seen.covariance_px2, more.covariance_px2]),
+        background=seen.background,
+        sigma_px=more.sigma_px,
+    )
+
+
+def _without_gaps(image: Float32) -> Float32:
+    """Fill pixels that are no numbers with the typical level."""
+    is_number = np.isfinite(image)
+    if is_number.all():
+        return image
+    level = np.median(image[is_number]) if is_number.any() else 0.0
+    return np.where(is_number, image, np.float32(level))
+
+
+def _is_seen(image: Float32, positions_px: Float64) -> Bool:
+    """Mark places on pixels that are numbers."""
+    row, col = np.clip(np.rint(positions_px).astype(np.intp), 0, np.array(image.shape) - 1).T
+    seen: Bool = np.isfinite(image[row, col])
+    return seen
+
+
+def _zoom_for(network: AtomFinder, sigma_px: float) -> float:
+    """Scale at which columns of this width suit the network; 1 where they do as they are."""
     least = _WIDE_ENOUGH * network.sigma_limits_px[0]
     wanted = network.canonical_sigma_px
-    return view.at_scale(wanted if sigma_px > wanted else min(wanted, max(sigma_px, least)), sigma_px)
+    return (wanted if sigma_px > wanted else min(wanted, max(sigma_px, least))) / sigma_px
 
 
 @lru_cache(maxsize=4)

@@ -92,7 +92,7 @@ def test_the_response_is_the_difference_of_two_gaussians() -> None:
     image = np.zeros((64, 64), dtype=np.float32)
     image[32:34, 32:34] = 1.0
 
-    narrow = atom_finder._blurred(image, 2.0)
+    narrow = atom_finder.blurred(image, 2.0)
 
     row, col = np.mgrid[:64, :64] - 32.5
     expected = np.exp(-(row**2 + col**2) / (2 * (2.0**2 + 0.25))) * 4 / (2 * np.pi * 4.25)
