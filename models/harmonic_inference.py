@@ -560,9 +560,10 @@ def _angle(
             moved += share_A[a] * away
     angle = angle_A[best] + moved / total
     short, narrowed = 0.0, -0.5 * fold * fold * variance
+    kept, lost = 2 * math.exp(narrowed), -math.expm1(narrowed)
     for a in range(len(share_A)):
         half = math.sin(0.5 * fold * (angle_A[a] - angle))
-        short += share_A[a] * (2 * half * half * math.exp(narrowed) - math.expm1(narrowed))
+        short += share_A[a] * (half * half * kept + lost)
     out[0] = angle - 2 * math.pi * math.floor(angle / (2 * math.pi) + 0.5)
     out[1] = temperature * math.sqrt(-2 * math.log1p(-min(max(short, 0.0), 1 - 1e-6))) / fold
 
