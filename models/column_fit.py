@@ -49,6 +49,7 @@ _MOST_WIDTH = 1.4  # times the one to begin with, or divided by it
 _DEAD_BAND = 1.25  # of chi², for its own scatter
 _WORST_CHI2 = 4.0  # times the usual one: beyond, a fit is not believed
 _AROUND = 2.0  # widths of the bell against which a missed column has to stand out
+_BINNED_PX = 0.9  # least width of a bell in pixels for it
 _MISSED_SD = 4.0  # from which on it is said
 _MISSED_APART = 1.5  # widths from any other: nearer, it is the shape of that one
 _SAMPLED = 20_000  # pixels are enough to say a median
@@ -453,9 +454,12 @@ class _Fit:
 
         Against a wider bell, so that a background which varies is none.
         """
-        sigma, wide = _pair(self.sigma), _pair(_AROUND * self.sigma)
-        told = blurred(self.score, sigma) - blurred(self.score, wide)
-        weight = blurred(self.weight, sigma)
+        # A bell as narrow as a pixel and a half is known by its pixels as well as a wide one is by many.
+        side = max(1, int(self.sigma.min() / _BINNED_PX))
+        score, precision = _binned(self.score, side), _binned(self.weight, side)
+        sigma, wide = _pair(self.sigma / side), _pair(_AROUND * self.sigma / side)
+        told = blurred(score, sigma) - blurred(score, wide)
+        weight = blurred(precision, sigma)
         area = math.pi * math.prod(sigma)
         # Of bells of sum 1: the sum of the squares of their difference, and what of a spot's height is seen.
         energy = (1 + _AROUND**-2 - 4 / (1 + _AROUND**2)) / (4 * area)
@@ -469,7 +473,7 @@ class _Fit:
         unit = np.maximum(np.sqrt(energy / known), 1.4826 * float(np.median(np.abs(part))))
         significance = height / unit
         keep = significance > _MISSED_SD
-        places = peak[keep].astype(np.float64)
+        places = side * peak[keep].astype(np.float64) + 0.5 * (side - 1)
         apart = np.hypot(*((places[:, None] - self.spots[None, :, :2]) / self.sigma).transpose(2, 0, 1))
         free = apart.min(axis=1, initial=math.inf) > _MISSED_APART
         return places[free], height[keep][free] / seen, significance[keep][free]
@@ -480,6 +484,19 @@ def _pair(sigma: Float64) -> tuple[float, float]:
 
 
 # -- columns near each other ---------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _binned(picture: Float32, side: int) -> Float32:
+    """Add up squares of pixels; what is left at the far edges is left out."""
+    rows, cols = picture.shape[0] // side, picture.shape[1] // side
+    result = np.zeros((rows, cols), dtype=np.float32)
+    for r in range(rows * side):
+        line, out = picture[r], result[r // side]
+        for c in range(cols):
+            for k in range(side):
+                out[c] += line[c * side + k]
+    return result
 
 
 @njit(cache=True)

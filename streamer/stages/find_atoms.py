@@ -148,10 +148,11 @@ class FindAtoms:
             raise Rejected("no atoms")
 
         fit = self._fitted(image, seen, view)
-        missed = self._missed(seen, fit, view)
-        if len(missed.confidence):
-            seen = _joined(seen, missed)
-            fit = self._fitted(image, seen, view)
+        if len(fit.missed_px):
+            missed = self._missed(seen, fit, view)
+            if len(missed.confidence):
+                seen = _joined(seen, missed)
+                fit = self._fitted(image, seen, view)
         confidence = seen.confidence
         if not isinstance(view, FilteredFrame):
             # Context makes a network sure of columns that no pixel shows: a fit has to see them as well.
