@@ -246,6 +246,8 @@ class FilteredFrame(FrameView):
         covariance
             Shape ``(n, 2, 2)``.
         """
+        if not len(peaks):
+            return np.empty((0, 2, 2))
         rows, cols = self.response.shape
         row_gain, col_gain, bend_gain = _gains(self._shape, (rows, cols), self._width)
         bend_r, bend_c, twist = _bends(self.response, peaks)

@@ -159,7 +159,7 @@ class FindAtoms:
             confidence = _seen_as_well(confidence, fit.amplitude / fit.amplitude_sd)
         inside = self._inside(seen.positions_px, view.filter_px, frame.geometry.shape)
         inside &= confidence >= self.config.min_confidence
-        inside &= _is_seen(image, seen.positions_px)
+        inside &= _is_seen(image, fit.positions_px)
         if not inside.any():
             raise Rejected("no atoms")
         positions, amplitude = fit.positions_px[inside], seen.amplitude[inside]
