@@ -25,6 +25,7 @@ from deploy.presets.stem_windows import (
     windows_beside,
 )
 from models.encoder import Encoder
+from models.rvae import RVAEConfig
 from models.training import TrainingConfig
 from simulators import structure_edits as edits
 from simulators.known_structures import LEAD_TITANATE_NM, LEAD_TITANATE_Z, lead_titanate, strontium_titanate
@@ -210,7 +211,7 @@ PRESET = Preset(
     window_px=24,
     classes=CLASSES,
     symmetry=SYMMETRY,
-    training=TrainingConfig(),
+    training=TrainingConfig(architecture=RVAEConfig(latent_dim=3, mixture=16), epochs=16),
     windows=6000,
     data=(
         "{count} windows of simulated strontium titanate and of lead titanate with two domains, along a "
