@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
+from deploy.supervise import REUSED_MEMORY
 from models.laplacian_finder import FilteredFrame
 from simulators.crystal import CrystalStream, preset
 from simulators.recordings import read_recording
@@ -56,6 +57,9 @@ Bool = NDArray[np.bool_]
 JUDGED_SIGMAS = 3.0  # from the border
 FOUND_SIGMAS = 1.0  # from a column
 LABEL_PX = 5.0  # within which a found atom is a labelled one
+# As the streamer runs: memory that is handed back costs a fault a page when it is needed again. Threads that
+# spin while they wait cost four times as much where others want the cores.
+PROCESS = REUSED_MEMORY | {"OMP_WAIT_POLICY": "passive"}
 # Of crystals: kind, columns' distance in widths along the lattice vector, height of the second sublattice.
 CRYSTALS: dict[str, dict[str, Any]] = {
     # An atom in the middle of a bond would lie 1.6 widths from two others: none of the three can be told.
@@ -415,6 +419,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of real recordings; else $PROBELOOP_DATA")
     parser.add_argument("--pictures", type=Path, help="folder for pictures of real frames with their columns")
     arguments = parser.parse_args()
+    if any(os.environ.get(name) != value for name, value in PROCESS.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | PROCESS)
     torch.set_num_threads(1)
     plan = QUICK if arguments.quick else FULL
     began_s, cpu_s = time.perf_counter(), time.process_time()
