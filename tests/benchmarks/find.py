@@ -71,6 +71,7 @@ CRYSTALS: dict[str, dict[str, Any]] = {
         "lattice": "square", "lattice_constant_px": 40.0, "column_sigma_px": 3.0, "second_brightness": 1.0,
     },
 }  # fmt: skip
+MOS2_NM = 0.316  # its lattice constant
 # SrTiO3 is seen along [110]: SrO, Ti and O in each 0.3905 x 0.2761 nm.
 GRAPHENE_PER_NM2, MOS2_PER_NM2, SRTIO3_PER_NM2 = 38.2, 23.1, 27.8
 
@@ -308,6 +309,23 @@ def of_lattice(recording: Recording, method: Method, margin_nm: float = 0.2) -> 
     return float(whole.sum()) / expected, float(nearest.std() / nearest.mean())
 
 
+def hexagonal_constant_nm(frame: Frame) -> float:
+    """Lattice constant of a hexagonal sheet at its file's scale, from the three strongest reflections."""
+    image = frame.image[0] - float(frame.image[0].mean())
+    rows, cols = image.shape
+    shape = (4 * rows, 4 * cols)
+    power = np.abs(np.fft.rfft2(image * np.hanning(rows)[:, None] * np.hanning(cols), s=shape))
+    row_nm, col_nm = frame.geometry.pixel_size_nm
+    per_nm = np.hypot(np.fft.fftfreq(shape[0], row_nm)[:, None], np.fft.rfftfreq(shape[1], col_nm))
+    power[(per_nm < 1.8) | (per_nm > 5.5)] = 0
+    reflections = []
+    for _ in range(3):
+        row, col = np.unravel_index(int(power.argmax()), power.shape)
+        reflections.append(per_nm[row, col])
+        power[max(row - 20, 0) : row + 20, max(col - 20, 0) : col + 20] = 0
+    return 2 / math.sqrt(3) / float(np.mean(reflections))
+
+
 def measure_real(folder: Path | None, method: Method, pictures: Path | None) -> Figures:
     """Lattices and single atoms of real recordings, by both finders."""
     names = ("graphene_count_ratio", "real_f1", "real_f1_log")
@@ -320,6 +338,10 @@ def measure_real(folder: Path | None, method: Method, pictures: Path | None) -> 
         for end, way in ways.items():
             ratio, spread = of_lattice(recording, way)
             figures[f"{recording.name}_count_ratio{end}"] = round(ratio, 3)
+            if recording.per_nm2 == MOS2_PER_NM2:
+                # Some of their files give a scale at which the lattice is a third too wide.
+                area = (hexagonal_constant_nm(recording.frame) / MOS2_NM) ** 2
+                figures[f"{recording.name}_count_ratio_own_lattice{end}"] = round(ratio * area, 3)
             figures[f"{recording.name}_spacing_cv{end}"] = None if spread is None else round(spread, 3)
         if pictures is not None:
             draw(recording, method, pictures)
