@@ -594,7 +594,7 @@ def verify(folder: Path, config: Path | None = None) -> Findings:
     settings = read_run_config(path)
     stages = of_session(settings.streamer.pipeline, folder)
     pipeline = Pipeline.build(stages, weights.of_session(stages.encode, folder))
-    shelf = Shelf(folder, pipeline.encoders.cards())
+    shelf = Shelf(folder, pipeline.cards())
     try:
         return Verifier(settings, pipeline, shelf).run(folder)
     finally:

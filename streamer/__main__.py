@@ -101,7 +101,7 @@ def serve(settings: StreamerConfig, pipeline: Pipeline, folder: Path, keys: Serv
         hub_config=settings.hub,
         experiment=settings.experiment,
         keys=keys,
-        shelf=weights.Shelf(folder, pipeline.encoders.cards()),
+        shelf=weights.Shelf(folder, pipeline.cards()),
     )
     try:
         state = hub.recover()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from streamer.stages.find_atoms import FindConfig
 from streamer.stages.find_sites import FindSites, SitesConfig
 from streamer.stages.link_atoms import LinkAtoms, LinkConfig, LinkState
 from streamer.weights import configured
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is read without it
+    from models.checkpoint import ModelCard
 
 
 class PipelineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -201,6 +204,10 @@ class Pipeline:
         except KeyError as error:
             raise ValueError(f"the pipeline's state lacks the array {error}; start without it") from None
         self.correct, self.link, self._number = correct, link, state.number
+
+    def cards(self) -> dict[str, ModelCard]:
+        """Give the cards of the encoders at work, by their names."""
+        return self.encoders.cards()
 
     def use(self, lane: Lane) -> None:
         """Encode with other weights from the next frame on; call it between two frames."""

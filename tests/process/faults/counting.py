@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from functools import cache
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -16,6 +17,9 @@ import numpy as np
 from streamer.messages import Atoms, Float32, Frame, Latents, Registration, ScanGeometry
 from streamer.pipeline import Pipeline, PipelineState, Processed
 from streamer.stage import Meter
+
+if TYPE_CHECKING:  # a process that is started hundreds of times does without torch
+    from models.checkpoint import ModelCard
 
 SESSION = "session"
 SIDE = 6  # atoms along each edge of the field
@@ -70,6 +74,10 @@ class Counting:
 
     def warm_up(self) -> None:
         """Nothing is cold."""
+
+    def cards(self) -> dict[str, ModelCard]:
+        """Give no cards: it encodes nothing."""
+        return {}
 
     def state(self) -> PipelineState:
         """Give all that the next latents depend on."""
@@ -143,6 +151,10 @@ class OnceOnly:
         self._pipeline = pipeline
         self._first: Processed | None = None
         self._number = -1
+
+    def cards(self) -> dict[str, ModelCard]:
+        """Give the cards of the real encoders."""
+        return self._pipeline.cards()
 
     def state(self) -> PipelineState:
         """Give the real state, as of the last frame."""
