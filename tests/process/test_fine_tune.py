@@ -28,7 +28,7 @@ def unlearnt(folder: Path) -> Path:
     tensors, card, _ = load(SHIPPED)
     random = torch.Generator().manual_seed(0)
     for name, weight in build(card).named_parameters():
-        if weight.ndim > 1:
+        if weight.ndim > 1 and weight.numel() > 1:
             noise = torch.randn(weight.shape, generator=random)
             tensors[name] = tensors[name] + 0.2 * tensors[name].std() * noise
     save(folder / "unlearnt.safetensors", tensors, card)
