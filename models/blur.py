@@ -30,7 +30,7 @@ def blurred(image: Float32, sigma_px: float | tuple[float, float], reach: float 
     """
     row, col = sigma_px if isinstance(sigma_px, tuple) else (sigma_px, sigma_px)
     result = np.empty_like(image)
-    _blur(image, _half_kernel(row, reach), _half_kernel(col, reach), result)
+    blur_into(image, _half_kernel(row, reach), _half_kernel(col, reach), result)
     return result
 
 
@@ -41,7 +41,18 @@ def _half_kernel(sigma: float, reach: float) -> Float32:
 
 
 @njit(cache=True)
-def _blur(image: Float32, down: Float32, along: Float32, result: Float32) -> None:
+def blur_into(image: Float32, down: Float32, along: Float32, result: Float32) -> None:
+    """Blur with kernels of one's own; beyond the border the image goes on as at the border.
+
+    The rows above and below are added up while they are in the cache, then the pixels along the row.
+
+    Parameters
+    ----------
+    image, result
+        Shape ``(rows, cols)``, float32; not the same array.
+    down, along
+        Halves of the kernels across and along the rows, from their middles on.
+    """
     rows, cols = image.shape
     reach = len(along) - 1
     line = np.empty(cols + 2 * reach, dtype=np.float32)

@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from models.blur import blur_into
 from models.normalisation import Rule, normalised
 from streamer.messages import Atoms, Float32, Frame, Patches, Registration
 from streamer.position_covariance import on_specimen
@@ -139,30 +140,8 @@ def _blurred(image: Float32, down: Float32, across: Float32) -> Float32:
     if len(down) == 1 and len(across) == 1:
         return image
     blurred = np.empty_like(image)
-    _blur(image, down, across, blurred)
+    blur_into(image, down, across, blurred)
     return blurred
-
-
-@njit(cache=True)
-def _blur(image: Float32, down: Float32, across: Float32, out: Float32) -> None:
-    """Blur row by row: the rows above and below are added up while they are in the cache, then along."""
-    rows, cols = image.shape
-    reach = len(across) - 1
-    line = np.empty(cols + 2 * reach, dtype=np.float32)
-    for row in range(rows):
-        inner = line[reach : reach + cols]
-        inner[:] = down[0] * image[row]
-        for k in range(1, len(down)):
-            above, below = image[max(row - k, 0)], image[min(row + k, rows - 1)]
-            for col in range(cols):
-                inner[col] += down[k] * (above[col] + below[col])
-        line[:reach] = inner[0]
-        line[reach + cols :] = inner[cols - 1]
-        out[row] = across[0] * inner
-        for k in range(1, reach + 1):
-            left, right = line[reach - k : reach - k + cols], line[reach + k : reach + k + cols]
-            for col in range(cols):
-                out[row, col] += across[k] * (left[col] + right[col])
 
 
 @njit(cache=True)
