@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 
 from deploy.presets.crystal_columns import stacked
 from deploy.presets.judging import class_scores
-from deploy.presets.preset import UNKNOWN, Labelled, Preset, joined, thinned
+from deploy.presets.preset import UNKNOWN, Labelled, Preset, joined
 from deploy.presets.stem_windows import (
-    PER_FRAME,
     Columns,
     Microscope,
     directions,
-    picture,
+    gathered,
     turned_series,
-    windows_beside,
 )
 from models.encoder import Encoder
 from models.rvae import RVAEConfig
@@ -31,7 +29,6 @@ from simulators import structure_edits as edits
 from simulators.known_structures import LEAD_TITANATE_NM, LEAD_TITANATE_Z, lead_titanate, strontium_titanate
 from simulators.structures import Structure
 from streamer.messages import PairNm
-from streamer.stage import Rejected
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -164,18 +161,14 @@ def simulate(preset: Preset, count: int, rng: np.random.Generator) -> Labelled:
 
 def seen_by(preset: Preset, count: int, rng: np.random.Generator, detector: str | None = None) -> Labelled:
     """Do it with one detector, or with both."""
-    parts: list[Labelled] = []
-    while sum(len(part.class_N) for part in parts) < 2 * count:
+
+    def drawn(number: int) -> tuple[Columns, Microscope]:
         microscope = varied_microscope(rng, detector)
         far_nm = microscope.size_px * microscope.pixel_nm / 2 + RIM_NM
-        make = polar_columns if len(parts) % 2 else cubic_columns
-        columns = make(far_nm, microscope.detector, rng)
-        frame, path = picture(columns, microscope, rng)
-        try:
-            parts.append(thinned(windows_beside(frame, path, columns, preset, rng), PER_FRAME, rng))
-        except Rejected:  # too few counts for this pixel size: no windows to learn from
-            continue
-    return thinned(joined(parts), count, rng)
+        make = polar_columns if number % 2 else cubic_columns
+        return make(far_nm, microscope.detector, rng), microscope
+
+    return gathered(drawn, count, preset, rng)
 
 
 def series(preset: Preset, rng: np.random.Generator) -> Labelled:

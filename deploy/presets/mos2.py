@@ -9,22 +9,19 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from deploy.presets.crystal_columns import Stacked, stacked
-from deploy.presets.preset import UNKNOWN, Labelled, Preset, joined, thinned
+from deploy.presets.preset import UNKNOWN, Labelled, Preset
 from deploy.presets.stem_windows import (
-    PER_FRAME,
     Columns,
     Microscope,
     directions,
-    picture,
+    gathered,
     turned_series,
-    windows_beside,
 )
 from models.training import TrainingConfig
 from simulators.known_structures import MOS2_NM
 from simulators.stem import Z_EXPONENT
 from simulators.structure_specimen import DopantConfig, StructureConfig, VacancyConfig, fill
 from simulators.structures import Structure
-from streamer.stage import Rejected
 
 Int64 = NDArray[np.int64]
 
@@ -116,17 +113,13 @@ def varied_microscope(rng: np.random.Generator) -> Microscope:
 
 def simulate(preset: Preset, count: int, rng: np.random.Generator) -> Labelled:
     """Gather windows of defective sheets until ``count``, the kinds of columns as evenly as there are."""
-    parts: list[Labelled] = []
-    while sum(len(part.class_N) for part in parts) < 2 * count:
+
+    def drawn(_: int) -> tuple[Columns, Microscope]:
         microscope = varied_microscope(rng)
         far_nm = microscope.size_px * microscope.pixel_nm / 2 + RIM_NM
-        columns = columns_of(sheet(varied_crystal(rng), far_nm, rng))
-        frame, path = picture(columns, microscope, rng)
-        try:
-            parts.append(thinned(windows_beside(frame, path, columns, preset, rng), PER_FRAME, rng))
-        except Rejected:  # too few counts for this pixel size: no windows to learn from
-            continue
-    return thinned(joined(parts), count, rng)
+        return columns_of(sheet(varied_crystal(rng), far_nm, rng)), microscope
+
+    return gathered(drawn, count, preset, rng)
 
 
 def series(preset: Preset, rng: np.random.Generator) -> Labelled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -10,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from deploy.presets.preset import Labelled, Preset
+from deploy.presets.preset import Labelled, Preset, joined, thinned
 from simulators.counting import poisson
 from simulators.scan_distortion import BeamPath, ScanDistortion, ScanDistortionConfig
 from simulators.stem import add_columns
 from streamer.messages import Atoms, Frame, ScanGeometry
+from streamer.stage import Rejected
 from streamer.stages.cut_windows import CutWindows
 from streamer.stages.find_atoms import FindAtoms
 
@@ -141,6 +143,24 @@ def windows_beside(
         position_covariance_px2=None,
     )
     return _labelled(beside, path, columns, preset)
+
+
+def gathered(
+    drawn: Callable[[int], tuple[Columns, Microscope]], count: int, preset: Preset, rng: np.random.Generator
+) -> Labelled:
+    """Gather windows of many frames until ``count``, the kinds of columns as evenly as there are.
+
+    ``drawn`` gives the columns and the microscope of a frame; it is told how many frames there are already.
+    """
+    parts: list[Labelled] = []
+    while sum(len(part.class_N) for part in parts) < 2 * count:
+        columns, microscope = drawn(len(parts))
+        frame, path = picture(columns, microscope, rng)
+        try:
+            parts.append(thinned(windows_beside(frame, path, columns, preset, rng), PER_FRAME, rng))
+        except Rejected:  # too few counts for this pixel size: no windows to learn from
+            continue
+    return thinned(joined(parts), count, rng)
 
 
 def windows_found(frame: Frame, path: BeamPath, columns: Columns, preset: Preset) -> Labelled:
