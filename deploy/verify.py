@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,7 @@ from streamer import weights
 from streamer.admission import OUT_OF_SEASON
 from streamer.calibrations import of_session
 from streamer.codec import Numbered, WireError
+from streamer.compiled import start_anew_if_compiled
 from streamer.envelope import Envelope, RefusedError
 from streamer.journal import read_records
 from streamer.messages import (
@@ -451,6 +453,10 @@ class Verifier:
         self._envelope = EnvelopeCheck(self.findings)
         self._next = 0
 
+    def warm_up(self) -> None:
+        """Call whatever may have to be compiled, as the streamer does before its first frame."""
+        self._pipeline.warm_up()
+
     def run(self, folder: Path) -> Findings:
         """Verify the session in a folder.
 
@@ -571,8 +577,9 @@ class Verifier:
         self._progress.restore(state)
 
 
-def verify(folder: Path, config: Path | None = None) -> Findings:
-    """Decide a recorded session anew.
+@contextmanager
+def verifier_of(folder: Path, config: Path | None = None) -> Iterator[Verifier]:
+    """Build what decides a recorded session anew.
 
     Parameters
     ----------
@@ -584,7 +591,7 @@ def verify(folder: Path, config: Path | None = None) -> Findings:
     Raises
     ------
     FileNotFoundError
-        If there is no journal, or no configuration.
+        If there is no configuration.
     ConfigError
         If the configuration cannot be used.
     """
@@ -596,7 +603,7 @@ def verify(folder: Path, config: Path | None = None) -> Findings:
     pipeline = Pipeline.build(stages, weights.of_session(stages.encode, folder))
     shelf = Shelf(folder, pipeline.cards())
     try:
-        return Verifier(settings, pipeline, shelf).run(folder)
+        yield Verifier(settings, pipeline, shelf)
     finally:
         shelf.close()
 
@@ -619,7 +626,10 @@ def main(
     """Decide a recorded session anew; exit code 1 if anything comes out differently."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
-        findings = verify(session, config)
+        with verifier_of(session, config) as verifier:
+            verifier.warm_up()
+            start_anew_if_compiled()
+            findings = verifier.run(session)
     except (OSError, ValueError) as error:
         refuse(error)
     if as_json:
