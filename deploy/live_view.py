@@ -16,6 +16,7 @@ from deploy.latent_course import NOTHING_SEEN, LatentLines
 from streamer.messages import PairNm, Status
 
 WIDTH = 80
+SLOW_START_S = 10.0  # longer than a start takes when all is compiled
 SUGGESTIONS_SHOWN = 4
 # The stages in the order of the data path; any other comes after them by name.
 STAGE_ORDER = ("check", "correct", "find", "windows", "encode", "link")
@@ -205,6 +206,14 @@ def _headline(status: Status | None, around: Around) -> Table:
     return table
 
 
+def starting(elapsed_s: float) -> str:
+    """Say what is waited for before the streamer's first word, and why if it takes long."""
+    what = "waiting for the streamer, the instrument and the agent to start …"
+    if elapsed_s < SLOW_START_S:
+        return what
+    return f"{what} The first time on a machine this takes minutes: what is quick later is compiled."
+
+
 def render(status: Status | None, around: Around | None = None) -> RenderableType:
     """Draw the state of the loop on one screen.
 
@@ -223,7 +232,7 @@ def render(status: Status | None, around: Around | None = None) -> RenderableTyp
     around = around or Around()
     alarms = _alarms(status, around)
     if status is None:
-        waiting = Text("waiting for the streamer, the instrument and the agent to start …", style="dim")
+        waiting = Text(starting(around.elapsed_s), style="dim")
         return Group(_headline(status, around), Panel(waiting, border_style="blue"), *alarms)
     side_by_side = Table.grid(expand=True)
     side_by_side.add_column(ratio=1)

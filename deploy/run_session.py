@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.live import Live
 
 from deploy.latent_course import WORDS, Kind, LatentCourse, kind_of_sites, latest
-from deploy.live_view import Around, clock_text, line, number_text, render
+from deploy.live_view import SLOW_START_S, Around, clock_text, line, number_text, render, starting
 from deploy.supervise import AGENT, FINE_TUNER, STREAMER, Interrupts, Service, free_address, watch
 from deploy.tables import to_toml
 from streamer.messages import Latents, Status
@@ -260,6 +260,7 @@ class LinePrinter:
         self._state: tuple[str, ...] = ()
         self._due_s = 0.0
         self._restarts_told = 0
+        self._is_slow_start_told = False
 
     def __call__(self, status: Status | None, around: Around) -> None:
         """Take the newest status; the time since the start tells whether a line is due."""
@@ -267,11 +268,17 @@ class LinePrinter:
             self._print(f"{clock_text(around.elapsed_s):>6} {restart}")
         self._restarts_told = len(around.restarts)
         if status is None:
+            self._tell_of_slow_start(around.elapsed_s)
             return
         state = (status.state, *status.held)
         if state != self._state or around.elapsed_s >= self._due_s:
             self._state, self._due_s = state, around.elapsed_s + LINE_EVERY_S
             self._print(line(status, around))
+
+    def _tell_of_slow_start(self, elapsed_s: float) -> None:
+        if elapsed_s >= SLOW_START_S and not self._is_slow_start_told:
+            self._print(f"{clock_text(elapsed_s):>6} {starting(elapsed_s)}")
+            self._is_slow_start_told = True
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -196,6 +196,19 @@ def test_restarts_are_told_on_the_screen_and_once_each_in_lines() -> None:
     assert rows[2:] == [f"  0:04 {two}"]
 
 
+def test_a_slow_start_is_explained_on_the_screen_and_once_in_lines() -> None:
+    assert "compiled" not in text(None, elapsed_s=5.0)
+    assert "compiled" in text(None, elapsed_s=20.0)
+    console = Console(width=300, force_terminal=False)
+    printer = LinePrinter(console)
+    with console.capture() as capture:
+        for elapsed_s in (1.0, 9.9, 12.0, 40.0):
+            printer(None, Around(elapsed_s=elapsed_s))
+    (row,) = capture.get().splitlines()
+    assert row.startswith("  0:12 waiting for the streamer")
+    assert "compiled" in row
+
+
 def test_a_line_is_printed_when_the_reasons_of_a_hold_change() -> None:
     console = Console(width=300, force_terminal=False)
     printer = LinePrinter(console)
