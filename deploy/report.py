@@ -30,6 +30,7 @@ from deploy.live_view import clock_text, in_stage_order, milliseconds_text, numb
 from deploy.material import NEAR_NM, Material, nearest, true_drift_nm
 from deploy.session import Measurement, Session, read_session
 from streamer.messages import ScanGeometry
+from streamer.weights import kept
 
 if TYPE_CHECKING:
     from models.encoder import Encoder
@@ -63,7 +64,8 @@ def make_report(session_folder: Path) -> Path:
     session = read_session(session_folder)
     tables = _tables(session.configuration)
     agent = _from_table(tables.get("agent", {}), AgentConfig)
-    material = Material(session, agent, lambda: _load_encoder(_weights(tables)))
+    used = kept(session_folder, session.course.model_revision)
+    material = Material(session, agent, lambda: _load_encoder(used or _weights(tables)))
     path = session_folder / "report.html"
     part = path.with_suffix(".part")
     part.write_text(page(material), encoding="utf-8")
@@ -92,7 +94,7 @@ def _load_encoder(weights: Path | None) -> Encoder:
 
 
 def _weights(tables: dict[str, Any]) -> Path | None:
-    """Find the weights that the streamer was told to use; None for those it ships with."""
+    """Find the weights that a streamer was told to use that kept none; None for those it ships with."""
     table: Any = tables.get("streamer", {})
     for name in ("pipeline", "encode", "weights"):
         table = table.get(name, {}) if isinstance(table, dict) else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -564,6 +565,15 @@ def test_the_manifold_is_drawn_from_the_decoder(full: Path) -> None:
     told = told_by(TwoLatentEncoder(), read_session(full))
     assert "data:image/png" in told
     assert "These are weights" not in told
+
+
+def test_the_weights_that_the_session_kept_are_the_ones_that_are_drawn(full: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "session"
+    shutil.copytree(full, folder)
+    (folder / "encoders").mkdir()
+    (folder / "encoders" / "0123456789ab.safetensors").write_bytes(b"half a file")
+    told = report.make_report(folder).read_text(encoding="utf-8")
+    assert "0123456789ab.safetensors: not a whole safetensors file" in told
 
 
 def test_other_weights_than_the_session_used_are_named(full: Path) -> None:
