@@ -26,8 +26,10 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# On all cores at once; but those that watch processes and their time have the machine to themselves.
 test: lint
-	$(BIN)/pytest --cov --cov-report=term
+	$(BIN)/pytest --ignore=tests/process --numprocesses=auto --dist=loadfile --cov --cov-report=
+	$(BIN)/pytest tests/process --cov --cov-append --cov-report=term
 
 bench: venv
 	$(BIN)/probeloop bench
