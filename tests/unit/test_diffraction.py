@@ -17,7 +17,6 @@ from simulators.diffraction import (
     centre_of_mass,
     count,
     events,
-    turned_distance,
     zincblende_layers,
 )
 from simulators.faults import FaultConfig
@@ -25,6 +24,7 @@ from simulators.multislice import Beam, Diffraction, Layer, slab
 from simulators.scan_distortion import ScanDistortionConfig
 from streamer.codec import decode, encode
 from streamer.messages import Frame, Patches, Request
+from tests.measured_patterns import turned_distance
 
 STILL = ScanDistortionConfig(
     drift_rate_nm_per_s=(0.0, 0.0), drift_wander_nm_per_sqrt_s=0.0, row_jitter_px=0.0, flyback_px=0.0

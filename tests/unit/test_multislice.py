@@ -10,7 +10,6 @@ import pytest
 from simulators.diffraction import (
     ZincblendeConfig,
     centre_of_mass,
-    convolved_centre_of_mass,
     zincblende_layers,
 )
 from simulators.multislice import (
@@ -23,6 +22,7 @@ from simulators.multislice import (
     slab,
 )
 from simulators.scattering_factors import scattering_factor_nm
+from tests.measured_patterns import convolved_centre_of_mass
 
 GRAPHENE_NM = 0.246
 PIXEL_NM = 0.02
