@@ -33,7 +33,7 @@ from models.atom_finder import (
     features,
     sure_around,
 )
-from models.checkpoint import ModelCard, save
+from models.checkpoint import ModelCard
 from simulators.column_images import ColumnImage, ColumnImageConfig, Kind, column_image
 
 Bool = NDArray[np.bool_]
@@ -746,8 +746,3 @@ def _gap(confidence: Float64, is_right: Bool) -> float:
     difference = np.bincount(tenth, weights=confidence - is_right, minlength=10)
     # Noise has most of the peaks: without the lowest tenth.
     return float(np.abs(difference[1:]).sum() / max(int(size[1:].sum()), 1))
-
-
-def save_finder(path: Path, tensors: dict[str, Tensor], card: ModelCard) -> None:
-    """Write a finder's weights, whole or not at all."""
-    save(path, tensors, card)

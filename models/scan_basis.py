@@ -358,17 +358,6 @@ class ScanBasis:
         return _sines(warped, _WARP_EDGE * half, modes)
 
 
-def sinusoidal_linearisation_px(cols: int) -> Float64:
-    """Displacement along the fast axis of a frame that a resonant axis sampled evenly in time, ``(cols,)``.
-
-    The probe is at ``-cos(pi t)`` of its stroke at the part ``t`` of a sweep, and the stroke is the frame's
-    width: what is added to a pixel's column to say where it was recorded.
-    """
-    part = (np.arange(cols) + 0.5) / cols
-    there = (1 - np.cos(np.pi * part)) / 2
-    return np.asarray((there - part) * cols, dtype=np.float64)
-
-
 def _switch(block: str) -> str:
     """Name the block of ``ScanModel.blocks`` that a block comes with."""
     return "relax" if block.endswith("_relax") else block

@@ -186,44 +186,6 @@ def warped(image: Float32, displacement_px: Float64) -> Float32:
     return _warped(image, np.ascontiguousarray(displacement_px, dtype=np.float64))
 
 
-def merged(channels: list[Blocks]) -> Blocks:
-    """Join what several channels of one frame say, each block with the weight of its variance.
-
-    Channels were scanned at the same time and share one field; a block that only some of them show is
-    taken from those. Where they disagree by more than their noise, the variance is raised by as much.
-
-    Parameters
-    ----------
-    channels
-        Of the same grid. ``blank`` and ``unmatched`` count the blocks of the grid that no channel tells.
-    """
-    numbers, group = np.unique(np.concatenate([one.number for one in channels]), return_inverse=True)
-    precision = 1 / np.concatenate([one.variance_px2 for one in channels])
-    said = np.concatenate([one.displacement_px for one in channels])
-    weight = _summed(precision, group, len(numbers))
-
-    def mean(values: Float64) -> Float64:
-        return _summed(precision * values, group, len(numbers)) / weight
-
-    displacement = mean(said)
-    votes = np.bincount(group, minlength=len(numbers))[:, None]
-    disagreement = _summed(precision * (said - displacement[group]) ** 2, group, len(numbers))
-    excess = np.maximum(1.0, disagreement / np.maximum(votes - 1, 1))
-    match = np.zeros(len(numbers))
-    np.maximum.at(match, group, np.concatenate([one.match for one in channels]))
-    all_blocks = len(channels[0]) + channels[0].blank + channels[0].unmatched
-    blank = min(one.blank for one in channels)
-    return Blocks(
-        positions_px=mean(np.concatenate([one.positions_px for one in channels])),
-        displacement_px=displacement,
-        variance_px2=excess / weight,
-        match=match,
-        number=numbers,
-        blank=min(blank, all_blocks - len(numbers)),
-        unmatched=max(0, all_blocks - len(numbers) - blank),
-    )
-
-
 def comparable(image: Float32, channels: tuple[str, ...]) -> tuple[Float32, tuple[str, ...]]:
     """Turn the channels of a frame into images that may be compared between frames.
 
@@ -269,39 +231,6 @@ def levelled(image: Float32) -> Float32:
     return level
 
 
-def channel_displacements(
-    images: Float32,
-    reference: Float32,
-    block_px: tuple[int, int] = (64, 64),
-    expected_px: Float64 | None = None,
-    *,
-    most: int = 2,
-    rows_px: Float64 | None = None,
-    reach_px: float = 8.0,
-) -> Blocks:
-    """Measure blocks in those channels that show most structure, and join what they say.
-
-    Parameters
-    ----------
-    images, reference
-        As ``comparable`` makes them, shape ``(channels, rows, cols)``, float32.
-    block_px, expected_px, rows_px, reach_px
-        As in ``block_displacements``.
-    most
-        How many channels to use.
-    """
-    clear = [clearness(one, block_px) for one in reference]
-    best = sorted(range(len(clear)), key=lambda index: -clear[index])[:most]
-    return merged(
-        [
-            block_displacements(
-                images[index], reference[index], block_px, expected_px, rows_px=rows_px, reach_px=reach_px
-            )
-            for index in best
-        ]
-    )
-
-
 def clearness(image: Float32, block_px: tuple[int, int] = (64, 64)) -> float:
     """Say how well displacements can be told by an image: energy of its gradients over that of its noise.
 
@@ -311,12 +240,6 @@ def clearness(image: Float32, block_px: tuple[int, int] = (64, 64)) -> float:
     by_row, by_col = np.gradient(structure(image, block_px, width))
     noise2 = pixel_noise(image) ** 2 / (8 * np.pi * width**4)
     return float(min((by_row**2).mean(), (by_col**2).mean()) / noise2) if noise2 else 0.0
-
-
-def _summed(values: Float64, group: NDArray[np.intp], groups: int) -> Float64:
-    total = np.zeros((groups, 2))
-    np.add.at(total, group, values)
-    return total
 
 
 def _require_fitting(image: Float32, reference: Float32, block_px: tuple[int, int]) -> None:

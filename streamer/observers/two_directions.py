@@ -241,15 +241,6 @@ def pair_forward_backward(channels: tuple[str, ...]) -> list[tuple[int, int]]:
     return _pairs(found["forward"], found["backward"])
 
 
-def pair_up_down(channels: tuple[str, ...]) -> list[tuple[int, int]]:
-    """List the channels that show one quantity scanned up and down, ``(up, down)``."""
-    found: dict[Slow | None, dict[tuple[str, str | None], list[int]]] = {"up": {}, "down": {}}
-    for index, channel in enumerate(channels):
-        said = scan_direction(channel)
-        found.setdefault(said.slow, {}).setdefault((said.quantity, said.fast), []).append(index)
-    return _pairs(found["up"], found["down"])
-
-
 def fast_axis_lag(
     forward: Float32,
     backward: Float32,

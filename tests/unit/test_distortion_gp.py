@@ -6,7 +6,7 @@ import torch
 
 from models.distortion_gp import DistortionGP, Hyperparameters, Observations, ScanModel, _lasting
 from models.distortion_learning import learn_hyperparameters
-from models.scan_basis import ScanBasis, sinusoidal_linearisation_px
+from models.scan_basis import ScanBasis
 from tests.exact_distortion import exact_mean
 
 SIZE = 256
@@ -506,16 +506,6 @@ def test_a_resonant_axis_has_a_lag_and_no_fly_back():
 
     assert "flyback" not in gp.basis.blocks
     assert rms(gp.displacement_px(raster()) - truth(raster())) < 0.06
-
-
-def test_even_times_on_a_resonant_axis_are_uneven_places():
-    there = np.arange(100) + sinusoidal_linearisation_px(100)
-
-    assert there[0] == pytest.approx(-0.5, abs=0.01)
-    assert there[[49, 50]].mean() == pytest.approx(49.5)
-    steps = np.diff(there)
-    assert steps[50] == pytest.approx(np.pi / 2, rel=1e-3)
-    assert steps[0] < 0.1
 
 
 def test_a_jump_of_the_stage_costs_one_frame():

@@ -11,7 +11,6 @@ from streamer.observers.two_directions import (
     fast_axis_places,
     linearised,
     pair_forward_backward,
-    pair_up_down,
     scan_direction,
 )
 
@@ -64,7 +63,6 @@ def test_channels_pair_up_by_quantity_and_direction() -> None:
     assert pair_forward_backward(channels) == [(3, 1)]
     four = ("Z_up_forward", "Z_up_backward", "Z_down_forward", "Z_down_backward")
     assert pair_forward_backward(four) == [(0, 1), (2, 3)]
-    assert pair_up_down(four) == [(0, 2), (1, 3)]
 
 
 def test_a_name_that_is_there_twice_is_not_paired() -> None:
