@@ -33,6 +33,7 @@ _MIRRORED = 12.0  # pixels of the network, beyond the edges of that middle
 _LEAST_PX = 48  # of the network: a smaller frame shows too little around a column
 _MISSED_SD, _MISSED_APART = 6.0, 0.7  # of what is left by a fit; of the usual distance of neighbours
 _SUREST = 0.999  # what is surer counts no more
+_TELLING = 20.0  # of evidence, as of a dozen columns: from less than that no scale can be chosen
 _WIDE_ENOUGH = 1.05  # times the narrowest column of the network's training: there is no need to enlarge
 # Height in its standard deviations below which a fit speaks against a column, and log odds for each of them.
 _SIGNIFICANT, _AGAINST = 3.5, 1.5
@@ -282,6 +283,7 @@ class FindAtoms:
 
         The spectrum of a dense lattice is that of its ripple, which is narrower than a column would be: by a
         third on graphene. Evidence is the sum of ``-log(1 - confidence)`` over the same part of the frame.
+        Single atoms have little of it, and no ripple: what the spectrum says of them holds.
         """
         if self.config.column_sigma_nm > 0:
             return _zoom_for(network, view.column_sigma_px)
@@ -295,7 +297,7 @@ class FindAtoms:
         for zoom in zooms:
             sure = network.find(middle.at_scale(zoom)[0], _FITTED_FROM).confidence
             evidence.append(-float(np.log1p(-np.minimum(sure, _SUREST)).sum()))
-        return zooms[int(np.argmax(evidence))]
+        return zooms[int(np.argmax(evidence))] if max(evidence) > _TELLING else zooms[0]
 
     @staticmethod
     def _covariance(fit: JointFit, seen: _Candidates) -> Float64:

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from models.laplacian_finder import FilteredFrame, noise_growth
+from models.atom_finder import AtomFinder
+from models.laplacian_finder import FilteredFrame, FrameView, noise_growth
 from streamer.messages import Atoms, Frame, ScanGeometry
 from streamer.stage import Rejected
 from streamer.stages.find_atoms import FindAtoms, FindConfig, Method
@@ -145,6 +146,15 @@ def test_the_scale_follows_the_pixel_size(pixel_nm: float) -> None:
     recall, precision = recall_and_precision(FindAtoms().process(frame), sites)
     assert recall >= 0.97
     assert precision >= 0.97
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_few_single_atoms_are_seen_at_the_scale_of_their_spectrum(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    frame = drawn(rng.uniform(0.4, 4.6, (6, 2)), np.full(6, 6.0), background=20.0, rng=rng)
+    view, finder = FrameView(frame.image[0], 0.0125, 0.0), AtomFinder.load()
+    zoom = FindAtoms()._zoom(finder, frame.image[0], view)
+    assert zoom == pytest.approx(finder.canonical_sigma_px / view.column_sigma_px)
 
 
 @pytest.mark.parametrize("shape", [(97, 131), (64, 257), (33, 40)])
