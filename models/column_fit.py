@@ -5,43 +5,44 @@ noise is as of counts: its variance grows with what is expected. Fisher scoring 
 of all pixels; columns whose spots overlap are solved for together, by conjugate gradients on the sparse
 information matrix. For Poisson counts the fixed point is the maximum of the likelihood.
 
-Positions are ``(row, col)`` in pixels. In compiled code a spot is the product of a profile along the rows
-and one along the columns, so that nearly all sums over its pixels are one multiplication and addition a
-pixel.
+Positions are ``(row, col)`` in pixels. What is summed over pixels, and the columns' equations, come in two
+halves, which threads may do side by side; bits do not depend on how many there are.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from scipy import ndimage
 
+from models import spot_pixels
 from models.blur import blurred
+from models.side_by_side import Result, side_by_side
+from models.spot_pixels import REACH, Profiles
+from models.spot_system import basins, in_bands, marginal, neighbours, solved
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-_REACH = 3.5  # widths from its middle, at which a spot ends: 0.2 % of its height
 _COUPLED = 5.5  # widths: columns further apart tell nothing of each other's places
 _BLOCK = 12.0  # widths from one node of the background to the next
 _STEP = 0.5  # widths that a column may move at once,
 _BASIN = 1.0  # and in all
-_CLOSE = 0.45  # of the distance to the nearest neighbour: no fit goes there
+_CLOSE, _LEAST_BASIN = 0.45, 0.1  # of the distance to the nearest neighbour, and widths: no fit goes further
 _AT_EDGE = 1.0  # widths from the edge or beyond: how far out a column is can be told less well
 _LIKELY_HEIGHT = 0.3  # sd of its height beside a typical one
 _FLANK_SD, _FLANK_PART = 4.0, 0.08  # from which on a bump at the edge is a column's flank
 _LOOSE = 1.0  # sd, in widths, with which a place is held near its candidate: far more than it is off by
 _CLIPPED_SD, _CLIPPED_PART = 5.0, 0.5  # residuals count up to so many sd, plus a part of the spots there
-_SOLVED = 1e-3  # of the gradient's norm
+_SOLVED = 1e-2  # of the gradient's norm: another step follows, or none matters
 _MOST_DIRECTIONS = 20
-_LEAST_LEFT = 0.1  # of the information, where neighbours seem to take all
 _WIDTHS = (0.7, 0.84, 1.0, 1.2, 1.44, 1.73)  # times the first one, tried before anything is fitted
 _MIDDLE_PX = 96  # of the frame, each way, in which they are
 _WIDTH_STEP = 0.15
@@ -53,7 +54,6 @@ _BINNED_PX = 0.9  # least width of a bell in pixels for it
 _MISSED_SD = 4.0  # from which on it is said
 _MISSED_APART = 1.5  # widths from any other: nearer, it is the shape of that one
 _SAMPLED = 20_000  # pixels are enough to say a median
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +125,7 @@ def fit_jointly(
     *,
     is_width_free: bool = True,
     iterations: int = 2,
+    threads: int = 1,
 ) -> JointFit:
     """Fit all columns of a frame, each with its neighbours in the model.
 
@@ -145,6 +146,8 @@ def fit_jointly(
         Fit one factor to both widths.
     iterations
         Steps of Fisher scoring; 2 suffice from a third of a width.
+    threads
+        1 or 2; the result is the same.
 
     Raises
     ------
@@ -154,7 +157,7 @@ def fit_jointly(
     picture, places, likely = _checked(image, candidates_px, heights, sigma_px)
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; it takes 1 and more")
-    fit = _Fit(picture, places, likely, sigma_px, noise, is_width_free=is_width_free)
+    fit = _Fit(picture, places, likely, sigma_px, noise, is_width_free=is_width_free, threads=threads)
     fit.start()
     for _ in range(iterations):
         fit.improve()
@@ -162,8 +165,13 @@ def fit_jointly(
 
 
 def likeliest_sigma(
-    image: Float32, candidates_px: Float64, heights: Float64, sigma_px: tuple[float, float]
-) -> tuple[tuple[float, float], float]:
+    image: Float32,
+    candidates_px: Float64,
+    heights: Float64,
+    sigma_px: tuple[float, float],
+    *,
+    threads: int = 1,
+) -> tuple[float, float]:
     """Choose the width of spots that leaves least of the middle of a frame, before anything is fitted.
 
     A step of scoring cannot: where columns overlap, a width as guessed from a spectrum may be a third off,
@@ -171,33 +179,35 @@ def likeliest_sigma(
 
     Parameters
     ----------
-    image, candidates_px, heights, sigma_px
+    image, candidates_px, heights, sigma_px, threads
         As in ``fit_jointly``; widths of 0.7 to 1.7 times the one given are tried.
 
     Returns
     -------
     sigma_px
         Along ``(row, col)``.
-    explained
-        Part of the squares of the image, about a slow background, that spots of this width explain.
     """
     picture, places, likely = _checked(image, candidates_px, heights, sigma_px)
     if not len(places):
-        return sigma_px, 0.0
+        return sigma_px
     middle = [slice(max(0, n // 2 - _MIDDLE_PX), n // 2 + _MIDDLE_PX) for n in picture.shape]
     part = np.ascontiguousarray(picture[middle[0], middle[1]])
     places -= np.array([middle[0].start, middle[1].start])
-    fit = _Fit(part, places, likely, sigma_px, NoiseLaw(), is_width_free=False)
-    left = [fit.left_with(fit.first_sigma * factor) for factor in _WIDTHS]
+    first, reach = np.array(sigma_px), REACH * _WIDTHS[-1] * np.array(sigma_px)
+    near = np.all((places > -reach) & (places < np.array(part.shape) + reach), axis=1)
+
+    def left_with(factor: float) -> float:
+        fit = _Fit(part, places[near], likely[near], _pair(first * factor), NoiseLaw(), is_width_free=False)
+        return fit.left_over()
+
+    left = side_by_side([partial(left_with, factor) for factor in _WIDTHS], threads)
     best = int(np.argmin(left))
     factor = _WIDTHS[best]
     if 0 < best < len(left) - 1:
         # In equal steps of its logarithm: the vertex of a parabola through three.
         below, above = left[best - 1] - left[best], left[best + 1] - left[best]
         factor *= (_WIDTHS[1] / _WIDTHS[0]) ** (0.5 * (below - above) / max(below + above, 1e-30))
-    fit.spots[:, 2] = 0
-    empty = fit.left_with(fit.first_sigma)
-    return _pair(fit.first_sigma * factor), 1 - left[best] / empty if empty > 0 else 0.0
+    return _pair(first * factor)
 
 
 def _checked(
@@ -233,27 +243,44 @@ class _Fit:
         noise: NoiseLaw,
         *,
         is_width_free: bool,
+        threads: int = 1,
     ) -> None:
-        self.image, self.noise, self.is_width_free = image, noise, is_width_free
-        self.candidates, self.spots = places, np.column_stack([places, np.maximum(heights, 1e-12)])
+        self.image, self.noise, self.is_width_free, self.threads = image, noise, is_width_free, threads
         self.sigma = self.first_sigma = np.array(sigma_px, dtype=np.float64)
+        self.count = len(places)
+        self._take(np.column_stack([places, np.maximum(heights, 1e-12)]), np.arange(self.count))
         # All spots; by how much they grow with the width; weight of a pixel; its weighted residual.
-        self.drawn, self.growth, self.weight, self.score = np.empty((4, *image.shape), dtype=np.float32)
+        rows, cols = image.shape
+        margin = spot_pixels.length_of(_MOST_WIDTH * max(sigma_px))
+        self.drawn, self.growth, self.weight, self.score = np.zeros((4, rows, cols + margin), np.float32)
         edges = np.array(image.shape) - 1
         nodes = np.maximum(2, np.rint(edges / (_BLOCK * self.sigma)).astype(np.int64) + 1)
         self.background = np.zeros(tuple(nodes))
-        self.count = len(places)
+        self.tents = spot_pixels.tents(int(nodes[1]), cols)
+
+    def _take(self, spots: Float64, number: Int64) -> None:
+        """Take spots in an order in which those next to each other are so in memory."""
+        order = in_bands(spots[:, :2] / self.sigma, _COUPLED)
+        self.spots, self.number = spots[order], number[order]
+        self.candidates = self.spots[:, :2].copy()
+
+    def _halves(self, length: int, part: Callable[[int, int], Result]) -> list[Result]:
+        """Do something from a begin to an end, in two parts."""
+        middle = length // 2
+        return side_by_side([partial(part, 0, middle), partial(part, middle, length)], self.threads)
 
     def start(self) -> None:
         """Find level, heights and width, and the columns beyond the edges, before anything moves."""
         self._level_out()
         beyond = self._beyond()
-        self.spots = np.concatenate([self.spots, beyond])
-        self.candidates = np.concatenate([self.candidates, beyond[:, :2]])
+        self._take(
+            np.concatenate([self.spots, beyond]),
+            np.concatenate([self.number, self.count + np.arange(len(beyond))]),
+        )
         self.likely_height = self.spots[:, 2].copy()
         scaled = self.candidates / self.sigma
-        self.first, self.other, self.back = _neighbours(scaled, _COUPLED)
-        self.basin = _basins(scaled, self.first, self.other)
+        self.first, self.other, self.back = neighbours(scaled, _COUPLED)
+        self.basin = basins(scaled, self.first, self.other, _BASIN, _CLOSE, _LEAST_BASIN)
         last = (np.array(self.image.shape) - 1) / self.sigma
         self.is_at_edge = ~np.all((scaled > _AT_EDGE) & (scaled < last - _AT_EDGE), axis=1)
         self.basin[self.is_at_edge] *= 2
@@ -261,14 +288,34 @@ class _Fit:
 
     def _level_out(self) -> None:
         """Bring heights and background to the unit of the image, by each block's best line."""
-        self._draw()
-        _without_gaps(self.image, self.score, self.weight)
-        level, factor = self._line()
+        level, factor = self._line(self._look_alike())
         self.background += level
         usual = float(np.median(factor))
         if usual > 0:
             factor = np.clip(factor, usual / 3, usual * 3)
             self.spots[:, 2] *= _at(factor, self.spots, self.image.shape)
+
+    def left_over(self) -> float:
+        """Sum of squares that spots of this width leave of the image as it is, each block at its best."""
+        level, factor = self._line(self._look_alike())
+        change = self._along_rows(level), self._along_rows(factor)
+        return float(spot_pixels.left_over(*change, self.weight, self.score, self.drawn))
+
+    def _along_rows(self, nodes: Float64) -> Float32:
+        along: Float32 = nodes.astype(np.float32) @ self.tents
+        return along
+
+    def _look_alike(self) -> Float64:
+        """Draw the spots, all pixels weighing alike; see ``_line`` for what comes back."""
+        self.profiles = seen = Profiles.of(self.spots, self.sigma)
+
+        def rows(begin: int, end: int) -> Float64:
+            spot_pixels.draw(self.drawn, self.spots, seen.first, seen.bell, begin, end)
+            spot_pixels.without_gaps(self.image, self.score, self.weight, begin, end)
+            return self._sums(begin, end)
+
+        upper, lower = self._halves(len(self.image), rows)
+        return upper + lower
 
     def _beyond(self) -> Float64:
         """Guess the columns whose middle is outside the frame, from the flanks that reach into it.
@@ -283,8 +330,7 @@ class _Fit:
         """
         if not self.count:
             return np.empty((0, 3))
-        self._draw()
-        self._weigh()
+        self._look(with_growth=False)
         height = float(np.median(self.spots[:, 2]))
         found = [np.empty((0, 3))]
         for axis in (0, 1):
@@ -298,14 +344,15 @@ class _Fit:
     def _flanks(self, axis: int, height: float, *, is_far: bool) -> tuple[Float64, Float64]:
         """Bumps of the residual along one edge: where along it, and how far out their columns would be."""
         across, along = self.sigma[axis], self.sigma[1 - axis]
-        deep = math.ceil(across)
+        deep, cols = math.ceil(across), self.image.shape[1]
         strip = slice(-deep, None) if is_far else slice(0, deep)
-        weight = np.moveaxis(self.weight, axis, 0)[strip].sum(axis=0, dtype=np.float64)
-        score = np.moveaxis(self.score, axis, 0)[strip].sum(axis=0, dtype=np.float64)
+        weight = np.moveaxis(self.weight[:, :cols], axis, 0)[strip].sum(axis=0, dtype=np.float64)
+        score = np.moveaxis(self.score[:, :cols], axis, 0)[strip].sum(axis=0, dtype=np.float64)
         reach = np.arange(-math.ceil(3 * along), math.ceil(3 * along) + 1)
         bell = np.exp(-0.5 * (reach / along) ** 2)
-        told = ndimage.convolve1d(score, bell, mode="constant")
-        info = ndimage.convolve1d(weight, bell**2, mode="constant") + 1e-30
+        inner = slice(len(reach) // 2, len(reach) // 2 + len(score))
+        told = np.convolve(score, bell)[inner]
+        info = np.convolve(weight, bell**2)[inner] + 1e-30
         bump, sd = told / info, 1 / np.sqrt(info)
         is_top = (bump[1:-1] >= bump[:-2]) & (bump[1:-1] > bump[2:])
         top = (
@@ -315,35 +362,46 @@ class _Fit:
         part = np.minimum(bump[top] / height, 0.9)
         return top.astype(np.float64), across * np.maximum(np.sqrt(-2 * np.log(part)) - 0.5, 0.1)
 
-    def left_with(self, sigma: Float64) -> float:
-        """Sum of squares that spots of this width leave of the image as it is."""
-        self.sigma = sigma
-        self._draw()
-        _without_gaps(self.image, self.score, self.weight)
-        _follow(*self._line(), self.weight, self.score, self.drawn, self.growth)
-        return float(np.vdot(self.score, self.score))
-
-    def _draw(self) -> None:
-        self.drawn[:] = 0
-        self.growth[:] = 0
-        _draw(self.drawn, self.growth, self.spots, self.sigma, _REACH)
-
-    def _weigh(self) -> None:
+    def _look(self, *, with_growth: bool) -> Float64:
+        """Compare what is drawn with the image; see ``_line`` for what comes back."""
         law = (self.noise.constant, self.noise.gain, self.noise.floor)
-        _weigh(self.image, self.drawn, self.background, law, self.weight, self.score)
+        clip = (_CLIPPED_SD, _CLIPPED_PART)
+        spots, drawn, ground = self.spots, self.drawn, self._along_rows(self.background)
+        self.profiles = seen = Profiles.of(spots, self.sigma)
 
-    def _line(self) -> tuple[Float64, Float64]:
+        def rows(begin: int, end: int) -> Float64:
+            if with_growth:
+                spot_pixels.draw_growth(self.growth, spots, seen.first, seen.bell, seen.away, begin, end)
+            spot_pixels.draw(drawn, spots, seen.first, seen.bell, begin, end)
+            spot_pixels.weigh(self.image, drawn, ground, law, clip, self.weight, self.score, begin, end)
+            return self._sums(begin, end)
+
+        upper, lower = self._halves(len(self.image), rows)
+        return upper + lower
+
+    def _sums(self, begin: int, end: int) -> Float64:
+        sums = np.zeros((5, *self.background.shape))
+        cols = self.image.shape[1]
+        spot_pixels.add_blocks(cols, self.score, self.weight, self.drawn, sums, begin, end)
+        return sums
+
+    @staticmethod
+    def _line(sums: Float64) -> tuple[Float64, Float64]:
         """Fit level and a factor to the spots' heights, around each node, to the residual.
 
         One by one they would follow slowly where spots leave little ground between them.
+
+        Parameters
+        ----------
+        sums
+            At the nodes, of weights, of weighted spots and their squares, of residuals and their products
+            with spots.
 
         Returns
         -------
         level, factor
             To be added at the nodes.
         """
-        sums = np.zeros((5, *self.background.shape))
-        _add_blocks(self.score, self.weight, self.drawn, sums)
         w, wt, wtt, wr, wtr = sums
         # A block without spots has a level only.
         wtt = wtt + 1e-6 * wtt.max() + 1e-30
@@ -354,39 +412,58 @@ class _Fit:
 
     def improve(self) -> None:
         """Take one step of Fisher scoring, after background and heights have followed block by block."""
-        self._draw()
-        self._weigh()
-        level, factor = self._line()
+        level, factor = self._line(self._look(with_growth=True))
         factor = np.clip(factor, -0.5, 1.0)
         self.background += level
         self.spots[:, 2] *= 1 + _at(factor, self.spots, self.image.shape)
-        _follow(level, factor, self.weight, self.score, self.drawn, self.growth)
-        info, score, with_width, _ = self._told()
-        between = self._between()
+        width = self._follow(level, factor)
+        info, (score, with_width), between = self._told()
         self._hold(info, score)
-        width = self._width_told()
-        step, wider = _solved(
-            info, score, between, self.first, self.other, with_width, *width, _SOLVED, _MOST_DIRECTIONS
+        step, wider = solved(
+            info, score, between, self.first, self.other, with_width, width, _SOLVED, _MOST_DIRECTIONS
         )
         self._move(step, wider)
 
-    def _told(self) -> tuple[Float64, Float64, Float64, Float64]:
-        n = len(self.spots)
-        info, told = np.zeros((n, 3, 3)), np.zeros((3, n, 3))
-        _tell(self.weight, self.score, self.growth, self.spots, self.sigma, _REACH, info, told)
-        return info, told[0], told[1], told[2]
+    def _follow(self, level: Float64, factor: Float64) -> tuple[float, float]:
+        """Follow the background and the heights with what is drawn, and what is left of the image.
 
-    def _between(self) -> Float64:
-        between = np.zeros((len(self.other), 3, 3))
-        _tell_pairs(self.weight, self.spots, self.sigma, _REACH, self.first, self.other, self.back, between)
-        return between
+        Returns
+        -------
+        info, score
+            Of the logarithm of the width; a width that is held has score 0.
+        """
+        change = self._along_rows(level), self._along_rows(factor)
+        planes = self.weight, self.score, self.drawn, self.growth
+        info, score = np.sum(
+            self._halves(
+                len(self.image),
+                lambda begin, end: spot_pixels.follow(*change, *planes, begin, end),
+            ),
+            axis=0,
+        )
+        return (float(info) + 1.0, float(score)) if self.is_width_free else (1.0, 0.0)
 
-    def _width_told(self) -> tuple[float, float]:
-        """Information and score of the logarithm of the width; a width that is held has score 0."""
-        if not self.is_width_free:
-            return 1.0, 0.0
-        info, score = _tell_width(self.weight, self.score, self.growth)
-        return info + 1.0, score
+    def _told(self) -> tuple[Float64, Float64, Float64]:
+        """Say of the columns what their pixels know of them.
+
+        Returns
+        -------
+        info, told, between
+            Information of each; its score and what it shares with the plane ``growth``; what neighbours
+            share.
+        """
+        n, seen = len(self.spots), self.profiles
+        info, told = np.empty((n, 3, 3)), np.empty((2, n, 3))
+        between = np.empty((len(self.other), 3, 3))
+        pairs = self.first, self.other, self.back, between
+
+        def columns(begin: int, end: int) -> None:
+            profiles = self.spots, seen.first, seen.bell, seen.away
+            spot_pixels.tell(self.weight, self.score, self.growth, *profiles, info, told, begin, end)
+            spot_pixels.tell_pairs(self.weight, *profiles, *pairs, begin, end)
+
+        self._halves(n, columns)
+        return info, told, between
 
     def _hold(self, info: Float64, score: Float64) -> None:
         """Hold places loosely near their candidates, and firmly where a fit had left its basin."""
@@ -416,18 +493,24 @@ class _Fit:
 
     def result(self) -> JointFit:
         """Say where the columns are, and how well that is known."""
-        self._draw()
-        self._weigh()
-        info, _, _, with_level = self._told()
+        self._look(with_growth=False)
+        # What makes a level of the background is alike everywhere.
+        self.growth.fill(1)
+        info, (_, with_level), between = self._told()
         info[:, 2, 2] += np.where(self.is_at_edge, 1 / _LIKELY_HEIGHT**2, 1e-2)
         block = math.prod(_BLOCK * self.sigma)
-        level = float(np.mean(self.weight, dtype=np.float64)) * block + 1e-30
+        level = float(self.weight.sum(dtype=np.float64)) / self.image.size * block + 1e-30
         info -= with_level[:, :, None] * with_level[:, None, :] / level
-        covariance = np.empty_like(info)
-        _marginal(info, self._between(), self.first, self.other, covariance)
-        chi2 = np.empty(len(self.spots))
-        _misfit(self.weight, self.score, self.spots, self.sigma, chi2)
-        own = slice(0, self.count)  # not those beyond the edge
+        covariance, chi2 = np.empty_like(info), np.empty(len(info))
+
+        def columns(begin: int, end: int) -> None:
+            marginal(info, between, self.first, self.other, covariance, begin, end)
+            spot_pixels.misfit(
+                self.weight, self.score, self.image.shape[1], self.spots, self.sigma, chi2, begin, end
+            )
+
+        self._halves(len(info), columns)
+        own = np.argsort(self.number)[: self.count]  # as the candidates came, without those beyond the edge
         covariance, chi2, spots = covariance[own], chi2[own], self.spots[own]
         # A drawn frame has no noise, and then the smallest misfit is many times the usual one.
         usual = max(float(np.median(chi2)), 0.1) if self.count else 1.0
@@ -456,7 +539,8 @@ class _Fit:
         """
         # A bell as narrow as a pixel and a half is known by its pixels as well as a wide one is by many.
         side = max(1, int(self.sigma.min() / _BINNED_PX))
-        score, precision = _binned(self.score, side), _binned(self.weight, side)
+        cols = self.image.shape[1]
+        score, precision = (spot_pixels.binned(plane, cols, side) for plane in (self.score, self.weight))
         sigma, wide = _pair(self.sigma / side), _pair(_AROUND * self.sigma / side)
         told = blurred(score, sigma) - blurred(score, wide)
         weight = blurred(precision, sigma)
@@ -464,7 +548,7 @@ class _Fit:
         # Of bells of sum 1: the sum of the squares of their difference, and what of a spot's height is seen.
         energy = (1 + _AROUND**-2 - 4 / (1 + _AROUND**2)) / (4 * area)
         seen = 0.5 - 1 / (1 + _AROUND**2)
-        peak = _tops(told)
+        peak = spot_pixels.tops(told)
         row, col = peak.T
         known = np.maximum(weight[row, col].astype(np.float64), 1e-30)
         height = told[row, col].astype(np.float64) / known
@@ -474,8 +558,7 @@ class _Fit:
         significance = height / unit
         keep = significance > _MISSED_SD
         places = side * peak[keep].astype(np.float64) + 0.5 * (side - 1)
-        apart = np.hypot(*((places[:, None] - self.spots[None, :, :2]) / self.sigma).transpose(2, 0, 1))
-        free = apart.min(axis=1, initial=math.inf) > _MISSED_APART
+        free = _is_far(places / self.sigma, self.spots[:, :2] / self.sigma, _MISSED_APART)
         return places[free], height[keep][free] / seen, significance[keep][free]
 
 
@@ -483,575 +566,21 @@ def _pair(sigma: Float64) -> tuple[float, float]:
     return float(sigma[0]), float(sigma[1])
 
 
-# -- columns near each other ---------------------------------------------------------------------------
-
-
-@njit(cache=True)
-def _binned(picture: Float32, side: int) -> Float32:
-    """Add up squares of pixels; what is left at the far edges is left out."""
-    rows, cols = picture.shape[0] // side, picture.shape[1] // side
-    result = np.zeros((rows, cols), dtype=np.float32)
-    for r in range(rows * side):
-        line, out = picture[r], result[r // side]
-        for c in range(cols):
-            for k in range(side):
-                out[c] += line[c * side + k]
-    return result
-
-
-@njit(cache=True)
-def _tops(picture: Float32) -> Int64:
-    """Pixels ``(row, col)`` above zero that are above all eight neighbours, none at the edge."""
-    rows, cols = picture.shape
-    found = np.empty((picture.size // 4 + 1, 2), dtype=np.int64)
-    count = 0
-    for r in range(1, rows - 1):
-        for c in range(1, cols - 1):
-            value = picture[r, c]
-            if not (value > 0 and value >= picture[r, c - 1] and value > picture[r, c + 1]):
-                continue
-            if picture[r - 1, c - 1 : c + 2].max() > value or picture[r + 1, c - 1 : c + 2].max() >= value:
-                continue
-            found[count, 0], found[count, 1] = r, c
-            count += 1
-    return found[:count].copy()
-
-
-@njit(cache=True)
-def _neighbours(places: Float64, reach: float) -> tuple[Int64, Int64, Int64]:
-    """List who is within reach of whom.
-
-    Returns
-    -------
-    first, other, back
-        Neighbours of ``i`` are ``other[first[i] : first[i + 1]]``; the entry ``e`` of a pair stands again at
-        ``back[e]``, seen from the other one.
-    """
-    n = len(places)
-    order = np.argsort(places[:, 0])
-    count = np.zeros(n + 1, dtype=np.int64)
-    _pair_up(places, order, reach, count, count[:0], count[:0])
-    first = np.zeros(n + 1, dtype=np.int64)
-    first[1:] = np.cumsum(count[:n])
-    other, back = np.empty(first[n], dtype=np.int64), np.empty(first[n], dtype=np.int64)
-    _pair_up(places, order, reach, first.copy(), other, back)
-    return first, other, back
-
-
-@njit(cache=True)
-def _pair_up(places: Float64, order: Int64, reach: float, place: Int64, other: Int64, back: Int64) -> None:
-    """Count the neighbours of each, or list them from its place on where there is room for a list."""
-    for k in range(len(order)):
-        i = order[k]
-        for m in range(k + 1, len(order)):
-            j = order[m]
-            down = places[j, 0] - places[i, 0]
-            if down > reach:
-                break
-            along = places[j, 1] - places[i, 1]
-            if down * down + along * along > reach * reach:
-                continue
-            if len(other):
-                other[place[i]], other[place[j]] = j, i
-                back[place[i]], back[place[j]] = place[j], place[i]
-            place[i] += 1
-            place[j] += 1
-
-
-@njit(cache=True)
-def _basins(places: Float64, first: Int64, other: Int64) -> Float64:
-    """Say how far, in widths, a column may move from its candidate: not to where another is."""
-    basin = np.full(len(places), _BASIN)
-    for i in range(len(places)):
-        for e in range(first[i], first[i + 1]):
-            apart = math.hypot(places[i, 0] - places[other[e], 0], places[i, 1] - places[other[e], 1])
-            basin[i] = min(basin[i], max(_CLOSE * apart, 0.1))
-    return basin
-
-
-# -- sums over pixels ----------------------------------------------------------------------------------
-
-
-@njit(cache=True, inline="always")
-def _span(middle: float, half: float, edge: int) -> tuple[int, int]:
-    """First pixel and the one after the last within a distance, inside the frame."""
-    return max(0, math.ceil(middle - half)), min(edge, math.floor(middle + half) + 1)
-
-
-@njit(cache=True, inline="always")
-def _profile(first: int, last: int, middle: float, sigma: float, bell: Float32, away: Float32) -> None:
-    """Fill in a Gaussian of height 1 along a line of pixels, and the distances in its widths."""
-    for k in range(first, last):
-        distance = (k - middle) / sigma
-        away[k - first] = distance
-        bell[k - first] = math.exp(-0.5 * distance * distance)
-
-
-@njit(cache=True, fastmath=_FAST)
-def _draw(drawn: Float32, growth: Float32, spots: Float64, sigma: Float64, reach: float) -> None:
-    """Add the spots, and by how much they change with the logarithm of the width."""
-    most = int(2 * reach * sigma.max()) + 3
-    bell_r, bell_c, away_r, away_c = np.empty((4, most), dtype=np.float32)
-    wide_c = np.empty(most, dtype=np.float32)
-    for i in range(len(spots)):
-        top, bottom = _span(spots[i, 0], reach * sigma[0], drawn.shape[0])
-        left, right = _span(spots[i, 1], reach * sigma[1], drawn.shape[1])
-        if top >= bottom or left >= right:
-            continue
-        _profile(top, bottom, spots[i, 0], sigma[0], bell_r, away_r)
-        _profile(left, right, spots[i, 1], sigma[1], bell_c, away_c)
-        width = right - left
-        for k in range(width):
-            wide_c[k] = bell_c[k] * away_c[k] * away_c[k]
-        for r in range(top, bottom):
-            height = np.float32(spots[i, 2]) * bell_r[r - top]
-            wide = height * away_r[r - top] * away_r[r - top]
-            line, grown = drawn[r, left:right], growth[r, left:right]
-            for k in range(width):
-                line[k] += height * bell_c[k]
-                grown[k] += wide * bell_c[k] + height * wide_c[k]
-
-
-@njit(cache=True, fastmath=_FAST)
-def _without_gaps(image: Float32, score: Float32, weight: Float32) -> None:
-    """Weigh every pixel alike, but those that are not finite."""
-    nothing, one = np.float32(0.0), np.float32(1.0)
-    for r in range(image.shape[0]):
-        for c in range(image.shape[1]):
-            is_seen = abs(image[r, c]) < np.float32(np.inf)
-            weight[r, c] = one if is_seen else nothing
-            score[r, c] = image[r, c] if is_seen else nothing
-
-
-@njit(cache=True, fastmath=_FAST)
-def _ground(background: Float64, row: float, rows: int, line: Float32) -> None:
-    """Interpolate the background along one row of pixels."""
-    cols = len(line)
-    high, wide = background.shape
-    at = row * (high - 1) / max(rows - 1, 1)
-    above = min(int(at), high - 2)
-    part = at - above
-    for node in range(wide - 1):
-        begin = math.ceil(node * (cols - 1) / (wide - 1))
-        end = cols if node == wide - 2 else math.ceil((node + 1) * (cols - 1) / (wide - 1))
-        left = (1 - part) * background[above, node] + part * background[above + 1, node]
-        right = (1 - part) * background[above, node + 1] + part * background[above + 1, node + 1]
-        slope = np.float32((right - left) * (wide - 1) / max(cols - 1, 1))
-        left = np.float32(left + slope * (begin - node * (cols - 1) / (wide - 1)))
-        for c in range(begin, end):
-            line[c] = left + slope * np.float32(c - begin)
-
-
-# A division that could raise would keep the loop from being vectorised.
-@njit(cache=True, fastmath=_FAST, error_model="numpy")
-def _weigh(
-    image: Float32,
-    drawn: Float32,
-    background: Float64,
-    law: tuple[float, float, float],
-    weight: Float32,
-    score: Float32,
-) -> None:
-    """Say of each pixel its weight and its weighted residual.
-
-    The residual of a dead or hot pixel counts no more than a few standard deviations; in the middle of a
-    spot that is not yet fitted there is more to come.
-    """
-    rows, cols = image.shape
-    ground = np.empty(cols, dtype=np.float32)
-    constant, gain, floor = np.float32(law[0]), np.float32(law[1]), np.float32(law[2])
-    sds, part = np.float32(_CLIPPED_SD), np.float32(_CLIPPED_PART)
-    nothing, one = np.float32(0.0), np.float32(1.0)
-    for r in range(rows):
-        _ground(background, r, rows, ground)
-        seen, spots, w, v = image[r], drawn[r], weight[r], score[r]
-        for c in range(cols):
-            variance = max(constant + gain * (ground[c] + spots[c]), floor)
-            most = sds * np.sqrt(variance) + part * abs(spots[c])
-            residual = min(max(seen[c] - ground[c] - spots[c], -most), most)
-            is_seen = abs(seen[c]) < np.float32(np.inf)
-            w[c] = one / variance if is_seen else nothing
-            v[c] = residual / variance if is_seen else nothing
-
-
-@njit(cache=True, fastmath=_FAST)
-def _follow(
-    level: Float64, factor: Float64, weight: Float32, score: Float32, drawn: Float32, growth: Float32
-) -> None:
-    """Bring what is drawn, and what is left of the image, after a change of level and heights."""
-    rows, cols = score.shape
-    higher, steeper = np.empty((2, cols), dtype=np.float32)
-    for r in range(rows):
-        _ground(level, r, rows, higher)
-        _ground(factor, r, rows, steeper)
-        w, v, spots, grown = weight[r], score[r], drawn[r], growth[r]
-        for c in range(cols):
-            more = steeper[c] * spots[c]
-            v[c] -= w[c] * (higher[c] + more)
-            spots[c] += more
-            grown[c] += steeper[c] * grown[c]
-
-
-@njit(cache=True, fastmath=_FAST)
-def _tell_width(weight: Float32, score: Float32, growth: Float32) -> tuple[float, float]:
-    """Information and score of the logarithm of the width, without a prior."""
-    info, told = np.float64(0.0), np.float64(0.0)
-    for r in range(weight.shape[0]):
-        line_info = line_told = np.float32(0.0)
-        for c in range(weight.shape[1]):
-            line_info += weight[r, c] * growth[r, c] * growth[r, c]
-            line_told += score[r, c] * growth[r, c]
-        info += line_info
-        told += line_told
-    return info, told
-
-
-@njit(cache=True, fastmath=_FAST)
-def _add_blocks(score: Float32, weight: Float32, drawn: Float32, sums: Float64) -> None:
-    """Add up around the nodes: weights, spots and weighted residuals, and their products.
-
-    A pixel counts for the nodes of its corners by how near they are.
-    """
-    rows, cols = score.shape
-    high, wide = sums.shape[1:]
-    for r in range(rows):
-        at = r * (high - 1) / max(rows - 1, 1)
-        above = min(int(at), high - 2)
-        part = at - above
-        for node in range(wide - 1):
-            begin = math.ceil(node * (cols - 1) / (wide - 1))
-            end = cols if node == wide - 2 else math.ceil((node + 1) * (cols - 1) / (wide - 1))
-            left = _line_sums(score[r, begin:end], weight[r, begin:end], drawn[r, begin:end])
-            for k in range(5):
-                # Half of a stretch is nearer to either node: a tent is as good as its mean here.
-                for side in range(2):
-                    sums[k, above, node + side] += 0.5 * (1 - part) * left[k]
-                    sums[k, above + 1, node + side] += 0.5 * part * left[k]
-
-
-@njit(cache=True, fastmath=_FAST)
-def _line_sums(score: Float32, weight: Float32, drawn: Float32) -> tuple[Any, ...]:
-    w = wt = wtt = wr = wtr = np.float32(0.0)
-    for c in range(len(score)):
-        w += weight[c]
-        wt += weight[c] * drawn[c]
-        wtt += weight[c] * drawn[c] * drawn[c]
-        wr += score[c]
-        wtr += score[c] * drawn[c]
-    return w, wt, wtt, wr, wtr
-
-
 def _at(nodes: Float64, places: Float64, shape: tuple[int, ...]) -> Float64:
     """Interpolate values at nodes, which span the frame, at places; beyond the edge they stay."""
     value: Float64 = np.empty(len(places))
-    _interpolate(nodes, places, float(shape[0] - 1), float(shape[1] - 1), value)
+    spot_pixels.interpolate(nodes, places, float(shape[0] - 1), float(shape[1] - 1), value)
     return value
 
 
-@njit(cache=True)
-def _interpolate(nodes: Float64, places: Float64, last_row: float, last_col: float, value: Float64) -> None:
-    high, wide = nodes.shape
+@njit(cache=True, nogil=True)
+def _is_far(places: Float64, others: Float64, least: float) -> Bool:
+    """Mark the places that are further than this from all others."""
+    far = np.ones(len(places), dtype=np.bool_)
     for i in range(len(places)):
-        row = min(max(places[i, 0] / max(last_row, 1.0), 0.0), 1.0) * (high - 1)
-        col = min(max(places[i, 1] / max(last_col, 1.0), 0.0), 1.0) * (wide - 1)
-        r, c = min(int(row), high - 2), min(int(col), wide - 2)
-        y, x = row - r, col - c
-        above = (1 - x) * nodes[r, c] + x * nodes[r, c + 1]
-        below = (1 - x) * nodes[r + 1, c] + x * nodes[r + 1, c + 1]
-        value[i] = (1 - y) * above + y * below
-
-
-@njit(cache=True, fastmath=_FAST)
-def _tell(
-    weight: Float32,
-    score: Float32,
-    growth: Float32,
-    spots: Float64,
-    sigma: Float64,
-    reach: float,
-    info: Float64,
-    told: Float64,
-) -> None:
-    """Say of each column what its pixels know of it: information, score, and what goes with the rest.
-
-    ``told`` is ``(score, information shared with the width, with the level of the background)``.
-    """
-    rows, cols = weight.shape
-    most = int(2 * reach * sigma.max()) + 3
-    bell_r, bell_c, away_r, away_c = np.empty((4, most), dtype=np.float32)
-    tilt, square, square_tilt, square_bend = np.empty((4, most), dtype=np.float32)
-    for i in range(len(spots)):
-        top, bottom = _span(spots[i, 0], reach * sigma[0], rows)
-        left, right = _span(spots[i, 1], reach * sigma[1], cols)
-        if top >= bottom or left >= right:
-            continue
-        _profile(top, bottom, spots[i, 0], sigma[0], bell_r, away_r)
-        _profile(left, right, spots[i, 1], sigma[1], bell_c, away_c)
-        for k in range(right - left):
-            tilt[k] = bell_c[k] * away_c[k]
-            square[k] = bell_c[k] * bell_c[k]
-            square_tilt[k] = square[k] * away_c[k]
-            square_bend[k] = square_tilt[k] * away_c[k]
-        height = spots[i, 2]
-        for r in range(top, bottom):
-            w, v, g = weight[r, left:right], score[r, left:right], growth[r, left:right]
-            s0 = s1 = s2 = v0 = v1 = np.float32(0.0)
-            g0 = g1 = w0 = w1 = np.float32(0.0)
-            for k in range(right - left):
-                s0 += w[k] * square[k]
-                s1 += w[k] * square_tilt[k]
-                s2 += w[k] * square_bend[k]
-                v0 += v[k] * bell_c[k]
-                v1 += v[k] * tilt[k]
-                g0 += w[k] * g[k] * bell_c[k]
-                g1 += w[k] * g[k] * tilt[k]
-                w0 += w[k] * bell_c[k]
-                w1 += w[k] * tilt[k]
-            a = height * bell_r[r - top]
-            y = away_r[r - top]
-            a2 = a * a
-            info[i, 0, 0] += a2 * y * y * s0
-            info[i, 0, 1] += a2 * y * s1
-            info[i, 0, 2] += a2 * y * s0
-            info[i, 1, 1] += a2 * s2
-            info[i, 1, 2] += a2 * s1
-            info[i, 2, 2] += a2 * s0
-            told[0, i, 0] += a * y * v0
-            told[0, i, 1] += a * v1
-            told[0, i, 2] += a * v0
-            told[1, i, 0] += a * y * g0
-            told[1, i, 1] += a * g1
-            told[1, i, 2] += a * g0
-            told[2, i, 0] += a * y * w0
-            told[2, i, 1] += a * w1
-            told[2, i, 2] += a * w0
-        info[i, 1, 0], info[i, 2, 0], info[i, 2, 1] = info[i, 0, 1], info[i, 0, 2], info[i, 1, 2]
-
-
-@njit(cache=True, fastmath=_FAST)
-def _tell_pairs(
-    weight: Float32,
-    spots: Float64,
-    sigma: Float64,
-    reach: float,
-    first: Int64,
-    other: Int64,
-    back: Int64,
-    between: Float64,
-) -> None:
-    """Say what pixels that two columns share know of both: blocks of the information beside the diagonal."""
-    most = int(2 * reach * sigma.max()) + 3
-    bell_r, bell_c, away_r, away_c = np.empty((4, most), dtype=np.float32)
-    other_r, other_c, far_r, far_c = np.empty((4, most), dtype=np.float32)
-    for i in range(len(spots)):
-        for e in range(first[i], first[i + 1]):
-            j = other[e]
-            if j < i:
-                continue
-            top, bottom = _shared(spots[i, 0], spots[j, 0], reach * sigma[0], weight.shape[0])
-            left, right = _shared(spots[i, 1], spots[j, 1], reach * sigma[1], weight.shape[1])
-            if top >= bottom or left >= right:
-                continue
-            _profile(top, bottom, spots[i, 0], sigma[0], bell_r, away_r)
-            _profile(left, right, spots[i, 1], sigma[1], bell_c, away_c)
-            _profile(top, bottom, spots[j, 0], sigma[0], other_r, far_r)
-            _profile(left, right, spots[j, 1], sigma[1], other_c, far_c)
-            for k in range(bottom - top):
-                bell_r[k] *= other_r[k]
-            for k in range(right - left):
-                bell_c[k] *= other_c[k]
-                other_c[k] = bell_c[k] * far_c[k]
-                far_c[k] = other_c[k] * away_c[k]
-                away_c[k] *= bell_c[k]
-            product = spots[i, 2] * spots[j, 2]
-            block = between[e]
-            for r in range(top, bottom):
-                z00 = z01 = z10 = z11 = np.float32(0.0)
-                w = weight[r, left:right]
-                for k in range(right - left):
-                    z00 += w[k] * bell_c[k]
-                    z10 += w[k] * away_c[k]
-                    z01 += w[k] * other_c[k]
-                    z11 += w[k] * far_c[k]
-                a, y, x = product * bell_r[r - top], away_r[r - top], far_r[r - top]
-                block[0, 0] += a * y * x * z00
-                block[0, 1] += a * y * z01
-                block[0, 2] += a * y * z00
-                block[1, 0] += a * x * z10
-                block[1, 1] += a * z11
-                block[1, 2] += a * z10
-                block[2, 0] += a * x * z00
-                block[2, 1] += a * z01
-                block[2, 2] += a * z00
-            between[back[e]] = block.T
-
-
-@njit(cache=True, inline="always")
-def _shared(one: float, other: float, half: float, edge: int) -> tuple[int, int]:
-    """Span of the pixels within a distance of two places."""
-    return (
-        max(0, math.ceil(max(one, other) - half)),
-        min(edge, math.floor(min(one, other) + half) + 1),
-    )
-
-
-@njit(cache=True, fastmath=_FAST)
-def _misfit(weight: Float32, score: Float32, spots: Float64, sigma: Float64, chi2: Float64) -> None:
-    """Mean squared residual within a width and a half of each middle, in units of the noise; 1 if unseen."""
-    for i in range(len(spots)):
-        top, bottom = _span(spots[i, 0], 1.5 * sigma[0], weight.shape[0])
-        left, right = _span(spots[i, 1], 1.5 * sigma[1], weight.shape[1])
-        total, seen = 0.0, 0
-        for r in range(top, bottom):
-            for c in range(left, right):
-                if weight[r, c] > 0:
-                    total += score[r, c] * score[r, c] / weight[r, c]
-                    seen += 1
-        chi2[i] = total / seen if seen else 1.0
-
-
-# -- all columns at once -------------------------------------------------------------------------------
-
-
-@njit(cache=True)
-def _inverse(m: Float64, result: Float64) -> bool:
-    """Invert a symmetric 3 × 3 matrix; say whether it is positive definite."""
-    a = m[1, 1] * m[2, 2] - m[1, 2] * m[1, 2]
-    b = m[0, 2] * m[1, 2] - m[0, 1] * m[2, 2]
-    c = m[0, 1] * m[1, 2] - m[0, 2] * m[1, 1]
-    determinant = m[0, 0] * a + m[0, 1] * b + m[0, 2] * c
-    most = m[0, 0] * m[1, 1] * m[2, 2]
-    if not (m[0, 0] > 0 and m[0, 0] * m[1, 1] > m[0, 1] * m[0, 1] and determinant > 1e-9 * most):
-        return False
-    result[0, 0], result[0, 1], result[0, 2] = a / determinant, b / determinant, c / determinant
-    result[1, 1] = (m[0, 0] * m[2, 2] - m[0, 2] * m[0, 2]) / determinant
-    result[1, 2] = (m[0, 1] * m[0, 2] - m[0, 0] * m[1, 2]) / determinant
-    result[2, 2] = (m[0, 0] * m[1, 1] - m[0, 1] * m[0, 1]) / determinant
-    result[1, 0], result[2, 0], result[2, 1] = result[0, 1], result[0, 2], result[1, 2]
-    return True
-
-
-@njit(cache=True)
-def _safe_inverse(m: Float64, result: Float64) -> None:
-    """Invert a symmetric 3 × 3 matrix, or its diagonal where it is not positive definite."""
-    if not _inverse(m, result):
-        result[:] = 0
-        for k in range(3):
-            result[k, k] = 1 / max(m[k, k], 1e-30)
-
-
-@njit(cache=True)
-def _times(
-    info: Float64,
-    between: Float64,
-    first: Int64,
-    other: Int64,
-    with_width: Float64,
-    width_info: float,
-    x: Float64,
-    wide: float,
-    y: Float64,
-) -> float:
-    """Multiply by the information of all columns and the width; the width's part is returned."""
-    total = width_info * wide
-    for i in range(len(x)):
-        for a in range(3):
-            value = with_width[i, a] * wide
-            for b in range(3):
-                value += info[i, a, b] * x[i, b]
-            for e in range(first[i], first[i + 1]):
-                j = other[e]
-                for b in range(3):
-                    value += between[e, a, b] * x[j, b]
-            y[i, a] = value
-            total += with_width[i, a] * x[i, a]
-    return total
-
-
-@njit(cache=True)
-def _preconditioned(inverse: Float64, r: Float64, z: Float64) -> None:
-    for i in range(len(r)):
-        for a in range(3):
-            z[i, a] = inverse[i, a, 0] * r[i, 0] + inverse[i, a, 1] * r[i, 1] + inverse[i, a, 2] * r[i, 2]
-
-
-@njit(cache=True)
-def _solved(
-    info: Float64,
-    score: Float64,
-    between: Float64,
-    first: Int64,
-    other: Int64,
-    with_width: Float64,
-    width_info: float,
-    width_score: float,
-    tolerance: float,
-    most: int,
-) -> tuple[Float64, float]:
-    """Solve for all steps by conjugate gradients, each column's own block inverted beforehand.
-
-    Where the width is not free its score is 0, and it is left out.
-    """
-    n = len(score)
-    inverse = np.empty((n, 3, 3))
-    for i in range(n):
-        _safe_inverse(info[i], inverse[i])
-    is_free = 0.0 if width_score == 0.0 else 1.0
-    shared = with_width * is_free
-    x, r, z, y = np.zeros((n, 3)), score.copy(), np.empty((n, 3)), np.empty((n, 3))
-    wide, wide_r = 0.0, width_score
-    _preconditioned(inverse, r, z)
-    wide_z = wide_r / width_info
-    p, wide_p = z.copy(), wide_z
-    rz = (r * z).sum() + wide_r * wide_z
-    begin = rz
-    for _ in range(most):
-        if not rz > tolerance * tolerance * begin:
-            break
-        wide_y = _times(info, between, first, other, shared, width_info, p, wide_p, y)
-        bend = (p * y).sum() + wide_p * wide_y
-        if not bend > 0:
-            break
-        alpha = rz / bend
-        x += alpha * p
-        r -= alpha * y
-        wide += alpha * wide_p
-        wide_r -= alpha * wide_y
-        _preconditioned(inverse, r, z)
-        wide_z = wide_r / width_info
-        before, rz = rz, (r * z).sum() + wide_r * wide_z
-        p = z + (rz / before) * p
-        wide_p = wide_z + (rz / before) * wide_p
-    return x, wide
-
-
-@njit(cache=True)
-def _marginal(info: Float64, between: Float64, first: Int64, other: Int64, covariance: Float64) -> None:
-    """Covariance of each column's unknowns, those of its neighbours being unknown too.
-
-    Each neighbour takes off what both tell of it together. That its own neighbours are unknown as well, and
-    that two of them share what they tell, would be the next terms of a series; they nearly cancel: within
-    3 % of the inverse of the whole information down to 2.7 widths between columns, 10 % below it at 2.6.
-    """
-    own, taken = np.empty_like(info), np.empty((3, 3))
-    for i in range(len(info)):
-        _safe_inverse(info[i], own[i])
-    for i in range(len(info)):
-        left = info[i].copy()
-        for e in range(first[i], first[i + 1]):
-            _sandwich(between[e], own[other[e]], taken)
-            left -= taken
-        if not _inverse(left, covariance[i]):
-            _safe_inverse(_LEAST_LEFT * info[i], covariance[i])
-
-
-@njit(cache=True)
-def _sandwich(block: Float64, inverse: Float64, result: Float64) -> None:
-    """``block @ inverse @ block.T``."""
-    for a in range(3):
-        for b in range(3):
-            total = 0.0
-            for c in range(3):
-                for d in range(3):
-                    total += block[a, c] * inverse[c, d] * block[b, d]
-            result[a, b] = total
+        for j in range(len(others)):
+            down, along = places[i, 0] - others[j, 0], places[i, 1] - others[j, 1]
+            if down * down + along * along <= least * least:
+                far[i] = False
+                break
+    return far

@@ -6,7 +6,7 @@ How work is cut into parts must never depend on the number of threads: then the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TypeVar
@@ -20,24 +20,28 @@ def side_by_side(parts: Sequence[Callable[[], Result]], threads: int) -> list[Re
     Parameters
     ----------
     parts
-        None may wait for another.
+        None may wait for another. The first ones are begun first.
     threads
         How many run at once; the caller's own is one of them. With 1 they run one after the other.
 
     Raises
     ------
     Exception
-        Whatever a part raises, the first one's, once none is running any more.
+        What a part raises, once nothing is running any more.
     """
-    if threads == 1 or len(parts) < 2:
+    threads = min(threads, len(parts))
+    if threads <= 1:
         return [part() for part in parts]
-    started = [_pool(threads - 1).submit(part) for part in parts[1:]]
+    numbers = iter(range(len(parts)))  # next() of a range is one step: no two threads get the same
+    others = [_pool(threads - 1).submit(_in_turn, parts, numbers) for _ in range(threads - 1)]
     try:
-        first = parts[0]()
+        done = _in_turn(parts, numbers)
     finally:
-        for one in started:
-            one.exception()  # waits
-    return [first, *(one.result() for one in started)]
+        for other in others:
+            other.exception()  # waits
+    for other in others:
+        done |= other.result()
+    return [done[number] for number in range(len(parts))]
 
 
 def usual_threads() -> int:
@@ -47,6 +51,11 @@ def usual_threads() -> int:
     """
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(2, mine)
+
+
+def _in_turn(parts: Sequence[Callable[[], Result]], numbers: Iterator[int]) -> dict[int, Result]:
+    """Do whatever part is next until none is left."""
+    return {number: parts[number]() for number in numbers}
 
 
 @lru_cache(maxsize=4)

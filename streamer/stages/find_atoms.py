@@ -248,7 +248,7 @@ class FindAtoms:
         sigma_row, sigma_col = view.column_sigma_px * math.sqrt(math.prod(pixel_nm)) / pixel_nm
         sigma_px = float(sigma_row), float(sigma_col)
         if self.config.column_sigma_nm == 0 and len(positions):
-            sigma_px, _ = likeliest_sigma(image, positions, amplitude, sigma_px)
+            sigma_px = likeliest_sigma(image, positions, amplitude, sigma_px)
         return sigma_px
 
     def _maxima(self, view: FilteredFrame, frame: Frame) -> tuple[Float64, Float64]:
