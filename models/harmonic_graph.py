@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.harmonic_inference import _FORGOTTEN_NATS, _NEAR_RAD, Constants
+from models.harmonic_constants import FORGOTTEN_NATS, NEAR_RAD, Constants
 from models.novelty import MOST_NOVEL, Calibration, HarmonicNovelty
 from models.rvae import _ALIKE_NATS, _ALIKE_SHARE, _LOG_SD, _MAX_SYMMETRY, _SAME_NATS, RVAE
 
@@ -256,7 +256,7 @@ class HarmonicGraph(nn.Module):
         angle_NG = self.turn_G + amplitude_NTG[:, at]
         best_N1 = angle_NG.gather(1, share_NG.argmax(1, keepdim=True))
         away_NG = _wrapped(angle_NG - best_N1)
-        near_NG = share_NG.masked_fill(away_NG.abs() >= _NEAR_RAD, 0.0)
+        near_NG = share_NG.masked_fill(away_NG.abs() >= NEAR_RAD, 0.0)
         angle_N1 = best_N1 + (near_NG * away_NG).sum(1, True) / near_NG.sum(1, True)
         narrowed_N1 = -0.5 * fold_N1.square() * covariance_NTT[:, at, at, None]
         half_NG = torch.sin(0.5 * fold_N1 * (angle_NG - angle_N1))
@@ -327,7 +327,7 @@ def _integrated(
 def _shares(likely_NG: Tensor, best_N: Tensor) -> Tensor:
     """Share a window among the turns that are not far less probable than the best, as the CPU does."""
     below_NG = likely_NG - best_N[:, None]
-    share_NG = below_NG.exp().masked_fill(below_NG <= -_FORGOTTEN_NATS, 0.0)
+    share_NG = below_NG.exp().masked_fill(below_NG <= -FORGOTTEN_NATS, 0.0)
     return share_NG / share_NG.sum(1, keepdim=True)
 
 

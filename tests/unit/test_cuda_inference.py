@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models import harmonic_inference
+from models import harmonic_constants
 from models.answers import Answers
 from models.cuda_inference import DeviceInference, pieces
 from models.harmonic_graph import HarmonicGraph
@@ -55,7 +55,7 @@ def test_what_a_gpu_would_compute_is_what_the_cpu_says(shape: str) -> None:
 def test_with_all_directions_kept_it_is_the_posterior_of_the_model(
     shape: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harmonic_inference, "_TEMPLATE_ERROR", 1e-7)
+    monkeypatch.setattr(harmonic_constants, "_TEMPLATE_ERROR", 1e-7)
     made = model(**SHAPES[shape])
     windows = spots(150, made.window_px, made.channels, seed=9)
     told, said = on_device(made).encode(windows), made.posterior(torch.from_numpy(windows))
