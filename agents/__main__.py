@@ -55,7 +55,7 @@ def _run(
 
     from agents.config import load_agent_config, overridden
     from agents.policies import make_agent
-    from agents.serve import load_models_in_background, serve
+    from agents.serve import serve
     from streamer.keys import KeysError, PeerKeys
     from streamer.link import Link
     from streamer.log import log_to_stderr
@@ -70,12 +70,11 @@ def _run(
         return 2
     log.info("configuration", **msgspec.to_builtins(settings))
     agent = make_agent(settings)
-    prepare = load_models_in_background if agent.policy == "explorer" else lambda: None
     every = settings.checkpoint_every
     name = f"agent {agent.policy}"
     try:
         with Link(connect, role="agent", name=name, timeout_s=timeout_s, keys=keys) as link:
-            reason = serve(agent, link, lambda: bool(stopped), prepare, checkpoint_every=every)
+            reason = serve(agent, link, lambda: bool(stopped), checkpoint_every=every)
     except KeysError as error:
         print(f"configuration: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""The BoTorch agent: learns which atoms, by look and by place, give the best spectra."""
+"""The agent that learns which atoms, by look and by place, give the best spectra."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from agents.acquisition import log_expected_improvement
 from agents.candidates import Candidates, Float64, Site
 from agents.config import AgentConfig
+from agents.evidence import fit
 from agents.first_look import unseen_kind
+from agents.kernels import Hyperparameters, as_vector, of_latents, of_position
 from agents.objective import ObjectiveConfig, Reading
 from agents.site_agent import NOT_FINITE, Choice, Observation, SiteAgent, SiteAgentState
 from agents.snapshot import Arrays, pack, unpack
-from agents.surrogate import Hyperparameters, Surrogate
+from agents.surrogate import Observations, Surrogate, SurrogateState
 from streamer.messages import Latents, ModelRevision, Outcome, Score, StrainMap
 
 # Positions of two registrations cannot be compared: so many fields apart, they share no covariance.
@@ -100,7 +102,7 @@ class ExplorerState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     site: SiteAgentState
     scale: FeatureScale | None
-    hyperparameters: Hyperparameters | None
+    surrogate: SurrogateState | None
     revision: int
     due: list[DueFit]
     fits_asked: int
@@ -156,7 +158,7 @@ class Explorer(SiteAgent):
 
     def _note_due_fit(self) -> None:
         """Put down that a fit is due, when enough is new; what is under way does not count."""
-        size = 0 if self._surrogate is None else self._surrogate.size
+        size = 0 if self._surrogate is None else len(self._surrogate.known)
         if size < self._size_at_due + self._news_for_a_fit() or self._is_looking_around(pending=0):
             return
         self._fits_asked += 1
@@ -176,31 +178,35 @@ class Explorer(SiteAgent):
         """Fit the surrogate's hyperparameters, where that is due; a fraction of a second. See ``Agent``."""
         if not self._due or self._surrogate is None or self._candidates is None:
             return None
-        fit = self._due.popleft()
-        before = self._surrogate.hyperparameters
-        self._surrogate.refit(fit.size)
-        self._note_fit(fit.number, before, self._surrogate.hyperparameters)
+        due, surrogate = self._due.popleft(), self._surrogate
+        found = fit(surrogate.known.first(due.size), surrogate.parts, surrogate.hyperparameters)
+        self._adopt(surrogate, found, due.number, due.size)
         return ModelRevision(
             session=self._candidates.frame.session,
             policy=self.policy,
-            revision=fit.number,
+            revision=due.number,
             told=0,
-            observations=fit.size,
-            parameters=self._surrogate.hyperparameters.parameters(),
+            observations=due.size,
+            parameters=found.parameters(surrogate.parts),
         )
 
-    def _note_fit(self, number: int, before: Hyperparameters, after: Hyperparameters) -> None:
-        """Count it; a fit that found no finite numbers left everything as it was."""
+    def _adopt(self, surrogate: Surrogate, found: Hyperparameters, number: int, size: int) -> None:
+        """Count the fit and compute with it; one that found no finite numbers left everything as it was."""
         self._revision = number
-        self._counts["fits without result"] += before.parameters() == after.parameters()
+        before, after = (as_vector(one).tobytes() for one in (surrogate.hyperparameters, found))
+        self._counts["fits without result"] += before == after
+        surrogate.adopt(found, size)
 
     def _recall_fit(self, fit: ModelRevision) -> None:
-        found = Hyperparameters.of_parameters(fit.parameters)
-        if self._surrogate is None or self._surrogate.latent_dim != found.latent_lengths.size:
+        if self._surrogate is None:
             super()._recall_fit(fit)
             return
-        self._note_fit(fit.revision, self._surrogate.hyperparameters, found)
-        self._surrogate.hyperparameters = found
+        try:
+            found = Hyperparameters.of_parameters(fit.parameters, self._surrogate.parts)
+        except ValueError:  # of another model, or of an older version
+            super()._recall_fit(fit)
+            return
+        self._adopt(self._surrogate, found, fit.revision, fit.observations)
         while self._due and self._due[0].number <= fit.revision:
             self._due.popleft()
         if fit.revision > self._fits_asked:  # what made it due is not known here
@@ -217,12 +223,19 @@ class Explorer(SiteAgent):
         if self._scale is not None and self._scale.model_revision == candidates.frame.model_revision:
             if self._see_again():
                 self._tell_surrogate()
-            return
-        self._scale = FeatureScale.of(candidates)
-        self._surrogate = Surrogate(candidates.mean.shape[1])
-        self._forget_fits()
-        self._see_again()
-        self._tell_surrogate()
+        else:
+            d = candidates.mean.shape[1]
+            self._scale, self._surrogate = FeatureScale.of(candidates), _surrogate(d)
+            self._forget_fits()
+            self._see_again()
+            self._tell_surrogate()
+        self._offer(candidates)
+
+    def _offer(self, candidates: Candidates) -> None:
+        assert self._scale is not None
+        assert self._surrogate is not None
+        revision = candidates.frame.registration_revision
+        self._surrogate.offer(self._scale.features(candidates.mean, candidates.position_nm, revision))
 
     def _see_again(self) -> bool:
         """Give measured atoms that an earlier encoder saw the latents of the present one; were there any?
@@ -247,16 +260,29 @@ class Explorer(SiteAgent):
         return replace(observation, site=replace(candidates.site(same), position_nm=site.position_nm))
 
     def _tell_surrogate(self) -> None:
+        """Tell it what is new; all, where what it knows is not what it was told."""
         if self._scale is None or self._surrogate is None:
             return
+        known = self._known(self._scale)
+        before = len(self._surrogate.known)
+        if known.first(before).is_equal(self._surrogate.known):
+            for x, y, variance in zip(
+                known.x[before:], known.y[before:], known.variance[before:], strict=True
+            ):
+                self._surrogate.tell(x, float(y), float(variance))
+        else:
+            self._surrogate.tell_all(known)
+
+    def _known(self, scale: FeatureScale) -> Observations:
+        """What was measured at atoms that the present encoder has seen."""
         known = [
             (observation.site, observation.reading)
             for observation in self.observations
             if observation.reading is not None
             and observation.site is not None
-            and observation.site.model_revision == self._scale.model_revision
+            and observation.site.model_revision == scale.model_revision
         ]
-        self._surrogate.tell(
+        return Observations(
             self._features_of([site for site, _ in known]),
             self._sign * np.array([reading.value for _, reading in known]),
             np.array([reading.variance for _, reading in known]),
@@ -309,11 +335,9 @@ class Explorer(SiteAgent):
         self, candidates: Candidates, free: NDArray[np.int64], scale: FeatureScale, surrogate: Surrogate
     ) -> Choice:
         """Take the atom of the largest expected improvement over the best known."""
-        revision = candidates.frame.registration_revision
-        x = scale.features(candidates.mean[free], candidates.position_nm[free], revision)
         pending = [s for s in self._ledger.pending if s.model_revision == scale.model_revision]
-        mean, sd = surrogate.posterior(x, self._features_of(pending))
-        best = surrogate.best_known()
+        surrogate.expect(self._features_of(pending))
+        mean, sd, best = surrogate.mean[free], surrogate.sd[free], surrogate.best_known()
         log_ei = log_expected_improvement(mean, sd, best)
         if not np.isfinite(np.concatenate([[best], mean, sd, log_ei])).all():
             looked = self._first_look(candidates, free, scale)
@@ -338,7 +362,7 @@ class Explorer(SiteAgent):
         state = ExplorerState(
             site=self._state(),
             scale=self._scale,
-            hyperparameters=None if self._surrogate is None else self._surrogate.hyperparameters,
+            surrogate=None if self._surrogate is None else self._surrogate.state(),
             revision=self._revision,
             due=list(self._due),
             fits_asked=self._fits_asked,
@@ -351,19 +375,19 @@ class Explorer(SiteAgent):
         state = unpack(facts, arrays, ExplorerState, self.policy)
         self._take(state.site)
         self._scale = state.scale
-        self._surrogate = _surrogate_of(state)
         self._revision = state.revision
         self._due = deque(state.due)
         self._fits_asked = state.fits_asked
         self._size_at_due = state.size_at_due
-        self._tell_surrogate()
+        self._surrogate = None
+        if state.scale is not None and state.surrogate is not None:
+            self._surrogate = _surrogate(state.scale.center.size)
+            if self._candidates is not None and len(self._candidates):
+                self._offer(self._candidates)
+            self._surrogate.restore(state.surrogate, self._known(state.scale))
         self._follow_configuration(state.site)
 
 
-def _surrogate_of(state: ExplorerState) -> Surrogate | None:
-    if state.hyperparameters is None:
-        return None
-    surrogate = Surrogate(state.hyperparameters.latent_lengths.size)
-    surrogate.hyperparameters = state.hyperparameters
-    surrogate.revision = state.revision
-    return surrogate
+def _surrogate(latent_dim: int) -> Surrogate:
+    """Over latents, then position, as ``FeatureScale.features`` gives them."""
+    return Surrogate((of_latents(0, latent_dim), of_position(latent_dim)))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import msgspec
 import structlog
 
-from agents import lazy_botorch
 from agents.history import History
 from agents.protocol import Agent, Input, UnknownOutcome
 from streamer.link import Link
@@ -23,7 +21,6 @@ def serve(
     agent: Agent,
     link: Link,
     stop: Callable[[], bool],
-    prepare: Callable[[], object] = lambda: None,
     *,
     checkpoint_every: int = 64,
     give_up_s: float = 600.0,
@@ -41,8 +38,6 @@ def serve(
         Who decides, and the way to the streamer; the link stays open.
     stop
         Asked a few times a second.
-    prepare
-        Called once, when the first suggestion is on its way, or the history was taken in.
     checkpoint_every
         Messages told between two checkpoints; as many as there are measurements, once that is more, so
         that what a checkpoint costs for each message does not grow.
@@ -59,18 +54,14 @@ def serve(
     ConnectionError
         If there is no streamer of this session any more.
     """
-    conversation = _Conversation(agent, link, prepare, checkpoint_every)
+    conversation = _Conversation(agent, link, checkpoint_every)
     return conversation.take_up(stop) or conversation.go_on(stop, give_up_s)
 
 
 class _Conversation:
-    def __init__(
-        self, agent: Agent, link: Link, prepare: Callable[[], object], checkpoint_every: int
-    ) -> None:
+    def __init__(self, agent: Agent, link: Link, checkpoint_every: int) -> None:
         self._agent = agent
         self._link = link
-        self._prepare = prepare
-        self._is_prepared = False
         self._checkpoint_every = checkpoint_every
         self._told = 0  # number of the last record that the agent was told
         self._told_since = 0  # the last checkpoint, so many messages
@@ -117,7 +108,6 @@ class _Conversation:
         for score in history.unsaid:
             self._link.send(score)
         self._ask()
-        self._begin_to_prepare()  # also where all it may suggest is under way: a fit may be owed
         self._fit()
 
     # -- turns ---------------------------------------------------------------------------------
@@ -182,12 +172,6 @@ class _Conversation:
             self._log.info(
                 "suggested", id=suggestion.id, position_nm=suggestion.position_nm, reason=suggestion.reason
             )
-            self._begin_to_prepare()
-
-    def _begin_to_prepare(self) -> None:
-        if not self._is_prepared:
-            self._prepare()
-            self._is_prepared = True
 
     def _fit(self) -> None:
         """Do the fits that are due."""
@@ -223,11 +207,3 @@ def _why_no_score(outcome: Outcome) -> str:
         f"the objective cannot be read from the spectrum of {outcome.energy_offset_ev:g} to {last_ev:g} eV; "
         "check the windows of [agent.objective] and that its counts are finite"
     )
-
-
-def load_models_in_background() -> None:
-    """Import BoTorch beside the first measurements: seconds that the first suggestion need not wait for.
-
-    The interpreter waits for the thread before it ends.
-    """
-    threading.Thread(target=lazy_botorch.load, name="import botorch").start()

@@ -1,320 +1,404 @@
-"""What the measurements so far say of a place not yet measured: a Gaussian process.
+"""What the measurements so far say of places not yet measured: an exact Gaussian process.
 
-The features of a place are its latents and its position; the kernel adds one of each,
-``s_z · Matérn-5/2(latents, one length each) + s_x · Matérn-5/2(position)``, so that atoms teach about
-their like anywhere and about their neighbours whatever these look like. BoTorch finds the
-hyperparameters, off the ask path; forecasts are the closed form with them, which takes no torch.
+It knows the places on offer beforehand, so it keeps what the observations say of each: one more observation
+then costs one pass over them, ``O(n m)`` for ``n`` observations and ``m`` places, and forecasts cost nothing.
+With ``L Lᵀ = K(X, X) + noise``, ``V = L⁻¹ K(X, C)`` and ``z = L⁻¹ (y - mean)``, another observation at ``x``
+adds to each of them one row::
+
+    l = L⁻¹ k(X, x)     d² = k(x, x) + noise - l·l     v = (k(x, C) - lᵀ V) / d     ζ = (y - mean - l·z) / d
+
+and to the forecasts ``mean += ζ v`` and ``variance -= v²``. An outcome still to come is such a row with
+``ζ = 0``, as if it would come as forecast: it leaves the means and lowers the variance around it.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
-from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
-from agents import lazy_botorch
+from agents.kernels import Covariance, Hyperparameters, Part, Prior
 
 Float64 = NDArray[np.float64]
 
 # Counting noise is not all: a model exact to 1 % of the spread would chase the rest.
 MIN_NOISE_VARIANCE = 1e-4
-# Candidates forecast together: the arrays of 500 observations and so many stay in the cache.
-AT_ONCE = 128
-MAX_FIT_STEPS = 60
+NOISE = Prior(log_mean=-6.0, log_sd=1.5)
+# Candidates whose rows are made together: their arrays stay in the cache.
+_AT_ONCE = 2048
+_LEAST_VARIANCE = 1e-12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Hyperparameters:
-    """Of the kernel, in units of the scaled features and of the standardised objective.
+class Observations:
+    """What was measured.
 
     Attributes
     ----------
-    mean
-        Constant mean.
-    latent_variance, position_variance
-        ``s_z`` and ``s_x``.
-    latent_lengths
-        Length scale of each latent, shape ``(d,)``.
-    position_length
-        Length scale of the position, of both axes.
+    x
+        Features, shape ``(n, d)``.
+    y, variance
+        Objective and its measured variance, shape ``(n,)``, in its unit and unit squared.
     """
 
-    mean: float
-    latent_variance: float
-    latent_lengths: Float64
-    position_variance: float
-    position_length: float
+    x: Float64
+    y: Float64
+    variance: Float64
+
+    def __len__(self) -> int:
+        return int(self.y.size)
+
+    def with_one(self, x: Float64, y: float, variance: float) -> Observations:
+        """These and one more."""
+        more = (np.append(self.y, y), np.append(self.variance, variance))
+        return Observations(np.concatenate([self.x, x[None]]), *more)
+
+    def is_equal(self, other: Observations) -> bool:
+        """Bit for bit?"""
+        pairs = ((self.x, other.x), (self.y, other.y), (self.variance, other.variance))
+        return all(np.array_equal(one, two) for one, two in pairs)
+
+    def first(self, size: int) -> Observations:
+        """Those that were there when there were no more than so many."""
+        return Observations(self.x[:size], self.y[:size], self.variance[:size])
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Brings an objective to mean 0 and variance 1.
+
+    Attributes
+    ----------
+    offset, size
+        What is taken off, and what is divided by; in the unit of the objective.
+    """
+
+    offset: float = 0.0
+    size: float = 1.0
 
     @classmethod
-    def before_any_fit(cls, latent_dim: int) -> Hyperparameters:
-        """Start from the modes of the priors: what is alike in its latents has a like objective."""
-        return cls(0.0, 1.0, np.full(latent_dim, math.sqrt(latent_dim)), 0.1, 0.5)
+    def of(cls, known: Observations) -> Unit:
+        """Take mean and spread of what is known; of one alone, its noise."""
+        if not len(known):
+            return cls()
+        spread = float(known.y.std(ddof=1)) if len(known) > 1 else 0.0
+        return cls(float(known.y.mean()), spread or math.sqrt(float(known.variance.mean())) or 1.0)
+
+    def standardised(self, known: Observations) -> tuple[Float64, Float64]:
+        """Objective and variance of its noise, which is never too small to compute with."""
+        noise = np.maximum(known.variance / self.size**2, MIN_NOISE_VARIANCE)
+        return (known.y - self.offset) / self.size, noise
+
+
+class SurrogateState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, eq=False):
+    """What a surrogate knows beyond its observations and what is on offer; see ``Surrogate``."""
+
+    hyperparameters: Hyperparameters
+    unit: Unit
+    revision: int
+    begun_with: int
+
+
+class _Factor:
+    """``L``, ``V`` and ``z`` of so many observations, with room for more.
+
+    Attributes
+    ----------
+    count
+        How many rows there are.
+    """
+
+    def __init__(self, lower: Float64, rows: Float64, residual: Float64) -> None:
+        self.count = len(residual)
+        room = 2 * self.count + 8
+        self._lower = np.zeros((room, room))
+        self._lower[: self.count, : self.count] = lower
+        self._rows = np.empty((room, rows.shape[1]))
+        self._rows[: self.count] = rows
+        self._residual = np.empty(room)
+        self._residual[: self.count] = residual
 
     @property
-    def is_finite(self) -> bool:
-        """Is every one of them a number?"""
-        return all(math.isfinite(value) for values in self.parameters().values() for value in values)
+    def lower(self) -> Float64:
+        """``L``, shape ``(n, n)``."""
+        return self._lower[: self.count, : self.count]
 
-    def parameters(self) -> dict[str, list[float]]:
-        """Name them all, bit for bit."""
-        return {
-            "mean": [self.mean],
-            "latent_variance": [self.latent_variance],
-            "latent_lengths": self.latent_lengths.tolist(),
-            "position_variance": [self.position_variance],
-            "position_length": [self.position_length],
-        }
+    @property
+    def rows(self) -> Float64:
+        """``V``, shape ``(n, m)``."""
+        return self._rows[: self.count]
 
-    @classmethod
-    def of_parameters(cls, parameters: dict[str, list[float]]) -> Hyperparameters:
-        """Make them again from ``parameters()``.
+    @property
+    def residual(self) -> Float64:
+        """``z``, shape ``(n,)``."""
+        return self._residual[: self.count]
 
-        Raises
-        ------
-        ValueError
-            If a name is missing, too many, or has not one value.
-        """
-        numbers = dict(parameters)
-        lengths = numbers.pop("latent_lengths", None)
-        names = {"mean", "latent_variance", "position_variance", "position_length"}
-        if lengths is None or set(numbers) != names or any(len(value) != 1 for value in numbers.values()):
-            raise ValueError(
-                f"a model revision has the parameters {sorted(parameters)}; "
-                f"it takes one each of {', '.join(sorted(names))}, and latent_lengths"
-            )
-        return cls(
-            latent_lengths=np.array(lengths, dtype=np.float64),
-            **{name: value for name, (value,) in numbers.items()},
-        )
+    def solved(self, right: Float64) -> Float64:
+        """``L⁻¹`` times one or more columns."""
+        found: Float64 = solve_triangular(self.lower, right, lower=True, check_finite=False)
+        return found
 
-    def covariance(self, x: Float64, other: Float64) -> Float64:
-        """Covariance between places ``(n, d + 2)`` and ``(m, d + 2)``, shape ``(n, m)``."""
-        d = self.latent_lengths.size
-        by_latents = matern_52(
-            _square_distance(x[:, :d] / self.latent_lengths, other[:, :d] / self.latent_lengths)
-        )
-        by_place = matern_52(
-            _square_distance(x[:, d:] / self.position_length, other[:, d:] / self.position_length)
-        )
-        return self.latent_variance * by_latents + self.position_variance * by_place
+    def add(self, to_known: Float64, pivot: float, row: Float64, residual: float) -> None:
+        """Add the row of one more observation."""
+        n = self.count
+        if n == len(self._residual):
+            grown = _Factor(self.lower, self.rows, self.residual)
+            self._lower, self._rows, self._residual = grown._lower, grown._rows, grown._residual
+        self._lower[n, :n], self._lower[n, n] = to_known, pivot
+        self._rows[n], self._residual[n] = row, residual
+        self.count += 1
 
-
-def matern_52(square_distance: Float64) -> Float64:
-    """Matérn covariance of smoothness 5/2: ``(1 + s + s²/3) exp(-s)`` with ``s = √5 · distance``.
-
-    Rasmussen and Williams, Gaussian Processes for Machine Learning, equation 4.17.
-    """
-    s = np.sqrt(5.0 * square_distance)
-    covariance: Float64 = (1.0 + s + s * s / 3.0) * np.exp(-s)
-    return covariance
-
-
-def _square_distance(x: Float64, other: Float64) -> Float64:
-    square: Float64 = (x * x).sum(axis=1)[:, None] + (other * other).sum(axis=1)[None, :] - 2.0 * x @ other.T
-    np.maximum(square, 0.0, out=square)
-    return square
+    def shorten(self, count: int) -> None:
+        """Forget all rows but the first."""
+        self.count = count
 
 
 class Surrogate:
-    """Gaussian process over latents and position, with the measured noise of each observation.
+    """Gaussian process over the places that are on offer, with the measured noise of each observation.
+
+    Its digits follow from what it was told and in which order, never from when it was asked: it begins anew,
+    from all observations at once, whenever places are offered or hyperparameters adopted, and adds those
+    that come after one by one.
 
     Parameters
     ----------
-    latent_dim
-        Number of latents; the features of a place are these and its ``(x, y)``, all scaled to order 1.
+    parts
+        Of its covariance; see ``agents.kernels``.
 
     Attributes
     ----------
-    hyperparameters
-        As fitted last.
+    known
+        What it was told.
+    hyperparameters, unit
+        As fitted last; the unit of the objective is that of the observations of the fit.
     revision
         Counts the fits.
+    begun_with
+        How many observations it began with; the others were added.
     """
 
-    def __init__(self, latent_dim: int) -> None:
-        self.latent_dim = latent_dim
-        self.hyperparameters = Hyperparameters.before_any_fit(latent_dim)
+    def __init__(self, parts: tuple[Part, ...]) -> None:
+        self.parts = parts
+        self.width = max(part.columns[1] for part in parts)
+        self.known = Observations(np.zeros((0, self.width)), np.zeros(0), np.zeros(0))
+        self.hyperparameters = Hyperparameters.before_any_fit(parts, NOISE)
+        self.unit = Unit()
         self.revision = 0
-        self.tell(np.zeros((0, latent_dim + 2)), np.zeros(0), np.zeros(0))
+        self.begun_with = 0
+        self._offered = np.zeros((0, self.width))
+        self._expected = np.zeros((0, self.width))
+        self._model: _Model | None = None
+
+    # -- learn -----------------------------------------------------------------------------------------
+
+    def tell(self, x: Float64, y: float, variance: float) -> None:
+        """Take in one more observation: ``O(n m)``.
+
+        Parameters
+        ----------
+        x
+            Features, shape ``(d,)``.
+        y, variance
+            Objective and its measured variance.
+        """
+        self.known = self.known.with_one(x, y, variance)
+        if not self.revision:  # the unit changes with each, and they are few
+            self._begin_anew()
+        elif self._model is not None:
+            self._model.tell(*self._last())
+
+    def tell_all(self, known: Observations) -> None:
+        """Take these in the place of all earlier observations."""
+        self.known = known
+        self._begin_anew()
+
+    def offer(self, x: Float64) -> None:
+        """Take these places, features ``(m, d)``, in the place of those that were on offer: ``O(n² m)``."""
+        self._offered = x
+        self._begin_anew()
+
+    def expect(self, x: Float64) -> None:
+        """Take the outcomes of these places, features ``(p, d)``, to be still to come."""
+        if x.shape != self._expected.shape or not np.array_equal(x, self._expected):
+            self._expected = x
+            if self._model is not None:
+                self._model.expect(x)
+
+    def adopt(self, hyperparameters: Hyperparameters, size: int) -> None:
+        """Compute with these from now on; they were fitted to the first ``size`` observations."""
+        self.hyperparameters = hyperparameters
+        self.revision += 1
+        self.unit = Unit.of(self.known.first(size))
+        self._begin_anew()
+
+    def state(self) -> SurrogateState:
+        """Say what it knows beyond its observations and what is on offer."""
+        return SurrogateState(
+            hyperparameters=self.hyperparameters,
+            unit=self.unit,
+            revision=self.revision,
+            begun_with=self.begun_with,
+        )
+
+    def restore(self, state: SurrogateState, known: Observations) -> None:
+        """Be as the surrogate was that said this, with what it had been told; what is on offer stays."""
+        self.hyperparameters, self.unit, self.revision = state.hyperparameters, state.unit, state.revision
+        self.known, self.begun_with, self._model = known, state.begun_with, None
+
+    # -- answer ----------------------------------------------------------------------------------------
 
     @property
-    def size(self) -> int:
-        """How many observations it knows."""
-        return self._y.size
+    def mean(self) -> Float64:
+        """Forecast of the objective at the places on offer, shape ``(m,)``, in its unit."""
+        return self.unit.offset + self.unit.size * self._ready().mean
 
-    def tell(self, x: Float64, y: Float64, variance: Float64) -> None:
-        """Take these observations in the place of all earlier ones.
+    @property
+    def sd(self) -> Float64:
+        """Standard deviation of that forecast without counting noise, shape ``(m,)``.
 
-        Parameters
-        ----------
-        x
-            Features, shape ``(n, latent_dim + 2)``.
-        y, variance
-            Objective and its measured variance, shape ``(n,)``, in its unit and unit squared.
+        Both are NaN where the hyperparameters make no covariance.
         """
-        self._x = x
-        self._told_y, self._told_variance = y, variance
-        self._offset = float(y.mean()) if y.size else 0.0
-        spread = float(y.std(ddof=1)) if y.size > 1 else 0.0
-        self._unit = spread or float(np.sqrt(variance.mean() if y.size else 0.0)) or 1.0
-        self._y = (y - self._offset) / self._unit
-        self._noise = np.maximum(variance / self._unit**2, MIN_NOISE_VARIANCE)
+        return self._in_unit(self._ready().variance)
 
-    def posterior(self, x: Float64, pending: Float64 | None = None) -> tuple[Float64, Float64]:
-        """Forecast the objective.
-
-        Parameters
-        ----------
-        x
-            Features of the places asked about, shape ``(m, latent_dim + 2)``.
-        pending
-            Places whose outcomes are still to come, shape ``(p, latent_dim + 2)``: taken as if they would
-            come as forecast, which leaves the mean as it is and lowers the sd around them.
-
-        Returns
-        -------
-        mean, sd
-            Of the objective without counting noise, shape ``(m,)``, in its unit; NaN where the
-            hyperparameters make no covariance.
-        """
-        n = self.size
-        known, noise = self._x, self._noise
-        if pending is not None and len(pending):
-            known = np.concatenate([known, pending])
-            typical = float(np.median(noise)) if n else MIN_NOISE_VARIANCE
-            noise = np.concatenate([noise, np.full(len(pending), typical)])
-        theta = self.hyperparameters
-        prior_variance = theta.latent_variance + theta.position_variance
-        if not len(known):
-            return self._in_unit(np.full(len(x), theta.mean), np.full(len(x), prior_variance))
-        try:
-            factor = cholesky(theta.covariance(known, known) + np.diag(noise), lower=True, check_finite=False)
-        except LinAlgError:
-            return np.full(len(x), np.nan), np.full(len(x), np.nan)
-        # The pending places come last, so the first n rows are those of the observations alone.
-        residual = (
-            solve_triangular(factor[:n, :n], self._y - theta.mean, lower=True, check_finite=False)
-            if n
-            else self._y
-        )
-        mean, variance = np.full(len(x), theta.mean), np.full(len(x), prior_variance)
-        for first in range(0, len(x), AT_ONCE):
-            part = slice(first, first + AT_ONCE)
-            explained = solve_triangular(
-                factor, theta.covariance(known, x[part]), lower=True, check_finite=False
-            )
-            mean[part] += explained[:n].T @ residual
-            variance[part] -= (explained * explained).sum(axis=0)
-        return self._in_unit(mean, variance)
-
-    def _in_unit(self, mean: Float64, variance: Float64) -> tuple[Float64, Float64]:
-        sd = np.sqrt(np.maximum(variance, 1e-12))
-        return self._offset + self._unit * mean, self._unit * sd
+    def posterior(self, x: Float64) -> tuple[Float64, Float64]:
+        """Forecast mean and sd at any places, features ``(m, d)``; what is expected counts as come."""
+        mean, variance = self._ready().posterior(x)
+        return self.unit.offset + self.unit.size * mean, self._in_unit(variance)
 
     def best_known(self) -> float:
-        """Say the largest posterior mean among the observed places; noise alone makes no best."""
-        mean, _ = self.posterior(self._x)
-        return float(mean.max())
+        """Say the largest forecast among the observed places; noise alone makes no best. NaN without any."""
+        if not len(self.known):
+            return math.nan
+        return self.unit.offset + self.unit.size * float(self._ready().at_known().max())
 
-    def refit(self, size: int | None = None) -> None:
-        """Find the hyperparameters that the observations and the priors make most probable.
+    def _in_unit(self, variance: Float64) -> Float64:
+        return self.unit.size * np.sqrt(np.maximum(variance, _LEAST_VARIANCE))
 
-        By BoTorch's L-BFGS from where the last fit ended; deterministic, for nothing is drawn. Where it
-        finds no finite numbers, those of the last fit stay.
+    # -- the model that is computed with ----------------------------------------------------------------
 
-        Parameters
-        ----------
-        size
-            Fit to the first so many observations; None takes all.
-        """
-        lazy_botorch.load()
-        found = _fit(self._of_the_first(self.size if size is None else size).botorch_model())
-        self.revision += 1
-        if found.is_finite:
-            self.hyperparameters = found
+    def _begin_anew(self) -> None:
+        self.begun_with = len(self.known)
+        self._model = None
+        if not self.revision:  # there is no fit whose unit would hold
+            self.unit = Unit.of(self.known)
 
-    def _of_the_first(self, size: int) -> Surrogate:
-        """Make what it was when it had been told no more."""
-        earlier = Surrogate(self.latent_dim)
-        earlier.hyperparameters = self.hyperparameters
-        earlier.tell(self._x[:size], self._told_y[:size], self._told_variance[:size])
-        return earlier
+    def _ready(self) -> _Model:
+        if self._model is None:
+            begun = self.known.first(self.begun_with)
+            covariance = Covariance(self.parts, self.hyperparameters)
+            self._model = _Model(covariance, begun.x, *self.unit.standardised(begun), self._offered)
+            for index in range(self.begun_with, len(self.known)):
+                self._model.tell(*self._last(index))
+            self._model.expect(self._expected)
+        return self._model
 
-    def botorch_model(self) -> Any:
-        """Make the same process as a BoTorch ``SingleTaskGP`` on the standardised objective, float64."""
-        lazy_botorch.load()
-        import torch
-        from botorch.models import SingleTaskGP
-
-        model = SingleTaskGP(
-            torch.from_numpy(self._x),
-            torch.from_numpy(self._y)[:, None],
-            torch.from_numpy(self._noise)[:, None],
-            covar_module=_kernel(self.hyperparameters),
-            outcome_transform=None,
-        )
-        model.mean_module.initialize(constant=self.hyperparameters.mean)
-        return model.double()
+    def _last(self, index: int = -1) -> tuple[Float64, float, float]:
+        """Features, standardised objective and variance of one observation."""
+        one = slice(index, index + 1 or None)
+        known = Observations(self.known.x[one], self.known.y[one], self.known.variance[one])
+        (value,), (noise,) = self.unit.standardised(known)
+        return known.x[0], float(value), float(noise)
 
 
-def _kernel(start: Hyperparameters) -> Any:
-    """Build the sum of two Matérn kernels, with priors, at these hyperparameters."""
-    from gpytorch.constraints import GreaterThan
-    from gpytorch.kernels import MaternKernel, ScaleKernel
-    from gpytorch.priors import LogNormalPrior
+class _Model:
+    """The process with all its numbers: standardised observations, and the places on offer."""
 
-    d = start.latent_lengths.size
-    by_latents = ScaleKernel(
-        MaternKernel(
-            nu=2.5,
-            ard_num_dims=d,
-            active_dims=tuple(range(d)),
-            # Wide, and growing with √d as distances do (Hvarfner et al., ICML 2024).
-            lengthscale_prior=LogNormalPrior(0.35 + 0.5 * math.log(d), 1.7),
-            lengthscale_constraint=GreaterThan(0.025),
-        ),
-        outputscale_prior=LogNormalPrior(0.0, 1.0),
-    )
-    by_place = ScaleKernel(
-        MaternKernel(
-            nu=2.5,
-            active_dims=(d, d + 1),
-            lengthscale_prior=LogNormalPrior(math.log(0.5), 1.0),
-            lengthscale_constraint=GreaterThan(0.01),
-        ),
-        outputscale_prior=LogNormalPrior(math.log(0.1), 1.0),
-    )
-    by_latents.double()
-    by_place.double()
-    by_latents.outputscale = start.latent_variance
-    by_latents.base_kernel.lengthscale = start.latent_lengths
-    by_place.outputscale = start.position_variance
-    by_place.base_kernel.lengthscale = start.position_length
-    return by_latents + by_place
+    def __init__(
+        self, covariance: Covariance, x: Float64, value: Float64, noise: Float64, offered: Float64
+    ) -> None:
+        self._covariance = covariance
+        h = covariance.hyperparameters
+        self._value, self._noise = value, noise + h.noise
+        self._typical_noise = float(np.median(self._noise)) if len(noise) else MIN_NOISE_VARIANCE
+        self._offered = covariance.scaled(offered)
+        self._places = covariance.scaled(x)  # of the rows of the factor
+        try:
+            within = covariance.between_scaled(self._places, self._places)
+            lower = cholesky(within + np.diag(self._noise), lower=True, check_finite=False)
+        except LinAlgError:
+            lower = np.full((len(value), len(value)), np.nan)
+        residual = solve_triangular(lower, value - h.mean, lower=True, check_finite=False)
+        self._factor = _Factor(lower, np.empty((len(value), len(offered))), residual)
+        self.mean = np.full(len(offered), h.mean)
+        self._variance_by_known = np.full(len(offered), covariance.prior_variance)
+        self.variance = self._variance_by_known
+        self._forecast()
 
+    def _forecast(self) -> None:
+        """Make the rows of all observations, some candidates at a time: quicker than one after the other."""
+        factor = self._factor
+        # As a product with the inverse: twice as quick as to solve for each candidate.
+        inverse = factor.solved(np.eye(factor.count))
+        for first in range(0, len(self.mean), _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            some = [one[part] for one in self._offered]
+            rows = inverse @ self._covariance.between_scaled(self._places, some)
+            factor.rows[:, part] = rows
+            self.mean[part] += factor.residual @ rows
+            self._variance_by_known[part] -= np.einsum("ij,ij->j", rows, rows)
 
-def _fit(model: Any) -> Hyperparameters:
-    """Fit by maximum a posteriori; read the hyperparameters off."""
-    from botorch.exceptions.warnings import OptimizationWarning
-    from botorch.optim.fit import fit_gpytorch_mll_scipy
-    from gpytorch.mlls import ExactMarginalLogLikelihood
+    def tell(self, x: Float64, value: float, noise: float) -> None:
+        """Add one observation; what is expected is no more."""
+        expected = [one[len(self._value) :] for one in self._places]
+        self._forget_expected()
+        self._value, noise = np.append(self._value, value), noise + self._covariance.hyperparameters.noise
+        self._noise = np.append(self._noise, noise)
+        row = self._add(self._covariance.scaled(x[None]), noise, value)
+        self.mean += self._factor.residual[-1] * row
+        self._variance_by_known -= row * row
+        self._expect(expected)
 
-    model.train()
-    with warnings.catch_warnings():
-        # The step limit is meant: the next fit goes on from there.
-        warnings.simplefilter("ignore", OptimizationWarning)
-        mll = ExactMarginalLogLikelihood(model.likelihood, model)
-        fit_gpytorch_mll_scipy(mll, options={"maxiter": MAX_FIT_STEPS})
-    by_latents, by_place = model.covar_module.kernels
-    return Hyperparameters(
-        mean=float(model.mean_module.constant.item()),
-        latent_variance=float(by_latents.outputscale.item()),
-        latent_lengths=by_latents.base_kernel.lengthscale.detach().numpy().reshape(-1).copy(),
-        position_variance=float(by_place.outputscale.item()),
-        position_length=float(by_place.base_kernel.lengthscale.item()),
-    )
+    def expect(self, x: Float64) -> None:
+        """Lower the variance around what is still to come, and around nothing else."""
+        self._forget_expected()
+        self._expect(self._covariance.scaled(x))
+
+    def posterior(self, x: Float64) -> tuple[Float64, Float64]:
+        """Mean and variance at any places, standardised."""
+        covariance, factor = self._covariance, self._factor
+        rows = factor.solved(covariance.between_scaled(self._places, covariance.scaled(x)))
+        mean: Float64 = covariance.hyperparameters.mean + rows.T @ factor.residual
+        variance: Float64 = covariance.prior_variance - np.einsum("ij,ij->j", rows, rows)
+        return mean, variance
+
+    def at_known(self) -> Float64:
+        """Means at the observed places, without a covariance: ``y - noise · K⁻¹ (y - mean)``."""
+        n = len(self._value)
+        lower, residual = self._factor.lower[:n, :n], self._factor.residual[:n]
+        weight = solve_triangular(lower, residual, lower=True, trans="T", check_finite=False)
+        forecast: Float64 = self._value - self._noise * weight
+        return forecast
+
+    def _forget_expected(self) -> None:
+        known = len(self._value)
+        self._factor.shorten(known)
+        self._places = [one[:known] for one in self._places]
+        self.variance = self._variance_by_known
+
+    def _expect(self, places: list[Float64]) -> None:
+        if not len(places[0]):
+            return
+        self.variance = self._variance_by_known.copy()
+        for index in range(len(places[0])):
+            row = self._add([one[index : index + 1] for one in places], self._typical_noise, None)
+            self.variance -= row * row
+
+    def _add(self, place: list[Float64], noise: float, value: float | None) -> Float64:
+        """Add an observation, or an expected one, which has no value; give its row of ``V``."""
+        factor, covariance = self._factor, self._covariance
+        to_known = factor.solved(covariance.between_scaled(self._places, place)[:, 0])
+        left = covariance.prior_variance + noise - float(to_known @ to_known)
+        pivot = math.sqrt(max(left, MIN_NOISE_VARIANCE)) if math.isfinite(left) else math.nan
+        row: Float64 = covariance.between_scaled(place, self._offered)[0]
+        row -= to_known @ factor.rows
+        row /= pivot
+        surprise = 0.0
+        if value is not None:
+            surprise = (value - covariance.hyperparameters.mean - float(to_known @ factor.residual)) / pivot
+        factor.add(to_known, pivot, row, surprise)
+        self._places = [np.concatenate(pair) for pair in zip(self._places, place, strict=True)]
+        return row

@@ -322,7 +322,7 @@ def test_a_signal_ends_it_in_good_order_even_during_its_imports(streamer, start,
     assert "Traceback" not in log
 
 
-def test_the_first_suggestion_does_not_wait_for_botorch(streamer, start):
+def test_the_explorer_begins_as_soon_as_the_raster(streamer, start):
     def seconds(policy: str) -> float:
         streamer.forget()
         started = time.monotonic()
@@ -335,7 +335,7 @@ def test_the_first_suggestion_does_not_wait_for_botorch(streamer, start):
         process.communicate(timeout=PATIENCE_S)
         return took_s
 
-    # The raster never imports it: what it takes is Python, NumPy and the connection.
+    # Which imports Python, NumPy and what the connection takes.
     assert seconds("explorer") < seconds("raster") + 1.5
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from agents import lazy_botorch
 from agents.acquisition import log_expected_improvement
+from tests import quiet_botorch
 
 
 def test_at_the_best_value_the_expected_improvement_is_the_sd_times_0_3989():
@@ -41,7 +41,7 @@ def test_a_change_of_unit_only_adds_its_logarithm():
 
 
 def test_it_is_botorchs_log_expected_improvement():
-    lazy_botorch.load()
+    quiet_botorch.load()
     import torch
     from botorch.acquisition.analytic import LogExpectedImprovement
     from botorch.models.deterministic import GenericDeterministicModel
@@ -62,7 +62,7 @@ def test_it_is_botorchs_log_expected_improvement():
 
 
 def test_it_is_botorchs_at_every_distance_in_double_precision():
-    lazy_botorch.load()
+    quiet_botorch.load()
     import torch
     from botorch.acquisition.analytic import _log_ei_helper
 

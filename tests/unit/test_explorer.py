@@ -133,12 +133,14 @@ def test_the_model_forecasts_what_is_then_measured():
 
 
 def test_looking_for_the_smallest_is_looking_for_the_largest_of_the_negative():
-    world = World(2)
-    world.silicon = 1.0 - world.silicon  # silicon everywhere but there
-    found = [world.silicon[s.track] for s in explore(Explorer(unlimited(goal="minimise")), world, 40)]
-    assert min(found) == 0.0
-    later = found[found.index(0.0) + 1 :]
-    assert sum(later[:10]) < 5.0  # having found it, it looks for more of it
+    carbon = []
+    for seed in (2, 4, 6, 8):
+        world = World(seed)
+        world.silicon = 1.0 - world.silicon  # silicon everywhere but there
+        found = [world.silicon[s.track] for s in explore(Explorer(unlimited(goal="minimise")), world, 40)]
+        assert min(found) == 0.0
+        carbon.append(sum(found[found.index(0.0) + 1 :][:10]))
+    assert np.mean(carbon) < 5.0  # of 10: having found it, it looks for more of it
 
 
 def test_the_first_suggestions_need_no_fit_and_say_so():
@@ -225,10 +227,10 @@ def test_an_atom_that_a_new_encoder_has_not_seen_teaches_nothing_until_it_has():
     frame = world.frame(8)
     away = sorted(measured)[:5]
     agent.tell(by_new_encoder(frame, np.flatnonzero(~np.isin(frame.track, away))))
-    assert agent._surrogate.size == 24 - 5
+    assert len(agent._surrogate.known) == 24 - 5
     assert agent.ask().track not in measured  # what was measured stays measured
     agent.tell(by_new_encoder(world.frame(9)))
-    assert agent._surrogate.size == 24
+    assert len(agent._surrogate.known) == 24
     assert {one.site.model_revision for one in agent.observations} == {"new"}
 
 
@@ -239,7 +241,7 @@ def test_an_outcome_that_comes_after_a_change_of_the_encoder_is_not_lost():
     under_way = agent.ask()
     agent.tell(by_new_encoder(world.frame(9)))
     agent.tell(world.outcome(under_way))
-    assert agent._surrogate.size == 25
+    assert len(agent._surrogate.known) == 25
     site = agent.observations[-1].site
     assert (site.model_revision, site.track) == ("new", under_way.track)
 
@@ -271,12 +273,19 @@ def per_atom_fields(latents: Latents) -> list[str]:
     return [name for name, value in arrays.items() if isinstance(value, np.ndarray)]
 
 
-@pytest.mark.parametrize("broken", [{"position_length": np.nan}, {"latent_variance": -1.0}, {"mean": np.inf}])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"lengths": (np.full(4, np.nan), np.ones(1))},
+        {"variance": np.array([-1.0, 0.1])},
+        {"mean": np.inf},
+    ],
+)
 def test_a_model_that_is_not_finite_decides_nothing_and_says_so(broken):
     agent, world = Explorer(unlimited()), World(0)
     explore(agent, world, 24)
     before = agent.statistics()["model not finite"]
-    agent._surrogate.hyperparameters = replace(agent._surrogate.hyperparameters, **broken)
+    agent._surrogate.adopt(replace(agent._surrogate.hyperparameters, **broken), 24)
     suggestion = agent.ask()
     assert suggestion.reason.startswith("the model is not finite; first look: ")
     assert np.isnan([suggestion.predicted_mean, suggestion.predicted_sd, suggestion.acquisition]).all()
@@ -288,7 +297,7 @@ def test_a_fit_that_finds_no_number_leaves_the_last_one_and_is_counted(monkeypat
     explore(agent, world, 24)
     revision = agent.model_revision
     before = agent._surrogate.hyperparameters
-    monkeypatch.setattr("agents.surrogate._fit", lambda model: replace(before, mean=np.nan))
+    monkeypatch.setattr("agents.evidence.of_vector", lambda vector, parts: replace(before, mean=np.nan))
     explore(agent, world, 6)
     assert agent.model_revision > revision
     assert agent._surrogate.hyperparameters is before
@@ -305,7 +314,7 @@ def test_a_fit_says_what_it_found_and_on_how_much():
     fit = agent.refit()
     assert (fit.policy, fit.session, fit.revision) == ("explorer", "s", 1)
     assert fit.observations == 8  # though a ninth is known: it became due at the eighth
-    assert len(fit.parameters["latent_lengths"]) == 4
+    assert len(fit.parameters["latents lengths"]) == 4
     assert agent.refit() is None
 
 
