@@ -65,8 +65,8 @@ class DeviceInference:
         stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
         self._blocks = {size: _Block(whole, size, shape, device, stream) for size in sizes}
 
-    def encode(self, windows_NCHW: Float32) -> Answers:
-        """Say everything of windows ``(n, channel, h, w)``; nothing is learnt."""
+    def encode(self, windows_NCHW: Float32, threads: int = 1) -> Answers:
+        """Say everything of windows ``(n, channel, h, w)``, whatever the threads; nothing is learnt."""
         answers = Answers.room(len(windows_NCHW), *self._answers)
         on_the_way: deque[tuple[int, int, _Block, int]] = deque()
         for number, (at, size) in enumerate(pieces(len(windows_NCHW), tuple(self._blocks))):

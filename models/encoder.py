@@ -75,7 +75,7 @@ class Encoded(NamedTuple):
 class _Inference(Protocol):
     """A family's way to encode live."""
 
-    def encode(self, windows_NCHW: Float32) -> Answers:
+    def encode(self, windows_NCHW: Float32, threads: int = 1) -> Answers:
         """Say everything of windows."""
         ...
 
@@ -93,6 +93,11 @@ class Encoder:
         Of the checkpoint.
     device
         Where it runs.
+
+    Attributes
+    ----------
+    threads
+        That a frame's windows may take on a CPU; what is said of them does not depend on it.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class Encoder:
         self.card = card
         self.revision = revision
         self.device = device
+        self.threads = 1
         self._inference = _inference(model, novelty, _calibration(card), device)
         # Of the harmonic family only what is live goes to a GPU; its pictures and exact answers stay here.
         self._model_device = device if isinstance(model, SpatialRVAE) else torch.device("cpu")
@@ -168,7 +174,7 @@ class Encoder:
         if windows_NCHW.shape[1:] != self.window_shape:
             takes = ", ".join(map(str, self.window_shape))
             raise ValueError(f"windows have shape {windows_NCHW.shape}; these weights take (n, {takes})")
-        answers = self._inference.encode(windows_NCHW)
+        answers = self._inference.encode(windows_NCHW, self.threads)
         return self._encoded(self._exact(windows_NCHW, answers) if exact else answers)
 
     def _exact(self, windows_NCHW: Float32, answers: Answers) -> Answers:

@@ -14,20 +14,22 @@ Axes: N window, C channel, H row, W column, D real coefficient, M order, S stati
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.answers import Answers
 from models.harmonic_constants import Constants
-from models.harmonic_loops import Bench, Room, Weights, bench, say
+from models.harmonic_loops import Room, Weights, bench, say
 from models.novelty import Calibration, HarmonicNovelty
 from models.rvae import RVAE
+from models.side_by_side import side_by_side
 
 Float32 = NDArray[np.float32]
 
 FEW, SMALL, LARGE = 4, 16, 64
+_HALVED = 4 * LARGE  # from so many windows on two threads gain more than they cost
 _ROWS = 256  # of a product: one of more rows is done in another way, which takes a fifth longer
 
 
@@ -152,6 +154,25 @@ def _room(const: Constants, size: int, few: int) -> Room:
     )
 
 
+class _Place:
+    """What one thread needs to say something of windows: arrays for blocks of one size or two."""
+
+    def __init__(self, const: Constants, sizes: tuple[int, ...]) -> None:
+        few = FEW if len(sizes) > 1 else sizes[0]
+        weights, rooms = _weights(const), [_room(const, size, few) for size in sizes]
+        self.room = rooms[0]
+        self.large, self.small = (bench(weights, room) for room in (rooms[0], rooms[-1]))
+
+    def say(self, windows: Float32, first: int, last: int, answers: Answers) -> None:
+        """Say everything of some windows, of few at the end in small blocks."""
+        rest = (last - first) % LARGE
+        whole = last - rest if rest <= 2 * SMALL else last
+        if first < whole:
+            say(windows, first, whole, self.large, answers)
+        if whole < last:
+            say(windows, whole, last, self.small, answers)
+
+
 class HarmonicInference:
     """A harmonic rVAE with its weights fixed; calls from one thread at a time.
 
@@ -167,41 +188,41 @@ class HarmonicInference:
 
     def __init__(self, model: RVAE, novelty: HarmonicNovelty, calibration: Calibration) -> None:
         self._const = Constants(model, novelty, calibration)
-        weights, self._room = _weights(self._const), _room(self._const, LARGE, FEW)
-        self._large, self._small = bench(weights, self._room), bench(weights, _room(self._const, SMALL, FEW))
+        self._places = [_Place(self._const, (LARGE, SMALL)) for _ in range(2)]
         if not self._agree():
-            self._room = _room(self._const, LARGE, LARGE)
-            self._large = self._small = bench(weights, self._room)
+            self._places = [_Place(self._const, (LARGE,)) for _ in range(2)]
 
-    def encode(self, windows_NCHW: Float32) -> Answers:
-        """Say everything of windows ``(n, channel, h, w)``; nothing is learnt."""
-        answers = self._answers(len(windows_NCHW))
-        windows = np.require(windows_NCHW, np.float32, ["C", "W"])
-        for first, last, where in self._pieces(len(windows)):
-            say(windows, first, last, where, answers)
+    def encode(self, windows_NCHW: Float32, threads: int = 1) -> Answers:
+        """Say everything of windows ``(n, channel, h, w)``; nothing is learnt.
+
+        Halves of many windows may take threads of their own; what is said does not depend on it.
+        """
+        count = len(windows_NCHW)
+        answers, windows = self._answers(count), np.require(windows_NCHW, np.float32, ["C", "W"])
+        one, other = self._places
+        if count < _HALVED:
+            one.say(windows, 0, count, answers)
+        else:
+            half = count // 2 // LARGE * LARGE
+            parts = [
+                partial(one.say, windows, 0, half, answers),
+                partial(other.say, windows, half, count, answers),
+            ]
+            side_by_side(parts, threads)
         return answers
 
     def statistics(self, windows_NCHW: Float32) -> tuple[Float32, Float32]:
         """Say what the novelty is made of ``(n, 3)``, and the log powers ``(n, M)``, orders ascending."""
-        statistics, powers = [], []
+        statistics, powers, place = [], [], self._places[0]
         for first in range(0, len(windows_NCHW), LARGE):
             part = np.require(windows_NCHW[first : first + LARGE], np.float32, ["C", "W"])
-            say(part, 0, len(part), self._large, self._answers(len(part)))
-            statistics.append(self._room.statistics_SN[:, : len(part)].T.copy())
-            powers.append(self._room.log_power_MN[self._const.ascending_M, : len(part)].T)
+            say(part, 0, len(part), place.large, self._answers(len(part)))
+            statistics.append(place.room.statistics_SN[:, : len(part)].T.copy())
+            powers.append(place.room.log_power_MN[self._const.ascending_M, : len(part)].T)
         return np.concatenate(statistics), np.concatenate(powers)
 
     def _answers(self, count: int) -> Answers:
         return Answers.room(count, self._const.latents, self._const.classes, self._const.nuisances)
-
-    def _pieces(self, count: int) -> Iterator[tuple[int, int, Bench]]:
-        """Say from where to where windows are taken in blocks of which size, small ones at the end."""
-        rest = count % LARGE
-        few = rest if rest <= 2 * SMALL else 0
-        if count > few:
-            yield 0, count - few, self._large
-        if few:
-            yield count - few, count, self._small
 
     def _agree(self) -> bool:
         """Try whether a window gets the same bits in blocks of all sizes, wherever it stands in them."""

@@ -78,8 +78,8 @@ class SpatialInference:
         self._block = torch.zeros(BLOCK, model.channels, model.window_px, model.window_px)
         self._filling: Float32 = self._block.numpy()
 
-    def encode(self, windows_NCHW: Float32) -> Answers:
-        """Say everything of windows ``(n, channel, h, w)``; nothing is learnt."""
+    def encode(self, windows_NCHW: Float32, threads: int = 1) -> Answers:
+        """Say everything of windows ``(n, channel, h, w)``, in one thread; nothing is learnt."""
         answers = Answers.room(len(windows_NCHW), self._model.latent_dim, 0, 0)
         with torch.inference_mode():
             for at in range(0, len(windows_NCHW), BLOCK):

@@ -88,10 +88,15 @@ class Encoders:
     encoders
         By name, in the order in which delivered patches are offered to them; the main one, whose name
         is empty, among them.
+    threads
+        That the windows of a frame may take.
     """
 
-    def __init__(self, encoders: Mapping[str, WindowEncoder]) -> None:
-        self._lanes = {name: Lane(name, encoder) for name, encoder in encoders.items()}
+    def __init__(self, encoders: Mapping[str, WindowEncoder], threads: int = 1) -> None:
+        self._lanes: dict[str, Lane] = {}
+        self._threads = threads
+        for name, encoder in encoders.items():
+            self.use(Lane(name, encoder))
 
     def main_for(self, frame: Frame) -> Lane:
         """Give the one whose latents are linked and decided on: for channels it does not know, a stand-in."""
@@ -106,6 +111,7 @@ class Encoders:
 
     def use(self, lane: Lane) -> None:
         """Put an encoder in the place of the one of its name, from the next item on."""
+        lane.encoder.threads = self._threads
         self._lanes[lane.name] = lane
 
     def warm_up(self) -> None:

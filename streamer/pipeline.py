@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from numpy.typing import NDArray
 
+from models.side_by_side import usual_threads
 from streamer.codec import pack, unpack
 from streamer.encoders import MAIN, Encoders, Lane, Missing
 from streamer.messages import Atoms, Frame, Latents, ModelRevision, Patches, StrainMap
@@ -38,6 +39,12 @@ class PipelineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The stages' configurations, each documented beside its stage.
 
     The size of the windows is not configured: the encoder's card says what it was trained on.
+
+    Attributes
+    ----------
+    threads
+        That parts of one frame may take at once; 0 takes two where there are two processors. Latents do not
+        depend on it.
     """
 
     check: CheckConfig = CheckConfig()
@@ -46,6 +53,11 @@ class PipelineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     find: FindConfig = FindConfig()
     encode: EncodeConfig = EncodeConfig()
     link: LinkConfig = LinkConfig()
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threads <= 64:
+            raise ValueError(f"pipeline.threads is {self.threads}; it takes 0 to 64")
 
 
 class Processed(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +142,8 @@ class Pipeline:
         self.check = CheckFrame(config.check)
         self.correct = CorrectDistortion(config.correct, calibrations)
         self.find = FindSites(config.sites, config.find)
-        self.encoders = Encoders({MAIN: encoder} | dict(beside or {}))
+        threads = config.threads or usual_threads()
+        self.encoders = Encoders({MAIN: encoder} | dict(beside or {}), threads)
         self.link = LinkAtoms(config.link)
         self._number = -1
 

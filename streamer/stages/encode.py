@@ -79,7 +79,15 @@ class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class WindowEncoder(Protocol):
-    """What this stage asks of a model: ``models.encoder.Encoder`` is one."""
+    """What this stage asks of a model: ``models.encoder.Encoder`` is one.
+
+    Attributes
+    ----------
+    threads
+        That the windows of a frame may take; what is said of them does not depend on it.
+    """
+
+    threads: int
 
     @property
     def revision(self) -> str:

@@ -157,6 +157,7 @@ def encode_times(encoder: Encoder, plan: Plan) -> Figures:
 def frame_times(encoder: Encoder, plan: Plan, folder: Path, threads: int) -> Figures:
     """Find, cut and encode the columns of a frame; AtomAI takes the same frame."""
     torch.set_num_threads(threads)
+    encoder.threads = threads
     frame = crystal_frame()
     find, encode = FindAtoms(), Encode(encoder)
     cut = CutWindows(encoder.card.window_nm, encoder.card.window_px, len(encoder.card.channels))
@@ -193,6 +194,7 @@ def frame_times(encoder: Encoder, plan: Plan, folder: Path, threads: int) -> Fig
     for _ in range(plan.frames):
         one()
     torch.set_num_threads(1)
+    encoder.threads = 1
     ours = statistics.median(total)
     told: Figures = {
         "frame_to_latents_ms_p50": round(ours, 2),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from models import harmonic_inference
 from models.harmonic_inference import LARGE, SMALL, HarmonicInference
 from models.novelty import MOST_NOVEL, Calibration, HarmonicNovelty, calibrated
 from models.rvae import RVAE, RVAEConfig
@@ -111,6 +112,30 @@ def test_both_block_sizes_say_the_same_bit_for_bit() -> None:
         alone = engine.encode(windows[at : at + 1])
         for mine, theirs in zip(alone, whole, strict=True):
             assert np.array_equal(mine[0], theirs[at])
+
+
+def test_halves_in_two_threads_say_the_same_bit_for_bit() -> None:
+    engine, windows = live(model()), spots(5 * LARGE + 3, 16, seed=2)
+    alone = engine.encode(windows)
+    for _ in range(5):
+        for mine, theirs in zip(engine.encode(windows, threads=2), alone, strict=True):
+            assert np.array_equal(mine, theirs)
+    few = engine.encode(windows[-1:])
+    assert all(np.array_equal(mine[0], theirs[-1]) for mine, theirs in zip(few, alone, strict=True))
+
+
+def test_each_half_is_worked_on_in_arrays_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = []
+
+    def one_after_the_other(parts: list[Any], threads: int) -> None:
+        for part in parts:
+            part()
+            places.append(part.func.__self__)
+
+    monkeypatch.setattr(harmonic_inference, "side_by_side", one_after_the_other)
+    live(model()).encode(spots(5 * LARGE, 16, seed=2), threads=2)
+    one, other = places
+    assert not np.shares_memory(one.room.forms, other.room.forms)
 
 
 def test_later_changes_of_the_model_are_not_seen() -> None:
