@@ -146,9 +146,9 @@ class Candidates:
 
     def nearest(self, position_nm: Float64) -> tuple[int, float]:
         """Find the atom nearest to a specimen position ``(x, y)``: its index and distance in nm."""
-        distance_nm = np.hypot(*(self.position_nm - position_nm).T)
-        index = int(distance_nm.argmin())
-        return index, float(distance_nm[index])
+        x_nm, y_nm = (self.position_nm - position_nm).T
+        index = int((x_nm * x_nm + y_nm * y_nm).argmin())
+        return index, math.hypot(x_nm[index], y_nm[index])
 
     def recognise(self, position_nm: PairNm, track: int) -> int:
         """Find the atom that a suggestion meant: the one exactly there, else the nearest.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -17,7 +16,7 @@ from agents.config import AgentConfig
 from agents.evidence import fit
 from agents.first_look import unseen_kind
 from agents.kernels import Hyperparameters, as_vector, of_latents, of_position
-from agents.objective import ObjectiveConfig, Reading
+from agents.objective import ObjectiveConfig
 from agents.site_agent import NOT_FINITE, Choice, Observation, SiteAgent, SiteAgentState
 from agents.snapshot import Arrays, pack, unpack
 from agents.surrogate import Observations, Surrogate, SurrogateState
@@ -141,8 +140,7 @@ class Explorer(SiteAgent):
         if isinstance(message, Latents):
             self._keep_scale()
         elif score is not None:
-            self._see_again()
-            self._tell_surrogate()
+            self._learn_from_last()
         self._note_due_fit()
         return score
 
@@ -259,28 +257,34 @@ class Explorer(SiteAgent):
             return observation
         return replace(observation, site=replace(candidates.site(same), position_nm=site.position_nm))
 
-    def _tell_surrogate(self) -> None:
-        """Tell it what is new; all, where what it knows is not what it was told."""
-        if self._scale is None or self._surrogate is None:
+    def _learn_from_last(self) -> None:
+        """Tell the surrogate of the observation that has just come."""
+        if self._scale is None or self._surrogate is None or self._candidates is None:
             return
-        known = self._known(self._scale)
-        before = len(self._surrogate.known)
-        if known.first(before).is_equal(self._surrogate.known):
-            for x, y, variance in zip(
-                known.x[before:], known.y[before:], known.variance[before:], strict=True
-            ):
-                self._surrogate.tell(x, float(y), float(variance))
-        else:
-            self._surrogate.tell_all(known)
+        last = self.observations[-1]
+        if len(self._candidates):
+            last = self.observations[-1] = self._seen_anew(last, self._candidates)
+        if last.reading is not None and last.site is not None and self._is_known(last.site):
+            (x,) = self._features_of([last.site])
+            self._surrogate.tell(x, self._sign * last.reading.value, last.reading.variance)
 
-    def _known(self, scale: FeatureScale) -> Observations:
+    def _is_known(self, site: Site) -> bool:
+        """Were its latents said by the present encoder?"""
+        return self._scale is not None and site.model_revision == self._scale.model_revision
+
+    def _tell_surrogate(self) -> None:
+        """Tell it everything anew."""
+        if self._surrogate is not None:
+            self._surrogate.tell_all(self._known())
+
+    def _known(self) -> Observations:
         """What was measured at atoms that the present encoder has seen."""
         known = [
             (observation.site, observation.reading)
             for observation in self.observations
             if observation.reading is not None
             and observation.site is not None
-            and observation.site.model_revision == scale.model_revision
+            and self._is_known(observation.site)
         ]
         return Observations(
             self._features_of([site for site, _ in known]),
@@ -309,17 +313,12 @@ class Explorer(SiteAgent):
 
     def _is_looking_around(self, pending: int) -> bool:
         """Is there nothing yet to learn from? Improvement on pure noise would be chased in vain."""
-        readings = list(self._readings())
-        if len(readings) < MIN_OBSERVATIONS:
+        known = None if self._surrogate is None else self._surrogate.known
+        if known is None or len(known) < MIN_OBSERVATIONS:
             return True
-        if len(readings) + pending < self.config.initial_points:
+        if len(known) + pending < self.config.initial_points:
             return True
-        value = np.array([reading.value for reading in readings])
-        sd = np.sqrt([reading.variance for reading in readings])
-        return float((np.abs(value - np.median(value)) / sd).max()) < STANDS_OUT
-
-    def _readings(self) -> Iterator[Reading]:
-        return (o.reading for o in self.observations if o.reading is not None and o.site is not None)
+        return float((np.abs(known.y - np.median(known.y)) / np.sqrt(known.variance)).max()) < STANDS_OUT
 
     def _first_look(self, candidates: Candidates, free: NDArray[np.int64], scale: FeatureScale) -> Choice:
         """Take an atom of a kind that was not looked at."""
@@ -339,7 +338,7 @@ class Explorer(SiteAgent):
         surrogate.expect(self._features_of(pending))
         mean, sd, best = surrogate.mean[free], surrogate.sd[free], surrogate.best_known()
         log_ei = log_expected_improvement(mean, sd, best)
-        if not np.isfinite(np.concatenate([[best], mean, sd, log_ei])).all():
+        if not (math.isfinite(best) and np.isfinite(log_ei).all() and np.isfinite(sd).all()):
             looked = self._first_look(candidates, free, scale)
             return replace(looked, reason=f"{NOT_FINITE}; {looked.reason}")
         top = int(log_ei.argmax())  # the first of equals
@@ -384,7 +383,7 @@ class Explorer(SiteAgent):
             self._surrogate = _surrogate(state.scale.center.size)
             if self._candidates is not None and len(self._candidates):
                 self._offer(self._candidates)
-            self._surrogate.restore(state.surrogate, self._known(state.scale))
+            self._surrogate.restore(state.surrogate, self._known())
         self._follow_configuration(state.site)
 
 

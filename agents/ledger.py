@@ -13,6 +13,8 @@ from agents.candidates import Candidates, Site
 from agents.config import AgentConfig
 from agents.protocol import UnknownOutcome
 
+FEW = 8  # places that are sooner compared with all candidates than put into a tree
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Aim:
@@ -56,6 +58,7 @@ class Ledger:
         self._refusals_in_a_row = 0
         self._on_this_frame = 0
         self.issued = 0
+        self._marked: _Marked | None = None
 
     def state(self) -> LedgerState:
         """Say everything that it knows, as it is now."""
@@ -76,6 +79,7 @@ class Ledger:
         self._refusals_in_a_row = state.refusals_in_a_row
         self._on_this_frame = state.on_this_frame
         self.issued = state.issued
+        self._marked = None
 
     @property
     def pending(self) -> tuple[Site, ...]:
@@ -142,16 +146,45 @@ class Ledger:
 
     def free(self, candidates: Candidates) -> NDArray[np.int64]:
         """Find the candidates that may be chosen, as indices in rising order."""
+        if self._marked is None or self._marked.candidates is not candidates:
+            self._marked = _Marked(candidates, self._config.min_distance_nm)
         avoided = (a.site for a in self._avoided if a.until > self.issued)
-        blocked = [*self.pending, *self._measured, *avoided]
-        taken = np.isin(candidates.track, [site.track for site in blocked if site.track >= 0])
+        return self._marked.free(self._measured, [*self.pending, *avoided])
+
+
+class _Marked:
+    """Candidates of one frame, those marked that were measured: only new measurements are looked for."""
+
+    def __init__(self, candidates: Candidates, min_distance_nm: float) -> None:
+        self.candidates = candidates
+        self._min_distance_nm = min_distance_nm
+        self._is_measured = np.zeros(len(candidates), dtype=np.bool_)
+        self._count = 0
+
+    def free(self, measured: list[Site], blocked: list[Site]) -> NDArray[np.int64]:
+        """Find those that are none of the measured ones, which only grow, nor of the others."""
+        self._is_measured |= self._are_among(measured[self._count :])
+        self._count = len(measured)
+        return np.flatnonzero(~(self._is_measured | self._are_among(blocked))).astype(np.int64)
+
+    def _are_among(self, sites: list[Site]) -> NDArray[np.bool_]:
+        candidates = self.candidates
+        if not sites:
+            return np.zeros(len(candidates), dtype=np.bool_)
+        found: NDArray[np.bool_] = np.isin(
+            candidates.track, [site.track for site in sites if site.track >= 0]
+        )
         revision = candidates.frame.registration_revision
         # Positions of two registrations must not be compared; there the track alone tells.
-        near = [site.position_nm for site in blocked if site.registration_revision == revision]
-        if near:
+        near = [site.position_nm for site in sites if site.registration_revision == revision]
+        if len(near) > FEW:
             distance_nm, _ = cKDTree(np.stack(near)).query(candidates.position_nm)
-            taken |= distance_nm < self._config.min_distance_nm
-        return np.flatnonzero(~taken).astype(np.int64)
+            found |= distance_nm < self._min_distance_nm
+            return found
+        for position_nm in near:
+            x_nm, y_nm = (candidates.position_nm - position_nm).T
+            found |= x_nm * x_nm + y_nm * y_nm < self._min_distance_nm**2
+        return found
 
 
 def _is_same(one: Site, other: Site, min_distance_nm: float) -> bool:

@@ -57,11 +57,6 @@ class Observations:
         more = (np.append(self.y, y), np.append(self.variance, variance))
         return Observations(np.concatenate([self.x, x[None]]), *more)
 
-    def is_equal(self, other: Observations) -> bool:
-        """Bit for bit?"""
-        pairs = ((self.x, other.x), (self.y, other.y), (self.variance, other.variance))
-        return all(np.array_equal(one, two) for one, two in pairs)
-
     def first(self, size: int) -> Observations:
         """Those that were there when there were no more than so many."""
         return Observations(self.x[:size], self.y[:size], self.variance[:size])
@@ -223,10 +218,13 @@ class Surrogate:
 
     def expect(self, x: Float64) -> None:
         """Take the outcomes of these places, features ``(p, d)``, to be still to come."""
-        if x.shape != self._expected.shape or not np.array_equal(x, self._expected):
-            self._expected = x
-            if self._model is not None:
-                self._model.expect(x)
+        before, self._expected = self._expected, x
+        if self._model is None:
+            return
+        if np.array_equal(before, x[: len(before)]):
+            self._model.expect_more(x[len(before) :])
+        else:
+            self._model.expect(x)
 
     def adopt(self, hyperparameters: Hyperparameters, size: int) -> None:
         """Compute with these from now on; they were fitted to the first ``size`` observations."""
@@ -355,6 +353,10 @@ class _Model:
     def expect(self, x: Float64) -> None:
         """Lower the variance around what is still to come, and around nothing else."""
         self._forget_expected()
+        self.expect_more(x)
+
+    def expect_more(self, x: Float64) -> None:
+        """Lower the variance around these as well."""
         self._expect(self._covariance.scaled(x))
 
     def posterior(self, x: Float64) -> tuple[Float64, Float64]:
@@ -380,9 +382,8 @@ class _Model:
         self.variance = self._variance_by_known
 
     def _expect(self, places: list[Float64]) -> None:
-        if not len(places[0]):
-            return
-        self.variance = self._variance_by_known.copy()
+        if len(places[0]) and self.variance is self._variance_by_known:
+            self.variance = self.variance.copy()
         for index in range(len(places[0])):
             row = self._add([one[index : index + 1] for one in places], self._typical_noise, None)
             self.variance -= row * row
