@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from models import checkpoint
 from models.blur import blurred
 from models.checkpoint import CheckpointError, ModelCard
+from models.side_by_side import side_by_side
 
 Bool = NDArray[np.bool_]
 Float32 = NDArray[np.float32]
@@ -39,6 +41,8 @@ OUTPUTS = 5  # logit of a column, offset by row and column (px), log variance of
 STRIDE_PX = 8  # between pixels of the network's coarsest maps
 REACH_PX = 96  # from further away nothing enters an answer, but for the noise around a place
 TILE_PX = 1024
+_PER_COARSEST = STRIDE_PX // 2  # cells of half resolution to one of the coarsest
+_SEEN_DOWN, _SEEN_AROUND = 2, 8  # rows of the coarsest that enter one from each side, on the way and there
 _BLUR_HALF_PX = (0.9, 1.35, 2.3)  # each on top of the one before: 1.8, 3.2 and 5.6 px in all
 _CUT = 2.8  # widths at which a kernel ends: below 2 % of its height
 _AROUND_HALF_PX = 24  # in which noise and texture are measured, each way
@@ -104,13 +108,12 @@ def level_and_spread(image_HW: Float32) -> tuple[float, float]:
     """
     step = max(1, math.isqrt(image_HW.size // _SAMPLED))
     sample = image_HW[::step, ::step] if min(image_HW.shape) > step else image_HW
-    finite = np.where(np.isfinite(sample), sample, np.nan)
-    rows = finite[np.isfinite(finite).any(axis=1)]
-    if rows.size == 0:
+    is_number = np.isfinite(sample)
+    if not is_number.any():
         return 0.0, 0.0
-    spread = np.nanmax(rows, axis=1) - np.nanmin(rows, axis=1)
-    pixels = rows[spread > _QUIET_ROW * spread.max()].ravel()
-    pixels = pixels[np.isfinite(pixels)]
+    spread = _row_spread(sample, is_number)
+    is_scanned = spread > _QUIET_ROW * spread.max()
+    pixels = sample[is_scanned][is_number[is_scanned]]
     if pixels.size == 0:
         return 0.0, 0.0
     level = float(np.median(pixels))
@@ -118,6 +121,16 @@ def level_and_spread(image_HW: Float32) -> tuple[float, float]:
     robust = 1.4826 * float(np.median(deviation))
     # Where most of the frame is flat, as around a few particles, what is not has to say the unit.
     return level, max(robust, 0.1 * float(deviation.mean()), 1e-6 * abs(level))
+
+
+def _row_spread(image: Float32, is_number: Bool) -> Float32:
+    """Range of the pixels of each row that are numbers; 0 where there are none."""
+    if is_number.all():
+        return np.asarray(np.ptp(image, axis=1))
+    high = np.where(is_number, image, -np.inf).max(axis=1)
+    low = np.where(is_number, image, np.inf).min(axis=1)
+    spread: Float32 = np.where(is_number.any(axis=1), high - low, 0)
+    return spread
 
 
 def features(image_HW: Float32) -> Float32:
@@ -141,7 +154,8 @@ def features(image_HW: Float32) -> Float32:
     if not spread > 0:
         return seen
     scaled = (image_HW - np.float32(level)) * np.float32(0.5 / spread)
-    np.nan_to_num(scaled, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    if not np.isfinite(scaled).all():
+        np.nan_to_num(scaled, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     # Linear in the noise, logarithmic above: a bright dopant leaves its neighbours in sight.
     np.arcsinh(scaled, out=scaled)
     scaled *= np.float32(2)
@@ -247,14 +261,8 @@ class ColumnNet(nn.Module):
         self.head = nn.Conv2d(half, OUTPUTS, 1)
 
     def forward(self, features_NCHW: Tensor) -> Tensor:
-        stem = self.stem(features_NCHW).relu_()
-        down = self.down(stem).relu_()
-        quarter = (self.quarter(down) + down).relu_()
-        deeper = self.deeper(quarter).relu_()
-        for layer in (self.near, self.far, self.farther):
-            deeper = (layer(deeper) + deeper).relu_()
-        joined = self.join(_plus_coarse(quarter, self.up(deeper)).relu_()).relu_()
-        fused = self.fuse(_plus_coarse(stem, self.upper(joined)).relu_()).relu_()
+        stem, quarter, deeper = self.descend(features_NCHW)
+        fused = self.ascend(stem, quarter, self.around(deeper))
         # The head stays in float32: rounded to 8 bits, offsets would be off by hundredths of a pixel.
         with torch.autocast(fused.device.type, enabled=False):
             pixels = fused.float().permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
@@ -262,6 +270,24 @@ class ColumnNet(nn.Module):
             # As a product of matrices: a convolution of single pixels in float32 is ten times slower.
             maps: Tensor = self.head.weight[:, :, 0, 0] @ pixels + self.head.bias[:, None]
         return maps.reshape(len(maps), OUTPUTS, *fused.shape[2:])
+
+    def descend(self, features_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the maps of a half, a quarter and an eighth of the resolution."""
+        stem = self.stem.rectified(features_NCHW)
+        down = self.down.rectified(stem)
+        quarter = self.quarter.rectified(down, down)
+        return stem, quarter, self.deeper.rectified(quarter)
+
+    def around(self, deeper: Tensor) -> Tensor:
+        """Look further around, at an eighth of the resolution."""
+        for layer in (self.near, self.far, self.farther):
+            deeper = layer.rectified(deeper, deeper)
+        return deeper
+
+    def ascend(self, stem: Tensor, quarter: Tensor, deeper: Tensor) -> Tensor:
+        """Bring together what the three resolutions see: what the head reads, at half resolution."""
+        joined = self.join.rectified(_plus_coarse(quarter, self.up(deeper)).relu_())
+        return self.fuse.rectified(_plus_coarse(stem, self.upper(joined)).relu_())
 
     def folded(self) -> ColumnNet:
         """Return the same network with the normalisations folded into the convolutions, to be used."""
@@ -272,11 +298,18 @@ class ColumnNet(nn.Module):
             result.get_submodule(name).load_state_dict(whole, assign=True)
         return result.eval()
 
-    def to_precision(self, dtype: torch.dtype) -> ColumnNet:
-        """Compute in this type, but for the head."""
+    def ready(self, dtype: torch.dtype) -> ColumnNet:
+        """Compute in this type, but for the head, and with less to copy; only for use."""
+        for layer in (self.up.convolution, self.upper.convolution):
+            # What goes to a finer map is needed twice along the rows: the product gives it so at once.
+            assert layer.bias is not None
+            layer.weight, layer.bias = (
+                nn.Parameter(whole.detach().repeat(2, *[1] * (whole.ndim - 1)))
+                for whole in (layer.weight, layer.bias)
+            )
         self.to(dtype)
         self.head.float()
-        return self
+        return self.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
 def _empty(config: FinderConfig) -> ColumnNet:
@@ -286,12 +319,17 @@ def _empty(config: FinderConfig) -> ColumnNet:
 
 
 def _plus_coarse(fine_NCHW: Tensor, coarse_NCHW: Tensor) -> Tensor:
-    """Add a map of half the size to each 2 × 2 pixels, without ever making it large."""
-    n, channels, height, width = coarse_NCHW.shape
+    """Add a map of half the size to each 2 × 2 pixels, without ever making it large.
+
+    The coarse one may bring each pixel twice, one behind the other in its channels; see ``ready``.
+    """
+    n, channels, height, width = fine_NCHW.shape
+    if coarse_NCHW.shape[1] == channels:
+        coarse_NCHW = coarse_NCHW.repeat(1, 2, 1, 1)
     # Two pixels of a row are added at once: a long stretch of memory is quick, a pixel's channels are not.
-    coarse = coarse_NCHW.permute(0, 2, 3, 1).repeat(1, 1, 1, 2).reshape(n, height, 1, width * 2 * channels)
-    fine = fine_NCHW.permute(0, 2, 3, 1).reshape(n, height, 2, width * 2 * channels)
-    return (fine + coarse).reshape(n, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+    coarse = coarse_NCHW.permute(0, 2, 3, 1).reshape(n, height // 2, 1, width * channels)
+    fine = fine_NCHW.permute(0, 2, 3, 1).reshape(n, height // 2, 2, width * channels)
+    return (fine + coarse).reshape(n, height, width, channels).permute(0, 3, 1, 2)
 
 
 class _Convolution(nn.Module):
@@ -309,6 +347,23 @@ class _Convolution(nn.Module):
         result: Tensor = self.convolution(x_NCHW)
         return result if self.norm is None else self.norm(result)
 
+    def rectified(self, x_NCHW: Tensor, plus_NCHW: Tensor | None = None) -> Tensor:
+        """Convolve, add another map, and cut off what is below 0: in one pass where torch can."""
+        if self.norm is None and _is_fused(x_NCHW):
+            return self._fused(x_NCHW, plus_NCHW)
+        result: Tensor = self(x_NCHW)
+        return (result if plus_NCHW is None else result + plus_NCHW).relu_()
+
+    def _fused(self, x_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
+        made, operator = self.convolution, torch.ops.mkldnn._convolution_pointwise
+        how = (made.weight, made.bias, made.padding, made.stride, made.dilation, 1)
+        result: Tensor = (
+            operator(x_NCHW, *how, "relu", [], "")
+            if plus_NCHW is None
+            else operator.binary(x_NCHW, plus_NCHW, *how, "add", 1.0, "relu", [], "")
+        )
+        return result
+
     def folded(self) -> dict[str, Tensor]:
         """Weights and bias that do the same as convolution and normalisation with its running figures."""
         if self.norm is None:
@@ -320,6 +375,12 @@ class _Convolution(nn.Module):
         weight = self.convolution.weight * gain[:, None, None, None]
         bias = self.norm.bias - mean * gain
         return {"convolution.weight": weight.detach(), "convolution.bias": bias.detach()}
+
+
+def _is_fused(x: Tensor) -> bool:
+    """Whether torch's compiler, whose operator it is, would join a convolution with what follows."""
+    is_here = x.device.type == "cpu" and torch.is_inference_mode_enabled()
+    return is_here and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
 # -- maps to columns -----------------------------------------------------------------------------------
@@ -468,7 +529,11 @@ def columns_of(maps_CHW: Float32, least_logit: float) -> tuple[Float64, Float32]
         heavy, shape ``(n, 3)``.
     """
     cells = peaks(maps_CHW[0], least_logit)
-    there = maps_CHW[:, cells[:, 0], cells[:, 1]].T
+    return _columns_at(cells, maps_CHW[:, cells[:, 0], cells[:, 1]].T)
+
+
+def _columns_at(cells: Int64, there: Float32) -> tuple[Float64, Float32]:
+    """Turn the cells of peaks and what the head says there, ``(n, 5)``, into the same."""
     positions = 2.0 * cells + 0.5 + there[:, 1:3].astype(np.float64)
     return positions.astype(np.float64), there[:, [0, 3, 4]]
 
@@ -511,8 +576,9 @@ class AtomFinder:
         self.calibration = msgspec.convert(card.calibration, Calibration)
         self.threshold = self.calibration.threshold[0]
         self._dtype = _dtype_of(precision)
-        own = copy.deepcopy(net).eval().to_precision(self._dtype)
-        self._net = own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._net = copy.deepcopy(net).eval().ready(self._dtype)
+        assert self._net.head.bias is not None
+        self._head = self._net.head.weight[:, :, 0, 0].detach(), self._net.head.bias.detach()
 
     @classmethod
     def load(cls, path: Path | None = None, *, precision: Precision = "auto") -> AtomFinder:
@@ -537,7 +603,7 @@ class AtomFinder:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: damaged model card: {error}") from None
 
-    def find(self, image_HW: Float32, min_confidence: float | None = None) -> Found:
+    def find(self, image_HW: Float32, min_confidence: float | None = None, *, threads: int = 1) -> Found:
         """Find the columns of an image.
 
         Parameters
@@ -548,6 +614,8 @@ class AtomFinder:
             has no columns.
         min_confidence
             Columns below are left out; ``threshold`` by default.
+        threads
+            1 or 2; what is found is the same.
 
         Raises
         ------
@@ -560,7 +628,7 @@ class AtomFinder:
         image = np.asarray(image_HW, dtype=np.float32)
         # Peaks that are never sure enough are not even looked at, but for those that say what is around.
         lowest = min(self.calibration.least_logit(least), 0.0)
-        positions, values = columns_of(self.maps(image), lowest)
+        positions, values = self._columns(image, lowest, threads)
         around = sure_around(positions, values[:, 0], image.shape)
         confidence = self.calibration.confidence(values[:, 0], around)
         keep = (confidence >= least) & _is_on_image(positions, image)
@@ -582,28 +650,69 @@ class AtomFinder:
 
         A large image is computed in tiles, which overlap by more than the network sees.
         """
+        if 0 in image_HW.shape:
+            return np.full((OUTPUTS, *image_HW.shape), -np.inf, dtype=np.float32)
+        weight, bias = self._head
+        maps: Float32 = np.ascontiguousarray(
+            (self._read(image_HW).float() @ weight.T + bias).permute(2, 0, 1)
+        )
+        return maps
+
+    def _columns(self, image_HW: Float32, least_logit: float, threads: int) -> tuple[Float64, Float32]:
+        """Give what ``columns_of`` does; all but the logit is computed at its peaks only."""
+        if 0 in image_HW.shape:
+            return columns_of(self.maps(image_HW), least_logit)
+        weight, bias = self._head
+        read = self._read(image_HW, threads)
+        cells = peaks((read.float() @ weight[0] + bias[0]).numpy(), least_logit)
+        there = read[torch.from_numpy(cells[:, 0]), torch.from_numpy(cells[:, 1])].float()
+        return _columns_at(cells, (there @ weight.T + bias).numpy())
+
+    def _read(self, image_HW: Float32, threads: int = 1) -> Tensor:
+        """Compute what the head reads, shape ``(⌈height / 2⌉, ⌈width / 2⌉, C)``; see ``maps``."""
         rows, cols = image_HW.shape
-        if rows == 0 or cols == 0:
-            return np.full((OUTPUTS, rows, cols), -np.inf, dtype=np.float32)
         even = np.pad(image_HW, ((0, rows % 2), (0, cols % 2)), mode="edge")
         seen = _padded(features(even))
         high, wide = even.shape[0] // 2, even.shape[1] // 2
         if max(seen.shape[1:]) * 2 <= TILE_PX + 2 * REACH_PX:
-            return self._forward(seen)[:, :high, :wide]
-        maps = np.empty((OUTPUTS, seen.shape[1], seen.shape[2]), dtype=np.float32)
+            return self._fused(seen, threads)[:high, :wide]
+        read = torch.empty((*seen.shape[1:], self._net.config.half), dtype=self._dtype)
         for rows_of in _tiles(seen.shape[1]):
             for cols_of in _tiles(seen.shape[2]):
-                tile = self._forward(seen[:, rows_of.read, cols_of.read])
-                maps[:, rows_of.write, cols_of.write] = tile[:, rows_of.kept, cols_of.kept]
-        return maps[:, :high, :wide]
+                tile = self._fused(seen[:, rows_of.read, cols_of.read], threads)
+                read[rows_of.write, cols_of.write] = tile[rows_of.kept, cols_of.kept]
+        return read[:high, :wide]
 
-    def _forward(self, features_CHW: Float32) -> Float32:
-        with torch.inference_mode():
-            # From planes to pixels at once: a convolution then reads all channels of a pixel together.
-            batch = torch.from_numpy(features_CHW)[None]
-            batch = batch.to(self._dtype, memory_format=torch.channels_last)
-            maps: Float32 = self._net(batch)[0].contiguous().numpy()
-        return maps
+    def _fused(self, features_CHW: Float32, threads: int) -> Tensor:
+        """Compute the same of one tile, in two parts side by side; they share their coarsest maps."""
+        # From planes to pixels: a convolution then reads all channels of a pixel together.
+        batch = torch.from_numpy(features_CHW)[None].to(self._dtype)
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        parts = _parts(features_CHW.shape[1] // _PER_COARSEST)
+
+        def descend(part: _Part) -> tuple[Tensor, Tensor, Tensor]:
+            with torch.inference_mode():
+                maps = self._net.descend(part.cut(batch, _PER_COARSEST, _SEEN_DOWN))
+            # Above the coarsest, one row of them is enough around.
+            kept = (4, 1), (2, 1), (1, 0)
+            stem, quarter, deeper = (
+                part.again(a, scale, _SEEN_DOWN, halo) for a, (scale, halo) in zip(maps, kept, strict=True)
+            )
+            return stem, quarter, deeper
+
+        descended = side_by_side([partial(descend, part) for part in parts], threads)
+        deeper = torch.cat([maps[2] for maps in descended], dim=2)
+
+        def ascend(part: _Part, stem: Tensor, quarter: Tensor) -> Tensor:
+            with torch.inference_mode():
+                around = part.again(self._net.around(part.cut(deeper, 1, _SEEN_AROUND)), 1, _SEEN_AROUND, 1)
+                return part.again(self._net.ascend(stem, quarter, around), 4, 1, 0)
+
+        ascended = side_by_side(
+            [partial(ascend, part, *maps[:2]) for part, maps in zip(parts, descended, strict=True)],
+            threads,
+        )
+        return torch.cat(ascended, dim=2)[0].permute(1, 2, 0)
 
 
 def build(path: Path, card: ModelCard) -> ColumnNet:
@@ -636,6 +745,32 @@ def _padded(seen: Float32) -> Float32:
     step = STRIDE_PX // 2
     rows, cols = seen.shape[1:]
     return np.pad(seen, ((0, 0), (0, -rows % step), (0, -cols % step)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows of the coarsest maps, of so many in all, that are computed together."""
+
+    first: int
+    last: int
+    total: int
+
+    def cut(self, map_NCHW: Tensor, scale: int, halo: int) -> Tensor:
+        """Take these rows, and as many around as a halo has, from a map that is so many times as fine."""
+        return map_NCHW[:, :, scale * max(self.first - halo, 0) : scale * min(self.last + halo, self.total)]
+
+    def again(self, map_NCHW: Tensor, scale: int, halo: int, kept: int) -> Tensor:
+        """Take from a map with one halo the rows with a smaller one."""
+        begin = max(self.first - halo, 0)
+        first, last = max(self.first - kept, 0), min(self.last + kept, self.total)
+        return map_NCHW[:, :, scale * (first - begin) : scale * (last - begin)]
+
+
+def _parts(total: int) -> list[_Part]:
+    """Cut rows of the coarsest maps into halves, where a half is more than its surroundings."""
+    if total < 4 * _SEEN_AROUND:
+        return [_Part(0, total, total)]
+    return [_Part(0, total // 2, total), _Part(total // 2, total, total)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -264,10 +265,13 @@ class _Fit:
         self.spots, self.number = spots[order], number[order]
         self.candidates = self.spots[:, :2].copy()
 
-    def _halves(self, length: int, part: Callable[[int, int], Result]) -> list[Result]:
-        """Do something from a begin to an end, in two parts."""
+    def _halves(
+        self, length: int, part: Callable[[int, int], Result], *others: Callable[[], Result]
+    ) -> list[Result]:
+        """Do something from a begin to an end, in two parts, and other things beside."""
         middle = length // 2
-        return side_by_side([partial(part, 0, middle), partial(part, middle, length)], self.threads)
+        halves = partial(part, 0, middle), partial(part, middle, length)
+        return side_by_side([*others, *halves], self.threads)
 
     def start(self) -> None:
         """Find level, heights and width, and the columns beyond the edges, before anything moves."""
@@ -417,7 +421,7 @@ class _Fit:
         self.background += level
         self.spots[:, 2] *= 1 + _at(factor, self.spots, self.image.shape)
         width = self._follow(level, factor)
-        info, (score, with_width), between = self._told()
+        info, (score, with_width), between, _ = self._told()
         self._hold(info, score)
         step, wider = solved(
             info, score, between, self.first, self.other, with_width, width, _SOLVED, _MOST_DIRECTIONS
@@ -443,14 +447,14 @@ class _Fit:
         )
         return (float(info) + 1.0, float(score)) if self.is_width_free else (1.0, 0.0)
 
-    def _told(self) -> tuple[Float64, Float64, Float64]:
-        """Say of the columns what their pixels know of them.
+    def _told(self, *others: Callable[[], Any]) -> tuple[Float64, Float64, Float64, list[Any]]:
+        """Say of the columns what their pixels know of them; do other things beside.
 
         Returns
         -------
-        info, told, between
+        info, told, between, results
             Information of each; its score and what it shares with the plane ``growth``; what neighbours
-            share.
+            share; what the others gave.
         """
         n, seen = len(self.spots), self.profiles
         info, told = np.empty((n, 3, 3)), np.empty((2, n, 3))
@@ -462,8 +466,8 @@ class _Fit:
             spot_pixels.tell(self.weight, self.score, self.growth, *profiles, info, told, begin, end)
             spot_pixels.tell_pairs(self.weight, *profiles, *pairs, begin, end)
 
-        self._halves(n, columns)
-        return info, told, between
+        results = self._halves(n, columns, *others)
+        return info, told, between, results[: len(others)]
 
     def _hold(self, info: Float64, score: Float64) -> None:
         """Hold places loosely near their candidates, and firmly where a fit had left its basin."""
@@ -496,7 +500,7 @@ class _Fit:
         self._look(with_growth=False)
         # What makes a level of the background is alike everywhere.
         self.growth.fill(1)
-        info, (_, with_level), between = self._told()
+        info, (_, with_level), between, [missed] = self._told(self._missed)
         info[:, 2, 2] += np.where(self.is_at_edge, 1 / _LIKELY_HEIGHT**2, 1e-2)
         block = math.prod(_BLOCK * self.sigma)
         level = float(self.weight.sum(dtype=np.float64)) / self.image.size * block + 1e-30
@@ -517,7 +521,7 @@ class _Fit:
         misfit = max(usual, 1.0) * np.clip(chi2 / (_DEAD_BAND * usual), 1, _WORST_CHI2)
         covariance *= misfit[:, None, None]
         good = ~self.is_held[own] & (chi2 < _WORST_CHI2 * usual)
-        missed_px, missed_amplitude, missed_significance = self._missed()
+        missed_px, missed_amplitude, missed_significance = missed
         return JointFit(
             positions_px=np.where(good[:, None], spots[:, :2], self.candidates[own]),
             covariance_px2=covariance[:, :2, :2] * np.outer(self.sigma, self.sigma),

@@ -134,13 +134,18 @@ class FrameView:
         height, background
             Of shape ``(n,)``, behind the low-pass of the filter, and the typical level below.
         """
+        ground = self._ground
+        place = (positions_px + 0.5) * (np.array(ground.shape) / np.array(self._image.shape))[None] - 0.5
+        below = ndimage.map_coordinates(ground, place.T, order=1, mode="nearest")
+        return _means_at(self._image, positions_px, 0.5 * self.filter_px) - below, float(np.median(ground))
+
+    @cached_property
+    def _ground(self) -> Float64:
+        """Level between the columns behind the low-pass, in blocks."""
         low_pass_px = 0.5 * self.filter_px
         # The low-pass is narrow beside a column: every second pixel tells as much, where a column has many.
         step = 2 if low_pass_px > 1 else 1
-        ground = _floor_of_blocks(blurred(self._image, low_pass_px)[::step, ::step], self._block_px() / step)
-        place = (positions_px + 0.5) * (np.array(ground.shape) / np.array(self._image.shape))[None] - 0.5
-        below = ndimage.map_coordinates(ground, place.T, order=1, mode="nearest")
-        return _means_at(self._image, positions_px, low_pass_px) - below, float(np.median(ground))
+        return _floor_of_blocks(blurred(self._image, low_pass_px)[::step, ::step], self._block_px() / step)
 
     def _block_px(self) -> float:
         """Side of the blocks in which the background is looked for."""
@@ -337,11 +342,11 @@ def noise_growth(image: Float32, mean: float) -> float:
     Counts have 1 / (mean - offset of the detector). Measured in fourth differences along some rows, in which
     smooth structure drops out, against the mean of the same pixels, which they do not correlate with.
     """
-    lines = image[:: max(1, len(image) // 32)].astype(np.float64)
+    lines = image[:: max(1, len(image) // 32)]
     if lines.shape[1] < 5:
         return 0.0
-    windows = np.lib.stride_tricks.sliding_window_view(lines, 5, axis=1)
-    rough, level = (windows @ np.array([1.0, -4, 6, -4, 1])).ravel(), windows.mean(axis=2).ravel()
+    a, b, c, d, e = (lines[:, k : lines.shape[1] - 4 + k].astype(np.float64) for k in range(5))
+    rough, level = (a - 4 * b + 6 * c - 4 * d + e).ravel(), ((a + b + c + d + e) / 5).ravel()
     # Even steps of brightness: where columns are few, bright pixels are, and they tell the most.
     place = np.floor((level - level.min()) / max(float(np.ptp(level)), 1e-30) * (_LEVELS - 1e-6))
     classes = [part for part in (np.flatnonzero(place == k) for k in range(_LEVELS)) if part.size >= _MANY]
@@ -406,16 +411,19 @@ def _means_at(image: Float32, positions_px: Float64, sigma: float) -> Float64:
 def _average(image: Float32, positions_px: Float64, sigma: float, means: Float64) -> None:
     rows, cols = image.shape
     reach = math.ceil(3 * sigma)
+    along = np.empty(2 * reach + 1)
     for i in range(len(positions_px)):
         row, col = positions_px[i, 0], positions_px[i, 1]
         # A place beyond the edge has at least the pixel at the edge.
         top, bottom = min(max(round(row) - reach, 0), rows - 1), max(min(round(row) + reach + 1, rows), 1)
         left, right = min(max(round(col) - reach, 0), cols - 1), max(min(round(col) + reach + 1, cols), 1)
+        for c in range(left, right):
+            along[c - left] = math.exp(-0.5 * ((c - col) / sigma) ** 2)
         total, weights = 0.0, 1e-30
         for r in range(top, bottom):
+            down = math.exp(-0.5 * ((r - row) / sigma) ** 2)
             for c in range(left, right):
-                away = ((r - row) ** 2 + (c - col) ** 2) / sigma**2
-                weight = math.exp(-0.5 * away) + 1e-20
+                weight = down * along[c - left] + 1e-20
                 total += weight * image[r, c]
                 weights += weight
         means[i] = total / weights

@@ -14,6 +14,8 @@ from scipy.spatial import cKDTree
 
 from models.column_fit import JointFit, fit_jointly, likeliest_sigma
 from models.laplacian_finder import FilteredFrame, FrameView, Spectrum
+from models.side_by_side import usual_threads
+from models.spot_system import in_bands, neighbours
 from streamer.channel_names import shows_dark_columns
 from streamer.messages import Atoms, Float32, Frame
 from streamer.position_covariance import of_correction
@@ -32,6 +34,7 @@ _MIDDLE_PX = 72  # so far from the middle of the frame, in pixels of the first s
 _MIRRORED = 12.0  # pixels of the network, beyond the edges of that middle
 _LEAST_PX = 48  # of the network: a smaller frame shows too little around a column
 _MISSED_SD, _MISSED_APART = 6.0, 0.7  # of what is left by a fit; of the usual distance of neighbours
+_SAMPLED = 300  # columns are enough to say how far neighbours are
 _SUREST = 0.999  # what is surer counts no more
 _TELLING = 20.0  # of evidence, as of a dozen columns: from less than that no scale can be chosen
 _WIDE_ENOUGH = 1.05  # times the narrowest column of the network's training: there is no need to enlarge
@@ -63,6 +66,9 @@ class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         Columns below are left out, 0 to 1.
     max_atoms
         A frame with more maxima is refused: it is not a picture of columns.
+    threads
+        1 or 2 that share the work on a frame; 0 takes two where there are two processors. What is found is
+        the same to the last bit.
     """
 
     method: Method = "auto"
@@ -73,6 +79,7 @@ class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     threshold_contrast: float = 0.2
     min_confidence: float = 0.5
     max_atoms: int = 20_000
+    threads: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.column_sigma_nm <= 10:
@@ -87,6 +94,8 @@ class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError(f"find.min_confidence is {self.min_confidence}; it takes 0 to below 1")
         if not 1 <= self.max_atoms <= 1_000_000:
             raise ValueError(f"find.max_atoms is {self.max_atoms}; it takes 1 to 1000000")
+        if self.threads not in (0, 1, 2):
+            raise ValueError(f"find.threads is {self.threads}; it takes 1, 2 or 0 (as many as pay here)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -123,6 +132,7 @@ class FindAtoms:
     def __init__(self, config: FindConfig | None = None) -> None:
         self.config = config or FindConfig()
         self._network = _network(self.config.method)
+        self._threads = self.config.threads or usual_threads()
 
     def process(self, frame: Frame, /) -> Atoms:
         """Return the columns, none of them nearer to the border than two filter widths.
@@ -211,6 +221,7 @@ class FindAtoms:
             seen.sigma_px,
             view.noise_law(),
             is_width_free=self.config.column_sigma_nm == 0,
+            threads=self._threads,
         )
 
     def _missed(self, seen: _Candidates, fit: JointFit, view: FrameView) -> _Candidates:
@@ -223,14 +234,15 @@ class FindAtoms:
         sure *= _logistic((fit.missed_amplitude / usual - config.threshold_contrast) / 0.04)
         keep = (sure >= max(config.min_confidence, 0.5)) & (len(seen.confidence) > 2)
         places, scale = fit.missed_px[keep], 1 / np.array(fit.sigma_px)
-        tree = cKDTree(fit.positions_px * scale)
         if len(places):
-            least = _MISSED_APART * float(np.median(tree.query(tree.data, k=2)[0][:, 1]))
+            tree = cKDTree(fit.positions_px * scale)
+            some = tree.data[:: max(1, tree.n // _SAMPLED)]
+            least = _MISSED_APART * float(np.median(tree.query(some, k=2)[0][:, 1]))
             far = tree.query(places * scale)[0] >= least
             far &= _not_beside_higher(places * scale, fit.missed_amplitude[keep], least)
             places, keep[keep] = places[far], far
         variance = (np.array(fit.sigma_px) / np.maximum(fit.missed_significance[keep, None], 1)) ** 2
-        amplitude, _ = view.heights(places)
+        amplitude = view.heights(places)[0] if len(places) else np.zeros(0)
         return _Candidates(
             positions_px=places,
             confidence=sure[keep],
@@ -248,7 +260,7 @@ class FindAtoms:
         sigma_row, sigma_col = view.column_sigma_px * math.sqrt(math.prod(pixel_nm)) / pixel_nm
         sigma_px = float(sigma_row), float(sigma_col)
         if self.config.column_sigma_nm == 0 and len(positions):
-            sigma_px = likeliest_sigma(image, positions, amplitude, sigma_px)
+            sigma_px = likeliest_sigma(image, positions, amplitude, sigma_px, threads=self._threads)
         return sigma_px
 
     def _maxima(self, view: FilteredFrame, frame: Frame) -> tuple[Float64, Float64]:
@@ -273,7 +285,7 @@ class FindAtoms:
         least = min(_FITTED_FROM, self.config.min_confidence)
         zoom = self._zoom(network, image, view)
         scaled, first, step = view.spectrum.at_scale(zoom)
-        found = network.find(scaled, least)
+        found = network.find(scaled, least, threads=self._threads)
         positions = first + step * found.positions_px.astype(np.float64)
         sd_px = found.sd_px.astype(np.float64) * float(step.mean())
         return positions, found.confidence.astype(np.float64), sd_px
@@ -335,9 +347,12 @@ def _not_beside_higher(positions_nm: Float64, height: NDArray[np.floating], min_
     """Mark what has no higher neighbour within the distance."""
     keep = np.ones(len(positions_nm), dtype=bool)
     if min_distance_nm > 0 and len(positions_nm) > 1:
-        pairs = cKDTree(positions_nm).query_pairs(min_distance_nm, output_type="ndarray")
-        lower = np.where(height[pairs[:, 0]] < height[pairs[:, 1]], pairs[:, 0], pairs[:, 1])
-        keep[lower] = False
+        order = in_bands(positions_nm, min_distance_nm)
+        first, other, _ = neighbours(positions_nm[order], min_distance_nm)
+        one, other = order[np.repeat(np.arange(len(order)), np.diff(first))], order[other]
+        # Of two that are equally high, the first one stays.
+        is_lower = (height[one] < height[other]) | ((height[one] == height[other]) & (one > other))
+        keep[one[is_lower]] = False
     return keep
 
 

@@ -210,27 +210,28 @@ def measure_cost(plan: Plan, method: Method) -> Figures:
     """Time of a frame of 512² with about 1,800 columns, the two finders in turn, on one and two threads."""
     stream = crystal("square", plan.seeds[0], 512)
     frame = message(stream.scan(), 0)
-    stages = {"": FindAtoms(FindConfig(method=method)), "_log": FindAtoms(FindConfig(method="laplacian"))}
+    methods: dict[str, Method] = {"": method, "_log": "laplacian"}
+    stages = {
+        f"{threads}_thread{'s' * (threads > 1)}{name}": FindAtoms(FindConfig(method=way, threads=threads))
+        for threads in (1, 2)
+        for name, way in methods.items()
+    }
+    took: dict[str, list[float]] = {name: [] for name in stages}
+    cpu: dict[str, list[float]] = {name: [] for name in stages}
     figures: Figures = {}
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        took: dict[str, list[float]] = {name: [] for name in stages}
-        cpu: dict[str, list[float]] = {name: [] for name in stages}
-        for stage in stages.values():
-            figures["columns"] = len(stage.process(frame).positions_px)
-        for _ in range(plan.repeats):
-            for name, stage in stages.items():
-                began, began_cpu = time.perf_counter(), time.process_time()
-                stage.process(frame)
-                took[name].append(1e3 * (time.perf_counter() - began))
-                cpu[name].append(1e3 * (time.process_time() - began_cpu))
-        plural = "s" if threads > 1 else ""
-        for name in stages:
-            figures[f"finder_ms_p50_{threads}_thread{plural}{name}"] = round(statistics.median(took[name]), 1)
-            figures[f"finder_cpu_ms_p50_{threads}_thread{plural}{name}"] = round(
-                statistics.median(cpu[name]), 1
-            )
-    torch.set_num_threads(1)
+    for stage in stages.values():
+        figures["columns"] = len(stage.process(frame).positions_px)
+    for _ in range(plan.repeats):
+        for name, stage in stages.items():
+            began, began_cpu = time.perf_counter(), time.process_time()
+            stage.process(frame)
+            took[name].append(1e3 * (time.perf_counter() - began))
+            cpu[name].append(1e3 * (time.process_time() - began_cpu))
+    for name in stages:
+        figures[f"finder_ms_p50_{name}"] = round(statistics.median(took[name]), 1)
+        # Where others want the cores too, the least says what a frame takes.
+        figures[f"finder_ms_min_{name}"] = round(min(took[name]), 1)
+        figures[f"finder_cpu_ms_p50_{name}"] = round(statistics.median(cpu[name]), 1)
     return figures
 
 

@@ -463,3 +463,23 @@ def test_a_damaged_card_is_refused(tmp_path: Path, changes: dict[str, object]) -
 
     with pytest.raises(CheckpointError, match=r"damaged\.safetensors: damaged model card"):
         AtomFinder.load(path)
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (300, 402), (257, 96)])
+def test_halves_of_an_image_are_computed_as_the_whole_is(exact: AtomFinder, shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(4).poisson(20, shape).astype(np.float32)
+    even = np.pad(image, [(0, n % 2) for n in shape], mode="edge")
+    seen = atom_finder._padded(features(even))
+    with torch.inference_mode():
+        whole = exact._net(torch.from_numpy(seen)[None])[0].numpy()
+    maps = exact.maps(image)
+    np.testing.assert_allclose(maps, whole[:, : maps.shape[1], : maps.shape[2]], atol=1e-4)
+
+
+def test_what_the_head_says_at_peaks_is_what_its_maps_say_there(exact: AtomFinder) -> None:
+    image = np.random.default_rng(5).poisson(20, (200, 240)).astype(np.float32)
+    positions, values = exact._columns(image, -6.0, 2)
+    places, there = columns_of(exact.maps(image), -6.0)
+    assert len(places) > 20
+    np.testing.assert_allclose(positions, places, atol=1e-4)
+    np.testing.assert_allclose(values, there, atol=1e-4)

@@ -300,3 +300,15 @@ def test_noise_of_counts_grows_with_brightness_above_the_offset_of_the_detector(
     assert noise_growth(counts, mean) == pytest.approx(1 / (mean - 20), rel=0.2)
     even = rng.normal(level, 5.0).astype(np.float32)
     assert noise_growth(even, float(even.mean())) < 0.1 / (mean - 20)
+
+
+@pytest.mark.parametrize("method", ["network", "laplacian"])
+def test_two_threads_find_the_same_to_the_last_bit(method: Method) -> None:
+    sites = honeycomb((4.0, 4.0))
+    frame = drawn(
+        sites, np.full(len(sites), 40.0), shape=(320, 320), rng=np.random.default_rng(3), background=8.0
+    )
+    one, two = (FindAtoms(FindConfig(method=method, threads=threads)).process(frame) for threads in (1, 2))
+    assert len(one.positions_px) > 300
+    for name in ("positions_px", "confidence", "amplitude", "position_covariance_px2"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
