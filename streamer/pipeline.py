@@ -43,8 +43,8 @@ class PipelineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     Attributes
     ----------
     threads
-        That parts of one frame may take at once; 0 takes two where there are two processors. Latents do not
-        depend on it.
+        That parts of one frame may take at once; 0 takes two where there are two processors. What is found
+        and said does not depend on it.
     """
 
     check: CheckConfig = CheckConfig()
@@ -141,8 +141,8 @@ class Pipeline:
     ) -> None:
         self.check = CheckFrame(config.check)
         self.correct = CorrectDistortion(config.correct, calibrations)
-        self.find = FindSites(config.sites, config.find)
         threads = config.threads or usual_threads()
+        self.find = FindSites(config.sites, config.find, threads)
         self.encoders = Encoders({MAIN: encoder} | dict(beside or {}), threads)
         self.link = LinkAtoms(config.link)
         self._number = -1

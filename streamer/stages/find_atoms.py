@@ -14,7 +14,6 @@ from scipy.spatial import cKDTree
 
 from models.column_fit import JointFit, fit_jointly, likeliest_sigma
 from models.laplacian_finder import FilteredFrame, FrameView, Spectrum
-from models.side_by_side import usual_threads
 from models.spot_system import in_bands, neighbours
 from streamer.channel_names import shows_dark_columns
 from streamer.messages import Atoms, Float32, Frame
@@ -66,9 +65,6 @@ class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         Columns below are left out, 0 to 1.
     max_atoms
         A frame with more maxima is refused: it is not a picture of columns.
-    threads
-        1 or 2 that share the work on a frame; 0 takes two where there are two processors. What is found is
-        the same to the last bit.
     """
 
     method: Method = "auto"
@@ -79,7 +75,6 @@ class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     threshold_contrast: float = 0.2
     min_confidence: float = 0.5
     max_atoms: int = 20_000
-    threads: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.column_sigma_nm <= 10:
@@ -94,8 +89,6 @@ class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError(f"find.min_confidence is {self.min_confidence}; it takes 0 to below 1")
         if not 1 <= self.max_atoms <= 1_000_000:
             raise ValueError(f"find.max_atoms is {self.max_atoms}; it takes 1 to 1000000")
-        if self.threads not in (0, 1, 2):
-            raise ValueError(f"find.threads is {self.threads}; it takes 1, 2 or 0 (as many as pay here)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -125,14 +118,22 @@ class _Candidates:
 
 
 class FindAtoms:
-    """Find columns in the first channel, with sub-pixel positions and a confidence each."""
+    """Find columns in the first channel, with sub-pixel positions and a confidence each.
+
+    Parameters
+    ----------
+    config
+        What a column looks like.
+    threads
+        That may share the work on a frame; more than two do no more. What is found does not depend on it.
+    """
 
     name = "find"
 
-    def __init__(self, config: FindConfig | None = None) -> None:
+    def __init__(self, config: FindConfig | None = None, threads: int = 1) -> None:
         self.config = config or FindConfig()
         self._network = _network(self.config.method)
-        self._threads = self.config.threads or usual_threads()
+        self._threads = threads
 
     def process(self, frame: Frame, /) -> Atoms:
         """Return the columns, none of them nearer to the border than two filter widths.

@@ -92,15 +92,17 @@ class FindSites:
     ----------
     config
         What is looked for.
-    columns
-        Settings of the finder of atom columns.
+    columns, threads
+        Settings of the finder of atom columns, and how many threads it may take.
     """
 
     name = "find"
 
-    def __init__(self, config: SitesConfig | None = None, columns: FindConfig | None = None) -> None:
+    def __init__(
+        self, config: SitesConfig | None = None, columns: FindConfig | None = None, threads: int = 1
+    ) -> None:
         self.config = config or SitesConfig()
-        self.columns = FindAtoms(columns)
+        self.columns = FindAtoms(columns, threads)
 
     def process(self, frame: Frame, /) -> Atoms:
         """Return the sites.

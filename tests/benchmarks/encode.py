@@ -156,10 +156,9 @@ def encode_times(encoder: Encoder, plan: Plan) -> Figures:
 
 def frame_times(encoder: Encoder, plan: Plan, folder: Path, threads: int) -> Figures:
     """Find, cut and encode the columns of a frame; AtomAI takes the same frame."""
-    torch.set_num_threads(threads)
     encoder.threads = threads
     frame = crystal_frame()
-    find, encode = FindAtoms(), Encode(encoder)
+    find, encode = FindAtoms(threads=threads), Encode(encoder)
     cut = CutWindows(encoder.card.window_nm, encoder.card.window_px, len(encoder.card.channels))
     parts: dict[str, list[float]] = {"find": [], "cut": [], "encode": []}
     total, theirs, count = [], [], 0
@@ -193,7 +192,6 @@ def frame_times(encoder: Encoder, plan: Plan, folder: Path, threads: int) -> Fig
             theirs = peers.ask("frame", path=str(file), repeats=2)["wall_ms"]
     for _ in range(plan.frames):
         one()
-    torch.set_num_threads(1)
     encoder.threads = 1
     ours = statistics.median(total)
     told: Figures = {
@@ -303,7 +301,7 @@ def main() -> None:
         "--threads",
         type=int,
         default=1,
-        help="of torch for a frame, ours and AtomAI's: two of them wait for each other on a busy machine",
+        help="for a frame, ours and AtomAI's: two of them wait for each other on a busy machine",
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)

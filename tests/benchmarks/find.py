@@ -212,7 +212,7 @@ def measure_cost(plan: Plan, method: Method) -> Figures:
     frame = message(stream.scan(), 0)
     methods: dict[str, Method] = {"": method, "_log": "laplacian"}
     stages = {
-        f"{threads}_thread{'s' * (threads > 1)}{name}": FindAtoms(FindConfig(method=way, threads=threads))
+        f"{threads}_thread{'s' * (threads > 1)}{name}": FindAtoms(FindConfig(method=way), threads)
         for threads in (1, 2)
         for name, way in methods.items()
     }

@@ -308,7 +308,7 @@ def test_two_threads_find_the_same_to_the_last_bit(method: Method) -> None:
     frame = drawn(
         sites, np.full(len(sites), 40.0), shape=(320, 320), rng=np.random.default_rng(3), background=8.0
     )
-    one, two = (FindAtoms(FindConfig(method=method, threads=threads)).process(frame) for threads in (1, 2))
+    one, two = (FindAtoms(FindConfig(method=method), threads).process(frame) for threads in (1, 2))
     assert len(one.positions_px) > 300
     for name in ("positions_px", "confidence", "amplitude", "position_covariance_px2"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
