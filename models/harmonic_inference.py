@@ -1,4 +1,4 @@
-"""The harmonic rVAE as it runs live on a CPU: the whole posterior of 64 windows in a quarter of a millisecond.
+"""The harmonic rVAE as it runs live on a CPU: the whole posterior of 64 windows in a quarter millisecond.
 
 It computes what ``RVAE.posterior`` computes, in another order:
 
