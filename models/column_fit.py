@@ -481,11 +481,10 @@ class _Fit:
         info[:, 2, 2] += firm + 1e-2
 
     def _move(self, step: Float64, wider: float) -> None:
-        scale = np.minimum(1, _STEP / np.maximum(np.hypot(step[:, 0], step[:, 1]), 1e-30))
+        scale = np.minimum(1, _STEP / np.maximum(np.sqrt(step[:, 0] ** 2 + step[:, 1] ** 2), 1e-30))
         self.spots[:, :2] += step[:, :2] * scale[:, None] * self.sigma
         self.spots[:, 2] *= np.clip(1 + step[:, 2], 0.3, 3.0)
-        away = np.hypot(*((self.spots[:, :2] - self.candidates) / self.sigma).T)
-        left = away > self.basin
+        left = np.sum(((self.spots[:, :2] - self.candidates) / self.sigma) ** 2, axis=1) > self.basin**2
         self.is_held |= left
         self.spots[left, :2] = self.candidates[left]
         if self.is_width_free:

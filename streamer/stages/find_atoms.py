@@ -39,6 +39,7 @@ _TELLING = 20.0  # of evidence, as of a dozen columns: from less than that no sc
 _WIDE_ENOUGH = 1.05  # times the narrowest column of the network's training: there is no need to enlarge
 # Height in its standard deviations below which a fit speaks against a column, and log odds for each of them.
 _SIGNIFICANT, _AGAINST = 3.5, 1.5
+_FAINT = 0.12  # of the usual height: what is lower and not believed is left to the noise
 _FITTED_FROM = 0.3  # of the confidence: a column that is not believed may still be there
 
 
@@ -202,6 +203,7 @@ class FindAtoms:
             amplitude, background = view.heights(positions)
             positions_nm = positions * np.array(frame.geometry.pixel_size_nm)
             keep = _not_beside_higher(positions_nm, amplitude, self.config.min_distance_nm)
+            keep &= self._is_worth_fitting(confidence, amplitude)
             positions, confidence, amplitude = positions[keep], confidence[keep], amplitude[keep]
             covariance = sd_px[keep][:, None, None] ** 2 * np.eye(2)
         sigma_px = self._sigma_px(image, view, positions, amplitude, frame)
@@ -213,6 +215,12 @@ class FindAtoms:
             background=background,
             sigma_px=sigma_px,
         )
+
+    def _is_worth_fitting(self, confidence: Float64, amplitude: Float64) -> Bool:
+        """Mark what is believed, and what is not but is high enough to draw others aside."""
+        believed = confidence >= self.config.min_confidence
+        usual = float(np.median(amplitude[believed])) if believed.any() else 0.0
+        return believed | (amplitude > _FAINT * usual)
 
     def _fitted(self, image: Float32, seen: _Candidates, view: FrameView) -> JointFit:
         return fit_jointly(

@@ -312,3 +312,11 @@ def test_two_threads_find_the_same_to_the_last_bit(method: Method) -> None:
     assert len(one.positions_px) > 300
     for name in ("positions_px", "confidence", "amplitude", "position_covariance_px2"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
+def test_what_is_neither_believed_nor_high_is_left_to_the_noise() -> None:
+    stage = FindAtoms(FindConfig(method="laplacian"))
+    confidence = np.array([0.9, 0.8, 0.4, 0.4, 0.7])
+    amplitude = np.array([50.0, 60.0, 4.0, 9.0, 2.0])
+    kept = stage._is_worth_fitting(confidence, amplitude)
+    assert kept.tolist() == [True, True, False, True, True]
