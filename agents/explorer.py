@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -15,7 +16,7 @@ from agents.candidates import Candidates, Float64, Site
 from agents.config import AgentConfig
 from agents.evidence import fit
 from agents.first_look import unseen_kind
-from agents.kernels import Hyperparameters, as_vector, of_latents, of_position
+from agents.kernels import Hyperparameters, Part, as_vector, of_latents, of_position
 from agents.objective import ObjectiveConfig
 from agents.site_agent import NOT_FINITE, Choice, Observation, SiteAgent, SiteAgentState
 from agents.snapshot import Arrays, pack, unpack
@@ -25,6 +26,9 @@ from streamer.messages import Latents, ModelRevision, Outcome, Score, StrainMap
 # Positions of two registrations cannot be compared: so many fields apart, they share no covariance.
 REVISION_APART = 100.0
 MIN_OBSERVATIONS = 2
+# Measurements between the one that makes a fit due and the one from which on it is used: time to compute it
+# beside the measuring. A fixed number, so that what is suggested does not depend on how long it took.
+ADOPTED_AFTER = 1
 # One value further than this from the usual one, in sd of its counting noise, is no chance.
 STANDS_OUT = 4.0
 # An expected improvement below this part of the best is none to a person.
@@ -126,6 +130,7 @@ class Explorer(SiteAgent):
         self._sign = 1.0 if self.config.goal == "maximise" else -1.0
         self._revision = 0
         self._due: deque[DueFit] = deque()
+        self._under_way: Future[Hyperparameters] | None = None  # the first of those due
         self._fits_asked = 0
         self._size_at_due = 0
 
@@ -170,17 +175,31 @@ class Explorer(SiteAgent):
     def _forget_fits(self) -> None:
         """What was due is of no use any more; the next fit has the next number all the same."""
         self._due.clear()
+        self._under_way = None
         self._size_at_due = 0
 
+    def think(self) -> None:
+        """Begin, in a thread, the fit that will be adopted next; see ``Agent``."""
+        if not self._due or self._surrogate is None or self._under_way is not None:
+            return
+        # A thread of its own for each: they are seconds apart, and none is left when the work is done.
+        pool = ThreadPoolExecutor(1, "fit")
+        self._under_way = pool.submit(fit, *self._to_fit(self._surrogate, self._due[0]))
+        pool.shutdown(wait=False)
+
     def refit(self) -> ModelRevision | None:
-        """Fit the surrogate's hyperparameters, where that is due; a fraction of a second. See ``Agent``."""
-        if not self._due or self._surrogate is None or self._candidates is None:
+        """Adopt the fit whose measurement has come, and wait for it if need be; see ``Agent``."""
+        surrogate, candidates = self._surrogate, self._candidates
+        if not self._due or surrogate is None or candidates is None:
             return None
-        due, surrogate = self._due.popleft(), self._surrogate
-        found = fit(surrogate.known.first(due.size), surrogate.parts, surrogate.hyperparameters)
+        if len(surrogate.known) < self._due[0].size + ADOPTED_AFTER:
+            return None
+        due, under_way = self._due.popleft(), self._under_way
+        self._under_way = None
+        found = fit(*self._to_fit(surrogate, due)) if under_way is None else under_way.result()
         self._adopt(surrogate, found, due.number, due.size)
         return ModelRevision(
-            session=self._candidates.frame.session,
+            session=candidates.frame.session,
             policy=self.policy,
             revision=due.number,
             told=0,
@@ -188,12 +207,16 @@ class Explorer(SiteAgent):
             parameters=found.parameters(surrogate.parts),
         )
 
+    @staticmethod
+    def _to_fit(surrogate: Surrogate, due: DueFit) -> tuple[Observations, tuple[Part, ...], Hyperparameters]:
+        return surrogate.known.first(due.size), surrogate.parts, surrogate.hyperparameters
+
     def _adopt(self, surrogate: Surrogate, found: Hyperparameters, number: int, size: int) -> None:
         """Count the fit and compute with it; one that found no finite numbers left everything as it was."""
         self._revision = number
         before, after = (as_vector(one).tobytes() for one in (surrogate.hyperparameters, found))
         self._counts["fits without result"] += before == after
-        surrogate.adopt(found, size)
+        surrogate.adopt(found, size, size + ADOPTED_AFTER)
 
     def _recall_fit(self, fit: ModelRevision) -> None:
         if self._surrogate is None:
@@ -207,6 +230,7 @@ class Explorer(SiteAgent):
         self._adopt(self._surrogate, found, fit.revision, fit.observations)
         while self._due and self._due[0].number <= fit.revision:
             self._due.popleft()
+            self._under_way = None
         if fit.revision > self._fits_asked:  # what made it due is not known here
             self._fits_asked = fit.revision
             self._size_at_due = max(self._size_at_due, fit.observations)
@@ -220,6 +244,7 @@ class Explorer(SiteAgent):
             return
         if self._scale is not None and self._scale.model_revision == candidates.frame.model_revision:
             if self._see_again():
+                self._forget_fits()  # of other observations than are known now
                 self._tell_surrogate()
         else:
             d = candidates.mean.shape[1]
@@ -375,7 +400,7 @@ class Explorer(SiteAgent):
         self._take(state.site)
         self._scale = state.scale
         self._revision = state.revision
-        self._due = deque(state.due)
+        self._due, self._under_way = deque(state.due), None
         self._fits_asked = state.fits_asked
         self._size_at_due = state.size_at_due
         self._surrogate = None

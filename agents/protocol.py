@@ -50,11 +50,18 @@ class Agent(Protocol):
         """Answer where to measure next; None when there is nothing to suggest now. Never learns."""
         ...
 
-    def refit(self) -> ModelRevision | None:
-        """Do the oldest fit of the model that is due; call it after answering. None: nothing is due.
+    def think(self) -> None:
+        """Begin to compute, beside the work, the fit that ``refit`` will adopt; call it after answering.
 
-        Whether a fit is due, and on which observations, was decided when the last of them was told; so
-        the messages told and the revision fix the state, whenever this is called.
+        Only for speed: left out, ``refit`` computes it itself, with the same result.
+        """
+        ...
+
+    def refit(self) -> ModelRevision | None:
+        """Go on with the oldest fit of the model whose time has come; call it after telling. None: none is.
+
+        On which observations a fit is made, and from which on it is used, was decided when the last of them
+        was told; so the messages told and the revision fix the state, however long a fit took.
         """
         ...
 

@@ -27,10 +27,10 @@ def serve(
 ) -> str:
     """Serve the session until the streamer says Bye or ``stop`` says so.
 
-    In each turn the agent is told everything that waits, in order; then it is asked, on the newest frame
-    alone; then, with its answers on their way, it does every fit that is due. So what it does follows
-    from the order of the messages and from no clock. An agent that comes back is first told what an
-    earlier process of its name was told and decided, and goes on where that one was.
+    In each turn the agent is told everything that waits, in order, and takes up the fits whose time has come;
+    then it is asked, on the newest frame alone; then, with its answers on their way, it begins the next fit.
+    So what it does follows from the order of the messages and from no clock. An agent that comes back is
+    first told what an earlier process of its name was told and decided, and goes on where that one was.
 
     Parameters
     ----------
@@ -107,8 +107,9 @@ class _Conversation:
         )
         for score in history.unsaid:
             self._link.send(score)
+        self._adopt()
         self._ask()
-        self._fit()
+        self._agent.think()
 
     # -- turns ---------------------------------------------------------------------------------
 
@@ -124,7 +125,7 @@ class _Conversation:
                     "start the agent again: it goes on where it was"
                 )
             self._ask()
-            self._fit()
+            self._agent.think()
             self._keep()
         return "stopped"
 
@@ -157,6 +158,7 @@ class _Conversation:
         except UnknownOutcome as error:
             self._log.warning("outcome not taken", reason=str(error))
             return
+        self._adopt()
         if score is not None:
             self._link.send(score)
             self._log.info(
@@ -173,8 +175,8 @@ class _Conversation:
                 "suggested", id=suggestion.id, position_nm=suggestion.position_nm, reason=suggestion.reason
             )
 
-    def _fit(self) -> None:
-        """Do the fits that are due."""
+    def _adopt(self) -> None:
+        """Go on with the fits whose time has come."""
         while (fit := self._agent.refit()) is not None:
             self._link.send(msgspec.structs.replace(fit, told=self._told))
             self._log.info("model refitted", revision=fit.revision, observations=fit.observations)

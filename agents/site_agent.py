@@ -116,8 +116,12 @@ class SiteAgent(ABC):
     def _choose(self, candidates: Candidates, free: NDArray[np.int64]) -> Choice:
         """Take one of the free candidates; there is at least one."""
 
+    def think(self) -> None:
+        """Begin to compute what will be needed; a baseline needs nothing."""
+        return
+
     def refit(self) -> ModelRevision | None:
-        """Think at length where that is due; a baseline never does."""
+        """Go on with a new model where its time has come; a baseline has none."""
         return None
 
     @property

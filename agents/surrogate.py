@@ -173,7 +173,7 @@ class Surrogate:
     revision
         Counts the fits.
     begun_with
-        How many observations it began with; the others were added.
+        With how many observations it begins once there was a fit; the others are added.
     """
 
     def __init__(self, parts: tuple[Part, ...]) -> None:
@@ -202,7 +202,7 @@ class Surrogate:
         """
         self.known = self.known.with_one(x, y, variance)
         if not self.revision:  # the unit changes with each, and they are few
-            self._begin_anew()
+            self._model, self.unit = None, Unit.of(self.known)
         elif self._model is not None:
             self._model.tell(*self._last())
 
@@ -226,12 +226,20 @@ class Surrogate:
         else:
             self._model.expect(x)
 
-    def adopt(self, hyperparameters: Hyperparameters, size: int) -> None:
-        """Compute with these from now on; they were fitted to the first ``size`` observations."""
+    def adopt(self, hyperparameters: Hyperparameters, size: int, used_from: int) -> None:
+        """Compute with these from now on.
+
+        Parameters
+        ----------
+        hyperparameters
+            Fitted to the first ``size`` observations.
+        size, used_from
+            Of how many observations they were to be used: the digits are those of an adoption just then.
+        """
         self.hyperparameters = hyperparameters
         self.revision += 1
         self.unit = Unit.of(self.known.first(size))
-        self._begin_anew()
+        self.begun_with, self._model = max(self.begun_with, used_from), None
 
     def state(self) -> SurrogateState:
         """Say what it knows beyond its observations and what is on offer."""
@@ -286,10 +294,11 @@ class Surrogate:
 
     def _ready(self) -> _Model:
         if self._model is None:
-            begun = self.known.first(self.begun_with)
+            count = self.begun_with if self.revision else len(self.known)
+            begun = self.known.first(count)
             covariance = Covariance(self.parts, self.hyperparameters)
             self._model = _Model(covariance, begun.x, *self.unit.standardised(begun), self._offered)
-            for index in range(self.begun_with, len(self.known)):
+            for index in range(count, len(self.known)):
                 self._model.tell(*self._last(index))
             self._model.expect(self._expected)
         return self._model

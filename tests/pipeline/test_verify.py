@@ -115,10 +115,10 @@ class Night:
         self.rejection = f"{reason} ({stage})"
 
     def decide(self) -> None:
-        while (suggestion := self.agent.ask()) is not None:
-            self.suggest(replace(suggestion, told=self.told))
         while (fit := self.agent.refit()) is not None:
             self.record(replace(fit, told=self.told), self.instance)
+        while (suggestion := self.agent.ask()) is not None:
+            self.suggest(replace(suggestion, told=self.told))
 
     def suggest(self, suggestion: Suggestion) -> None:
         envelope = self.progress.envelope

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agents.config import AgentConfig
-from agents.explorer import Explorer
+from agents.explorer import ADOPTED_AFTER, Explorer
 from agents.objective import ObjectiveConfig
 from agents.random import Random
 from agents.site_agent import SiteAgent
@@ -285,7 +285,7 @@ def test_a_model_that_is_not_finite_decides_nothing_and_says_so(broken):
     agent, world = Explorer(unlimited()), World(0)
     explore(agent, world, 24)
     before = agent.statistics()["model not finite"]
-    agent._surrogate.adopt(replace(agent._surrogate.hyperparameters, **broken), 24)
+    agent._surrogate.adopt(replace(agent._surrogate.hyperparameters, **broken), 24, 24)
     suggestion = agent.ask()
     assert suggestion.reason.startswith("the model is not finite; first look: ")
     assert np.isnan([suggestion.predicted_mean, suggestion.predicted_sd, suggestion.acquisition]).all()
@@ -309,8 +309,10 @@ def test_a_fit_says_what_it_found_and_on_how_much():
     agent, world = Explorer(unlimited()), World(0)
     explore(agent, world, 7)
     agent.tell(world.frame(9))
-    for _ in range(2):
-        agent.tell(world.outcome(agent.ask()))
+    agent.tell(world.outcome(agent.ask()))
+    assert agent.refit() is None  # due from the eighth on, and used from the ninth
+    agent.think()
+    agent.tell(world.outcome(agent.ask()))
     fit = agent.refit()
     assert (fit.policy, fit.session, fit.revision) == ("explorer", "s", 1)
     assert fit.observations == 8  # though a ninth is known: it became due at the eighth
@@ -344,4 +346,4 @@ def test_what_is_under_way_makes_no_fit_due():
         agent.tell(world.outcome(open_ones.pop(0)))
         open_ones.append(agent.ask())
         known += 1
-    assert known == agent.config.initial_points
+    assert known == agent.config.initial_points + ADOPTED_AFTER

@@ -43,7 +43,7 @@ def told(n: int = 30, fits: int = 1) -> Surrogate:
     surrogate = Surrogate(PARTS)
     surrogate.tell_all(data(n))
     for _ in range(fits):
-        surrogate.adopt(fit(surrogate.known, PARTS, surrogate.hyperparameters), n)
+        surrogate.adopt(fit(surrogate.known, PARTS, surrogate.hyperparameters), n, n)
     return surrogate
 
 
@@ -202,7 +202,7 @@ def test_hyperparameters_without_a_covariance_forecast_no_number() -> None:
     surrogate = told()
     surrogate.offer(places(4))
     broken = Hyperparameters(0.0, 0.01, np.array([-2.0, 0.1]), surrogate.hyperparameters.lengths)
-    surrogate.adopt(broken, 30)
+    surrogate.adopt(broken, 30, 30)
     assert np.isnan(surrogate.mean).all()
     assert np.isnan(surrogate.best_known())
     surrogate.tell(places(1)[0], 5.0, 1e-9)

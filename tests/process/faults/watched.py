@@ -43,13 +43,15 @@ class Watched:
     def ask(self) -> Suggestion | None:
         return self._agent.ask()
 
+    def think(self) -> None:
+        self._agent.think()
+        # The last thing in a turn.
+        part = self._path.with_suffix(f".{os.getpid()}")
+        part.write_text(" ".join(self._last))
+        part.replace(self._path)
+
     def refit(self) -> ModelRevision | None:
-        fit = self._agent.refit()
-        if fit is None:  # the last thing in a turn
-            part = self._path.with_suffix(f".{os.getpid()}")
-            part.write_text(" ".join(self._last))
-            part.replace(self._path)
-        return fit
+        return self._agent.refit()
 
     def recall(self, decision: Suggestion | ModelRevision, /) -> None:
         self._agent.recall(decision)
