@@ -353,7 +353,7 @@ def measure_real(folder: Path | None, method: Method, pictures: Path | None) -> 
 
 
 def single_atoms(folder: Path, method: Method) -> Figures:
-    """Precision, recall and F1 on labelled single atoms, at the confidence that is believed and at others.
+    """Precision, recall and F1 on labelled single atoms, at the confidence the stage believes and others.
 
     Their files give no scale: it is the one at which a spot is as wide as one of 0.045 nm.
     """
@@ -376,7 +376,7 @@ def single_atoms(folder: Path, method: Method) -> Figures:
         str(at): [round(x, 3) for x in scored(told, at)]
         for at in (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
     }
-    return {"real_f1": curve["0.5"][2], "real_precision_recall_f1": curve}
+    return {"real_f1": curve[str(FindConfig().min_confidence)][2], "real_precision_recall_f1": curve}
 
 
 def read_picture(path: Path) -> Float32:

@@ -224,6 +224,24 @@ def test_noise_has_next_to_no_atoms_beside_columns() -> None:
     assert len(atoms.positions_px) <= 4 + 5
 
 
+def test_noise_between_bright_columns_is_not_taken_for_faint_ones() -> None:
+    false = 0
+    for seed in (2, 4, 6, 8):
+        rows, cols = np.meshgrid(np.arange(-0.1, 4.3, 0.38), np.arange(-0.1, 4.3, 0.38), indexing="ij")
+        sites = np.stack([rows.ravel(), cols.ravel()], axis=1)
+        frame = drawn(
+            sites,
+            np.full(len(sites), 60.0),
+            shape=(170, 170),
+            pixel_nm=0.02375,
+            background=6.0,
+            rng=np.random.default_rng(seed),
+        )
+        distance, _ = cKDTree(sites).query(found_nm(FindAtoms().process(frame)))
+        false += int((distance > 0.05).sum())
+    assert false <= 1
+
+
 def test_a_smooth_ramp_is_rejected_as_without_atoms() -> None:
     frame = drawn(np.empty((0, 2)), np.empty(0))
     ramp = np.linspace(1, 2, 160 * 200, dtype=np.float32).reshape(1, 160, 200)
@@ -316,7 +334,7 @@ def test_two_threads_find_the_same_to_the_last_bit(method: Method) -> None:
 
 def test_what_is_neither_believed_nor_high_is_left_to_the_noise() -> None:
     stage = FindAtoms(FindConfig(method="laplacian"))
-    confidence = np.array([0.9, 0.8, 0.4, 0.4, 0.7])
+    confidence = np.array([0.9, 0.8, 0.32, 0.32, 0.7])
     amplitude = np.array([50.0, 60.0, 4.0, 9.0, 2.0])
     kept = stage._is_worth_fitting(confidence, amplitude)
     assert kept.tolist() == [True, True, False, True, True]
