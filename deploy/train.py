@@ -15,7 +15,18 @@ from rich.table import Table
 from deploy.presets.judging import MEANINGS
 from deploy.presets.known import KNOWN, preset_of
 from deploy.refusals import refuse
-from deploy.train_rvae import Interrupted, Job, Made, begun, card_of, gather, made_of, part_file, run_epochs
+from deploy.train_rvae import (
+    Interrupted,
+    Job,
+    Made,
+    begun,
+    card_of,
+    gather,
+    made_of,
+    part_file,
+    run_epochs,
+    without_labels,
+)
 from deploy.training_report import write_report
 from models.checkpoint import CheckpointError, ModelCard, save
 from models.training import Collapsed, Epoch, Training
@@ -135,11 +146,11 @@ def job_of(asked: Asked) -> Job:
         if like.window_per_nm:
             raise ValueError(f"--window-nm: {like.name} takes diffraction patterns; leave it out")
         like = msgspec.structs.replace(like, window_nm=asked.window_nm)
+    training = like.training
     if asked.recording is not None:
         like = msgspec.structs.replace(like, name=asked.recording.resolve().stem, judge=None, series=None)
-    training = msgspec.structs.replace(
-        like.training, seed=asked.seed, epochs=asked.epochs or like.training.epochs
-    )
+        training = without_labels(training)
+    training = msgspec.structs.replace(training, seed=asked.seed, epochs=asked.epochs or training.epochs)
     return Job(
         like=like,
         training=training,

@@ -21,10 +21,12 @@ from deploy.recorded_windows import recorded_windows
 from deploy.training_report import Trained
 from models.checkpoint import CheckpointError, ModelCard, load, save
 from models.encoder import Encoder, build, finished
-from models.rvae import RVAEConfig
+from models.pose_calibration import calibrate_pose
+from models.rvae import RVAE, RVAEConfig
 from models.training import Epoch, Progress, Training, TrainingConfig, evaluate, split
 
 Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
 
 JUDGING_SEED = 30_001  # no setting was chosen by it
 CALIBRATING_WINDOWS = 3000
@@ -62,9 +64,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gathered(NamedTuple):
-    """Windows to train on, and what the card says of them."""
+    """Windows to train on, their classes where the simulator knows them, and what the card says of them."""
 
     windows_NCHW: Float32
+    class_N: Int64 | None
     channels: tuple[str, ...]
     data: str
     simulator: str
@@ -81,10 +84,11 @@ def gather(job: Job) -> Gathered:
     rng = np.random.default_rng(job.training.seed)
     if job.recording is not None:
         found = recorded_windows(job.recording, job.like, job.count, rng, job.pixel_size_nm)
-        return Gathered(*found, simulator="")
+        windows_NCHW, channels, data = found
+        return Gathered(windows_NCHW, None, channels, data, simulator="")
     part = job.like.simulate(job.like, job.count, rng)
     data = job.like.data.format(count=len(part.class_N))
-    return Gathered(part.windows_NCHW, job.like.channels, data, simulator_version())
+    return Gathered(part.windows_NCHW, part.class_N, job.like.channels, data, simulator_version())
 
 
 def simulator_version() -> str:
@@ -116,13 +120,27 @@ def begun(job: Job, gathered: Gathered, part: Path, *, resume: bool) -> Training
         If the part file is missing, damaged, or of another training; if the weights to start from are of
         other windows.
     """
-    training = Training(gathered.windows_NCHW, job.training, start=_start(job))
+    label_N = gathered.class_N if _classes(job.training) else None
+    training = Training(gathered.windows_NCHW, job.training, label_N=label_N, start=_start(job))
     if resume:
         tensors, card, _ = load(part)
         if card.made_by != job.made_by:
             raise CheckpointError(f"{part}: was begun by '{card.made_by}'; repeat that with --resume")
         training.restore(tensors)
     return training
+
+
+def without_labels(training: TrainingConfig) -> TrainingConfig:
+    """Train as a preset does, but without the labels that only a simulator has."""
+    architecture = training.architecture
+    if isinstance(architecture, RVAEConfig):
+        architecture = msgspec.structs.replace(architecture, classes=0, mixture=RVAEConfig().mixture)
+    return msgspec.structs.replace(training, architecture=architecture)
+
+
+def _classes(training: TrainingConfig) -> int:
+    """Say how many classes labels name; 0 without labels."""
+    return training.architecture.classes if isinstance(training.architecture, RVAEConfig) else 0
 
 
 def _start(job: Job) -> torch.nn.Module | None:
@@ -213,10 +231,13 @@ def made_of(job: Job, gathered: Gathered, training: Training) -> Made:
     model = training.result()
     trained_on, held_out = split(torch.from_numpy(gathered.windows_NCHW), job.training)
     own_kind = _more(job, held_out.numpy())
+    if isinstance(model, RVAE) and job.recording is None:
+        _calibrate(model, job.like, own_kind)
     card = card_of(job, gathered)
     # A model that was gone on from keeps its own widths, whatever the preset's are.
-    card = msgspec.structs.replace(card, architecture=msgspec.to_builtins(model.config))
-    tensors, card = finished(model, card, trained_on.numpy(), own_kind)
+    named = job.like.classes if isinstance(model, RVAE) and model.config.classes else ()
+    card = msgspec.structs.replace(card, architecture=msgspec.to_builtins(model.config), classes=named)
+    tensors, card = finished(model, card, trained_on.numpy(), own_kind.windows_NCHW)
     bound = float(evaluate(model, held_out).negative_elbo().mean())
     encoder = encoder_of(tensors, card)
     scores = {"held_out_nats": bound} | _scores(job, encoder, held_out.numpy())
@@ -232,12 +253,18 @@ def encoder_of(tensors: dict[str, Tensor], card: ModelCard) -> Encoder:
         return Encoder.load(file, device="cpu")
 
 
-def _more(job: Job, held_out_NCHW: Float32) -> Float32:
-    """Get windows to calibrate the novelty by: a tail of three in a thousand needs thousands."""
+def _more(job: Job, held_out_NCHW: Float32) -> Labelled:
+    """Get windows to calibrate pose and novelty by: a tail of three in a thousand needs thousands."""
     if job.recording is not None:
-        return held_out_NCHW
+        return Labelled.of(held_out_NCHW)
     rng = np.random.default_rng([job.training.seed, 1])
-    return job.like.simulate(job.like, CALIBRATING_WINDOWS, rng).windows_NCHW
+    return job.like.simulate(job.like, CALIBRATING_WINDOWS, rng)
+
+
+def _calibrate(model: RVAE, like: Preset, part: Labelled) -> None:
+    """Put angles and shifts right by windows whose pose the simulator knows."""
+    half = (like.window_nm or like.window_per_nm) / 2
+    calibrate_pose(model, part.windows_NCHW, part.class_N, like.symmetry, part.angle_N, part.shift_N2 / half)
 
 
 def _scores(job: Job, encoder: Encoder, held_out_NCHW: Float32) -> dict[str, float]:

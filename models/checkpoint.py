@@ -43,6 +43,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         The fields of the family's configuration, priors included.
     calibration
         What was fitted on held-out windows after training, such as the novelty's centre and unit.
+    classes
+        What the classes are, in words and in their order; empty where no labels named them.
     data
         What it was trained on, in words.
     made_by
@@ -66,6 +68,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     normalisation: str = "contrast"
     architecture: dict[str, Any]
     calibration: dict[str, list[float]] = {}
+    classes: tuple[str, ...] = ()
     data: str = ""
     made_by: str = ""
     simulator: str = ""

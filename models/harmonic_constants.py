@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models import steerable
 from models.novelty import Calibration, HarmonicNovelty
 from models.rvae import _LOG_NOISE, _LOG_SD, _MAX_SYMMETRY, RVAE
 
@@ -243,14 +244,16 @@ class Constants:
         self.size, self.channels = model.window_px, model.channels
         is_alive_D = _of(model.alive_D) > 0
         is_odd_D = (np.tile(order_P, 2) % 2 == 1) & (model.orientations % 2 == 0)
-        basis_FD = _of(model.basis_FD) / self.unit
-        self.fold = _fold_of(basis_FD, model.channels, model.window_px, is_odd_D, is_alive_D)
+        read_FD = _of(model.read_FD) / self.unit
+        self.fold = _fold_of(read_FD, model.channels, model.window_px, is_odd_D, is_alive_D)
+        self.disc_F = _f32(steerable.disc(model.window_px).ravel())
         self.center_C, self.gain_C = _f32(_of(model.center_C)), _f32(1 / _of(model.scale_C))
         self.filters = _filters_of(model, is_odd_D, self.fold.place_D)
         self.orientations = model.orientations
         self.combine, self.think, self.say = _layer(model.combine), _layer(model.think), _layer(model.say)
         self.content, self.mix = _with_bias(model.content), _with_bias(model.mix)
-        self.louder_H = _with_bias(model.louder)[0]
+        # How loud the noise is, and what is put right of the pose.
+        self.told_EH = np.concatenate([_with_bias(model.louder), _f32(_of(model.correction_EH))])
         component_P = self.layers.component_P
         self.order_P = order_P[component_P]
         self.ordered_D = np.concatenate([component_P, component_P + len(order_P)])
@@ -260,7 +263,6 @@ class Constants:
         rank = self.templates.weight.shape[1]
         self.precision_T = _f32(_of(model.amplitude_sd_T) ** -2)
         self.has_pose = (model.rotation, model.shift)
-        self.temperatures = (float(model.angle_temperature), float(model.shift_temperature))
         order_M = self.layers.order_M
         turn_G = np.arange(model.turns) * (2 * math.pi / model.turns)
         self.turn_G = _f32(turn_G)

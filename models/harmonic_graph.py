@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from models.harmonic_constants import FORGOTTEN_NATS, NEAR_RAD, Constants
 from models.novelty import MOST_NOVEL, Calibration, HarmonicNovelty
-from models.rvae import _ALIKE_NATS, _ALIKE_SHARE, _LOG_SD, _MAX_SYMMETRY, _SAME_NATS, RVAE
+from models.rvae import _ALIKE_NATS, _ALIKE_SHARE, _LOG_SD, _MAX_SYMMETRY, _SAME_NATS, LOG_FACTOR, RVAE
 
 _LEAST = 1e-12
 
@@ -50,7 +50,7 @@ class HarmonicGraph(nn.Module):
         self.latents, self.classes, self.nuisances = const.latents, const.classes, const.nuisances
         self._tangents, self._folds = len(const.precision_T), const.folds
         self._has_turn, self._has_shift = const.has_pose
-        self._temperatures, self._half_px = const.temperatures, const.size / 2
+        self._half_px = const.size / 2
         self._is_labelled = const.class_MK.shape[1] > 0
         self._orientations = const.orientations
         self._keep_front(model, const)
@@ -64,16 +64,17 @@ class HarmonicGraph(nn.Module):
             self.register_buffer(name, torch.from_numpy(np.array(kept)))
 
     def _keep_front(self, model: RVAE, const: Constants) -> None:
-        basis_FD, alive_D, spread_D, middle_D, bias_Q = (
+        read_FD, alive_D, spread_D, middle_D, bias_Q = (
             part.detach().cpu().double().numpy()
-            for part in (model.basis_FD, model.alive_D, model.spread_D, model.middle_D, model.bias_Q)
+            for part in (model.read_FD, model.alive_D, model.spread_D, model.middle_D, model.bias_Q)
         )
         filter_DQ = model.oriented_filters().detach().cpu().double().numpy()
         filter_DQ = filter_DQ * (alive_D / np.sqrt(spread_D))[:, None]
         self._keep(
             center_C11=const.center_C[:, None, None],
             gain_C11=const.gain_C[:, None, None],
-            basis_FD=basis_FD / const.unit,
+            disc_F=np.tile(const.disc_F, const.channels),
+            read_FD=read_FD / const.unit,
             unit_square=np.array(const.unit**2),
             filter_DQ=filter_DQ,
             filter_bias_Q=np.tile(bias_Q, const.orientations) - middle_D @ filter_DQ,
@@ -96,8 +97,8 @@ class HarmonicGraph(nn.Module):
         ):
             self._keep(**{f"{name}_weight": whole[:, :-1].T, f"{name}_bias": whole[:, -1]})
         self._keep(
-            louder_H1=const.louder_H[:-1, None],
-            louder_bias=const.louder_H[-1:],
+            told_HE=const.told_EH[:, :-1].T,
+            told_bias=const.told_EH[:, -1],
             template_RD=const.templates.weight.T,
             first_S=first,
             second_S=second,
@@ -153,7 +154,7 @@ class HarmonicGraph(nn.Module):
         coefficient_ND, energy_N, is_whole_N = self._read(windows_NCHW)
         mean_NZ, log_sd_NZ = self._content(coefficient_ND)
         window_ND = coefficient_ND[:, self.ordered_D] * self.scale_D
-        template_NXD, form_NA, weight_N = self._templates(mean_NZ)
+        template_NXD, form_NA, weight_N, correction_NE = self._templates(mean_NZ)
         inverse_NTT = self._inverse_root(form_NA, weight_N)
         own_NX, every_NXG = self._matched(window_ND, template_NXD, form_NA)
         likely_NG, solved_NTG = _integrated(every_NXG, own_NX, weight_N, inverse_NTT)
@@ -170,8 +171,11 @@ class HarmonicGraph(nn.Module):
             [
                 mean_NZ,
                 log_sd_NZ.exp(),
-                *self._angle(share_NG, amplitude_NTG, covariance_NTT, fold_N),
-                *self._shift(share_NG, amplitude_NTG, covariance_NTT),
+                *self._corrected(
+                    correction_NE,
+                    self._angle(share_NG, amplitude_NTG, covariance_NTT, fold_N),
+                    self._shift(share_NG, amplitude_NTG, covariance_NTT),
+                ),
                 self._class(mean_NZ, log_sd_NZ),
                 *self._nuisance(share_NG, amplitude_NTG, covariance_NTT),
                 self._novelty(window_ND, outside_N, left_N, is_whole_N)[:, None],
@@ -180,11 +184,11 @@ class HarmonicGraph(nn.Module):
         )
 
     def _read(self, windows_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Say coefficients and energies, and which windows are finite; the others are read as empty ones."""
+        """Say coefficients, energies in the disc, and which windows are finite; others are read as empty."""
         scaled_NF = ((windows_NCHW - self.center_C11) * self.gain_C11).flatten(1)
         is_whole_N = torch.isfinite(scaled_NF.square().sum(1))
         scaled_NF = scaled_NF.masked_fill(~is_whole_N[:, None], 0.0)
-        return scaled_NF @ self.basis_FD, scaled_NF.square().sum(1), is_whole_N
+        return scaled_NF @ self.read_FD, scaled_NF.square() @ self.disc_F, is_whole_N
 
     def _content(self, coefficient_ND: Tensor) -> tuple[Tensor, Tensor]:
         read_NQ = torch.addmm(self.filter_bias_Q, coefficient_ND, self.filter_DQ).relu()
@@ -195,15 +199,19 @@ class HarmonicGraph(nn.Module):
         mean_NZ, log_sd_NZ = torch.addmm(self.say_bias, thought, self.say_weight).chunk(2, 1)
         return mean_NZ, log_sd_NZ.clamp(*_LOG_SD)
 
-    def _templates(self, mean_NZ: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw upright content and tangents, say their products with each other, and how loud noise is."""
+    def _templates(self, mean_NZ: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw upright content and tangents, say their products with each other, and how loud noise is.
+
+        At the end, what is put right of the pose.
+        """
         hidden = torch.addmm(self.content_bias, mean_NZ, self.content_weight).tanh()
         hidden = torch.addmm(self.mix_bias, hidden, self.mix_weight).tanh()
-        weight_N = torch.exp(-2 * torch.addmm(self.louder_bias, hidden, self.louder_H1))[:, 0]
+        said_NE = torch.addmm(self.told_bias, hidden, self.told_HE)
+        weight_N = torch.exp(-2 * said_NE[:, 0])
         reduced_NR = torch.addmm(self.reduce_bias, hidden, self.reduce_weight)
         square_NS = reduced_NR[:, self.first_S] * reduced_NR[:, self.second_S]
         template_NXD = (reduced_NR @ self.template_RD).view(len(mean_NZ), 1 + self._tangents, -1)
-        return template_NXD, square_NS @ self.own_SA, weight_N
+        return template_NXD, square_NS @ self.own_SA, weight_N, said_NE[:, 1:]
 
     def _inverse_root(self, form_NA: Tensor, weight_N: Tensor) -> Tensor:
         """Invert the Cholesky factor of the tangents' precisions, by eliminating column after column.
@@ -263,7 +271,7 @@ class HarmonicGraph(nn.Module):
         short_NG = 2 * half_NG.square() * torch.exp(narrowed_N1) - torch.expm1(narrowed_N1)
         short_N1 = (share_NG * short_NG).sum(1, True).clamp(0.0, 1 - 1e-6)
         sd_N1 = torch.sqrt(-2 * torch.log1p(-short_N1)) / fold_N1
-        return _wrapped(angle_N1), sd_N1 * self._temperatures[0]
+        return _wrapped(angle_N1), sd_N1
 
     def _shift(
         self, share_NG: Tensor, amplitude_NTG: Tensor, covariance_NTT: Tensor
@@ -286,7 +294,21 @@ class HarmonicGraph(nn.Module):
         mean_N2 = (share_N1G * along_N2G).sum(2)
         spread_N2G = (along_N2G - mean_N2[..., None]).square() + narrow_N2G
         sd_N2 = (share_N1G * spread_N2G).sum(2).clamp(min=0).sqrt()
-        return mean_N2 / self._half_px, sd_N2 * (self._temperatures[1] / self._half_px)
+        return mean_N2 / self._half_px, sd_N2 / self._half_px
+
+    def _corrected(
+        self, correction_NE: Tensor, angle: tuple[Tensor, Tensor], shift: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Put angle, shift and their sds right, by what the contents say of them."""
+        (angle_N1, angle_sd_N1), (shift_N2, shift_sd_N2) = angle, shift
+        factor_N2 = correction_NE[:, 3:].clamp(*LOG_FACTOR).exp()
+        if self._has_shift:
+            x, y, cos, sin = correction_NE[:, :1], correction_NE[:, 1:2], angle_N1.cos(), angle_N1.sin()
+            moved_N2 = torch.cat([x * cos - y * sin, x * sin + y * cos], 1)
+            shift_N2, shift_sd_N2 = shift_N2 + moved_N2 / self._half_px, shift_sd_N2 * factor_N2[:, 1:]
+        if self._has_turn:
+            angle_N1, angle_sd_N1 = _wrapped(angle_N1 + correction_NE[:, 2:3]), angle_sd_N1 * factor_N2[:, :1]
+        return angle_N1, angle_sd_N1, shift_N2, shift_sd_N2
 
     def _nuisance(
         self, share_NG: Tensor, amplitude_NTG: Tensor, covariance_NTT: Tensor

@@ -23,7 +23,7 @@ from models.answers import Answers
 from models.elementary import exp, log, sin_pi, tanh
 from models.harmonic_constants import FORGOTTEN_NATS, NEAR_RAD
 from models.novelty import MOST_NOVEL
-from models.rvae import _ALIKE_NATS, _ALIKE_SHARE, _LOG_SD, _SAME_NATS
+from models.rvae import _ALIKE_NATS, _ALIKE_SHARE, _LOG_SD, _SAME_NATS, LOG_FACTOR
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
@@ -34,6 +34,7 @@ _LOG_SD_LEAST, _LOG_SD_MOST = np.float32(_LOG_SD[0]), np.float32(_LOG_SD[1])
 _FORGOTTEN, _NEAR = np.float32(-FORGOTTEN_NATS), np.float32(NEAR_RAD)
 _FULL_TURN, _PER_TURN = np.float32(2 * math.pi), np.float32(1 / (2 * math.pi))
 _MOST_NOVEL = np.float32(MOST_NOVEL)
+_LEAST_FACTOR, _MOST_FACTOR = np.float32(LOG_FACTOR[0]), np.float32(LOG_FACTOR[1])
 _LARGEST_SHORT = np.float32(1 - 1e-6)
 
 # Sums may be taken in any order, the same one for every window. Python's own division would look for zeros,
@@ -47,6 +48,7 @@ class Weights(NamedTuple):
 
     center_C: Float32
     gain_C: Float32
+    disc_F: Float32
     fold: Float32
     width_K: Int64
     unit: float
@@ -67,7 +69,7 @@ class Weights(NamedTuple):
     class_MK: Float32
     content: Float32
     mix: Float32
-    louder_H: Float32
+    told_EH: Float32
     reduce: Float32
     template: Float32
     own: Float32
@@ -80,8 +82,6 @@ class Weights(NamedTuple):
     sin_G: Float32
     has_turn: bool
     has_shift: bool
-    angle_temperature: float
-    shift_temperature: float
     half_px: float
     count_M: Float32
     novelty_mean_M: Float32
@@ -117,6 +117,7 @@ class Room(NamedTuple):
     first_HN: Float32
     second_HN: Float32
     before_HN: Float32
+    told_EN: Float32
     weight_N: Float32
     reduced_RN: Float32
     square_SN: Float32
@@ -195,7 +196,7 @@ def say(windows: Float32, first: int, last: int, bench: Bench, answers: Answers)
 @_loop
 def _read(windows: Float32, first: int, count: int, rows: int, w: Weights, r: Room) -> None:
     """Make coefficients of windows, and say how much of their energy lies outside the components."""
-    _fold(windows, first, count, w.center_C, w.gain_C, r.folded, r.energy_N, r.is_whole_N)
+    _fold(windows, first, count, w.center_C, w.gain_C, w.disc_F, r.folded, r.energy_N, r.is_whole_N)
     pixels = r.folded.shape[2]
     begin, column = 0, 0
     for part in range(len(w.width_K)):
@@ -226,11 +227,12 @@ def _fold(
     count: int,
     center_C: Float32,
     gain_C: Float32,
+    disc_F: Float32,
     folded: Float32,
     energy_N: Float32,
     is_whole_N: NDArray[np.bool_],
 ) -> None:
-    """Scale windows, say their energies, and fold them; one with NaN or infinity becomes an empty one."""
+    """Scale windows, say their energies in the disc, and fold them; one with NaN or infinity is emptied."""
     channels, size = windows.shape[1], windows.shape[2]
     half = (size + 1) // 2
     last = np.uint64(size - 1)  # unsigned, because numba asks of every signed index whether it is negative
@@ -239,7 +241,7 @@ def _fold(
         for c in range(channels):
             level, square, flat = center_C[c], _ZERO, windows[first + i, c].ravel()
             for at in range(len(flat)):
-                square += (flat[at] - level) * (flat[at] - level)
+                square += disc_F[at] * (flat[at] - level) * (flat[at] - level)
             energy += square * gain_C[c] * gain_C[c]
         is_whole_N[i] = math.isfinite(energy)
         energy_N[i] = energy if is_whole_N[i] else _ZERO
@@ -387,19 +389,23 @@ def _classify(first: int, count: int, w: Weights, r: Room, class_NK: Float32) ->
 
 @_loop
 def _draw_templates(w: Weights, r: Room) -> None:
-    """Draw upright content and tangents, say their products with each other, and how loud noise is."""
+    """Draw upright content and tangents, say their products with each other, and how loud noise is.
+
+    Beside how loud, what is put right of the pose.
+    """
     hidden, windows = r.before_HN.shape
     np.dot(w.content, r.mean_ZN, r.before_HN)
     _tanh(r.before_HN, r.first_HN)
     np.dot(w.mix, r.first_HN, r.before_HN)
     _tanh(r.before_HN, r.second_HN)
     # The noise of a window is that of the model times a factor: all templates are in its unit, squared.
-    r.weight_N[:] = w.louder_H[hidden]
-    for h in range(hidden):
-        for n in range(windows):
-            r.weight_N[n] += w.louder_H[h] * r.second_HN[h, n]
+    for e in range(len(w.told_EH)):
+        r.told_EN[e] = w.told_EH[e, hidden]
+        for h in range(hidden):
+            for n in range(windows):
+                r.told_EN[e, n] += w.told_EH[e, h] * r.second_HN[h, n]
     for n in range(windows):
-        r.weight_N[n] = exp(-_TWO * r.weight_N[n])
+        r.weight_N[n] = exp(-_TWO * r.told_EN[0, n])
     np.dot(w.reduce, r.second_HN, r.reduced_RN)
     np.dot(w.template, r.reduced_RN, r.template_XDN.reshape(len(w.template), windows))
     at = 0
@@ -626,6 +632,7 @@ def _conclude(first: int, count: int, w: Weights, r: Room, answers: Answers) -> 
                 r.mean_TN[t, n] += weighted
                 r.square_TN[t, n] += weighted * amplitude_TAN[t, a, n]
     _say_shift(first, count, w, r, answers)
+    _correct(first, count, w, r.told_EN[1:], answers)
     for v in range(tangents - moving):
         mean_N, square_N = r.mean_TN[moving + v], r.square_TN[moving + v]
         for n in range(count):
@@ -736,18 +743,18 @@ def _say_angle(
         short_N[n] = _TWO * (short_N[n] / r.total_N[n] * (_ONE + narrow) - narrow) / (_ONE - narrow)
         angle = r.angle_N[n] + moved_N[n]
         answers.angle_N[first + n] = angle - _FULL_TURN * np.floor(angle * _PER_TURN + _HALF)
-    _circular_sds(short_N, r.fold_N, w.angle_temperature, answers.angle_sd_N[first : first + count])
+    _circular_sds(short_N, r.fold_N, answers.angle_sd_N[first : first + count])
 
 
 @_exact_loop
-def _circular_sds(short_N: Float32, fold_N: Float32, temperature: float, out_N: Float32) -> None:
+def _circular_sds(short_N: Float32, fold_N: Float32, out_N: Float32) -> None:
     """Say circular sds from how short resultants are of 1, exactly also where that is little."""
     for n in range(len(out_N)):
         short = min(max(short_N[n], _ZERO), _LARGEST_SHORT)
         left = _ONE - short
         rounded = _ONE - left
         minus_log = -log(left) * (short / rounded) if rounded > _ZERO else short
-        out_N[n] = np.float32(temperature) * math.sqrt(_TWO * minus_log) / fold_N[n]
+        out_N[n] = math.sqrt(_TWO * minus_log) / fold_N[n]
 
 
 @_loop
@@ -755,13 +762,32 @@ def _say_shift(first: int, count: int, w: Weights, r: Room, answers: Answers) ->
     if not w.has_shift:
         answers.shift_N2[first : first + count], answers.shift_sd_N2[first : first + count] = 0, 0
         return
-    unit, sd_unit = np.float32(1 / w.half_px), np.float32(w.shift_temperature / w.half_px)
+    unit = np.float32(1 / w.half_px)
     for axis in range(2):
         for n in range(count):
             mean = r.mean_TN[axis, n] / r.total_N[n]
             variance = r.square_TN[axis, n] / r.total_N[n] - mean * mean
             answers.shift_N2[first + n, axis] = mean * unit
-            answers.shift_sd_N2[first + n, axis] = math.sqrt(max(variance, _ZERO)) * sd_unit
+            answers.shift_sd_N2[first + n, axis] = math.sqrt(max(variance, _ZERO)) * unit
+
+
+@_loop
+def _correct(first: int, count: int, w: Weights, correction_EN: Float32, answers: Answers) -> None:
+    """Put angle, shift and their sds right, by what the content says of them."""
+    unit = np.float32(1 / w.half_px)
+    for n in range(count):
+        at, angle = first + n, answers.angle_N[first + n]
+        if w.has_shift:
+            x, y, cos, sin = correction_EN[0, n], correction_EN[1, n], math.cos(angle), math.sin(angle)
+            answers.shift_N2[at, 0] += (x * cos - y * sin) * unit
+            answers.shift_N2[at, 1] += (x * sin + y * cos) * unit
+            factor = exp(min(max(correction_EN[4, n], _LEAST_FACTOR), _MOST_FACTOR))
+            answers.shift_sd_N2[at, 0] *= factor
+            answers.shift_sd_N2[at, 1] *= factor
+        if w.has_turn:
+            angle += correction_EN[2, n]
+            answers.angle_N[at] = angle - _FULL_TURN * np.floor(angle * _PER_TURN + _HALF)
+            answers.angle_sd_N[at] *= exp(min(max(correction_EN[3, n], _LEAST_FACTOR), _MOST_FACTOR))
 
 
 # -- novelty -------------------------------------------------------------------------------------------

@@ -42,11 +42,34 @@ class Mixture(NamedTuple):
         norm = self.variance_MZ.log() + math.log(2 * math.pi)
         return -0.5 * (away + norm).sum(2) + self.weight_M.log()
 
-    def improved(self, points_NZ: Tensor, steps: int = _STEPS) -> Mixture:
-        """Take steps of expectation maximisation on points."""
+    @classmethod
+    def of_classes(cls, points_NZ: Tensor, class_N: Tensor, classes: int, components: int) -> Mixture:
+        """Fit a mixture to points whose classes are known; component m is of class m modulo ``classes``.
+
+        The components of a class begin one beside the other along its longest axis.
+        """
+        points_NZ = points_NZ.double()
+        began_NM = torch.full((len(points_NZ), components), -math.inf, dtype=torch.float64)
+        told_NM = began_NM.clone()
+        for kind in range(classes):
+            own_N = torch.nonzero(class_N == kind)[:, 0]
+            which_M = torch.arange(kind, components, classes)
+            told_NM[own_N[:, None], which_M] = 0.0
+            centred_NZ = points_NZ[own_N] - points_NZ[own_N].mean(0)
+            longest_Z = torch.linalg.eigh(centred_NZ.T @ centred_NZ)[1][:, -1]
+            rank_N = (centred_NZ @ longest_Z).argsort().argsort()
+            began_NM[own_N, which_M[rank_N * len(which_M) // max(1, len(own_N))]] = 0.0
+        return _fitted(began_NM.exp(), points_NZ).improved(points_NZ, told_NM=told_NM)
+
+    def improved(self, points_NZ: Tensor, steps: int = _STEPS, told_NM: Tensor | None = None) -> Mixture:
+        """Take steps of expectation maximisation on points.
+
+        ``told_NM`` is what else is known of whose they are: logs of likelihoods, such as of their classes.
+        """
         mixture = self
         for _ in range(steps):
-            share_NM = torch.softmax(mixture.log_density(points_NZ), 1)
+            log_share_NM = mixture.log_density(points_NZ)
+            share_NM = torch.softmax(log_share_NM if told_NM is None else log_share_NM + told_NM, 1)
             mixture = _fitted(share_NM, points_NZ)
         return mixture
 

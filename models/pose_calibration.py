@@ -1,25 +1,44 @@
-"""How far the sds of pose are to be stretched, so that intervals cover what they say.
+"""What is put right of the pose after training, on windows whose pose is known.
 
-The noise that a model learns is independent for each component; what is left of a real window, such as a
-displaced neighbour, is not, and the posterior is somewhat too sure. One factor for all angles and one for all
-shifts, from windows whose pose is known, makes up for it.
+Where the upright content of a model lies, and in which direction it looks, is no part of the likelihood: the
+decoder may draw it beside the middle, and one content turned against the next. And the noise that a model
+learns is independent for each component; what is left of a real window, such as a displaced neighbour, is
+not, and the posterior is too sure of some contents. All of it depends on the content alone: so it is fitted
+as what the decoder's last hidden layer says, linearly: the middle, the direction, and the logs of a factor
+for the sds of angle and shift.
 
-Axes: N window, Z latent, K class.
+Axes: N window, Z latent, K class, H number of the hidden layer and a 1, E correction as in ``models.rvae``.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.rvae import RVAE
+from models.rvae import LOG_FACTOR, RVAE
 
 Float64 = NDArray[np.float64]
 
 _FEWEST = 50  # windows of known pose
-_RANGE = (0.2, 5.0)
 _QUANTILES = ((0.6827, 1.0), (0.95, 1.96))  # share of a normal, and within how many sds
+_RIDGE = 1e-2  # of the mean square of a number of the hidden layer
+_ROUNDS = 3
+_FAR_RAD = 1.0  # an angle further off is another one of those that look alike, and says nothing of the zero
+_LOG_NORMAL = -0.635  # mean log of the size of a normal number
+_LEAST = 1e-2  # in sds: what is closer is as good as exact
+
+
+class _Said(NamedTuple):
+    """What a model says of the pose of windows, and what its corrections depend on."""
+
+    hidden_NH: Float64
+    angle_N: Float64
+    angle_sd_N: Float64
+    shift_px_N2: Float64
+    shift_sd_px_N2: Float64
 
 
 def calibrate_pose(
@@ -30,9 +49,10 @@ def calibrate_pose(
     angle_N: Float64,
     shift_N2: Float64 | None = None,
 ) -> None:
-    """Set the model's temperatures of angle and shift; its weights stay.
+    """Set what the model puts right of its angles and shifts; its weights stay.
 
-    Where fewer than 50 windows have a known pose, the sd stays as the posterior has it.
+    Middle and direction are fitted to one half of the windows, the sds to the other. Where fewer than 50
+    windows have a known pose, it stays as the posterior has it.
 
     Parameters
     ----------
@@ -49,18 +69,88 @@ def calibrate_pose(
     shift_N2
         True shift ``(x, y)`` in half windows; NaN is not known.
     """
-    model.angle_temperature.fill_(1.0)
-    model.shift_temperature.fill_(1.0)
+    model.correction_EH.zero_()
+    shift_px_N2 = None if shift_N2 is None else shift_N2 * (model.window_px / 2)
+    said = _said_of(model, windows_NCHW)
+    first_N = np.arange(len(class_N)) % 2 == 0
+    correction_EH = np.zeros(model.correction_EH.shape)
+    if model.shift and shift_px_N2 is not None:
+        correction_EH[:2] = _middle(said, shift_px_N2, first_N)
+    if model.rotation:
+        correction_EH[2] = _direction(said, angle_N, class_N, symmetry_K, first_N)
+    model.correction_EH.copy_(torch.from_numpy(correction_EH))
+    said = _said_of(model, windows_NCHW)
+    if model.rotation:
+        error_N = angle_errors(said.angle_N, angle_N, class_N, symmetry_K)
+        correction_EH[3] = _factor(error_N / said.angle_sd_N, said.hidden_NH, ~first_N)
+    if model.shift and shift_px_N2 is not None:
+        in_sds = (shift_px_N2 - said.shift_px_N2) / said.shift_sd_px_N2
+        correction_EH[4] = _factor(in_sds.ravel(), said.hidden_NH.repeat(2, 0), ~first_N.repeat(2))
+    model.correction_EH.copy_(torch.from_numpy(correction_EH))
+
+
+def _said_of(model: RVAE, windows_NCHW: NDArray[np.float32]) -> _Said:
     parts = [model.posterior(part) for part in torch.from_numpy(windows_NCHW).split(512)]  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        hidden = torch.cat([model.hidden_of(part.mean_NZ) for part in parts]).double().numpy()
     angle, angle_sd, shift, shift_sd = (
         torch.cat(column).double().numpy()
         for column in zip(*((p.angle_N, p.angle_sd_N, p.shift_N2, p.shift_sd_N2) for p in parts), strict=True)
     )
-    if model.rotation:
-        error = angle_errors(angle, angle_N, class_N, symmetry_K)
-        model.angle_temperature.fill_(_temperature(error / angle_sd))
-    if model.shift and shift_N2 is not None:
-        model.shift_temperature.fill_(_temperature((shift - shift_N2) / shift_sd))
+    half_px = model.window_px / 2
+    hidden_NH = np.concatenate([hidden, np.ones((len(hidden), 1))], 1)
+    return _Said(hidden_NH, angle, angle_sd, shift * half_px, shift_sd * half_px)
+
+
+def _middle(said: _Said, shift_px_N2: Float64, chosen_N: NDArray[np.bool_]) -> Float64:
+    """Fit where the upright content is drawn beside the middle, ``(2, H)``: as it lies when turned back."""
+    away_N2 = shift_px_N2 - said.shift_px_N2
+    known_N = chosen_N & np.isfinite(away_N2).all(1)
+    x, y = away_N2[known_N].T
+    cos, sin = np.cos(said.angle_N[known_N]), np.sin(said.angle_N[known_N])
+    back_N2 = np.stack([x * cos + y * sin, y * cos - x * sin], 1)
+    return _fitted(said.hidden_NH[known_N], back_N2).T
+
+
+def _direction(
+    said: _Said,
+    angle_N: Float64,
+    class_N: NDArray[np.int64],
+    symmetry_K: tuple[int, ...],
+    chosen_N: NDArray[np.bool_],
+) -> Float64:
+    """Fit what is to be added to the angle so that all contents of a class look the same way, ``(H,)``."""
+    turn_H = np.zeros(said.hidden_NH.shape[1])
+    for _ in range(_ROUNDS):
+        turned_N = said.angle_N + said.hidden_NH @ turn_H
+        error_N = angle_errors(turned_N, angle_N, class_N, symmetry_K)
+        known_N = chosen_N & (np.abs(error_N) < _FAR_RAD)
+        turn_H = turn_H - _fitted(said.hidden_NH[known_N], error_N[known_N])
+    return turn_H
+
+
+def _factor(in_sds_N: Float64, hidden_NH: Float64, chosen_N: NDArray[np.bool_]) -> Float64:
+    """Fit the log of a factor for sds, ``(H,)``: its course to typical errors, its height to all."""
+    known_N = chosen_N & np.isfinite(in_sds_N)
+    size_N, seen_NH = np.abs(in_sds_N[known_N]), hidden_NH[known_N]
+    if len(size_N) < _FEWEST:
+        return np.zeros(hidden_NH.shape[1])
+    log_H = _fitted(seen_NH, np.log(size_N + _LEAST) - _LOG_NORMAL)
+    size_N = size_N / np.exp(np.clip(seen_NH @ log_H, *LOG_FACTOR))
+    heights = [np.log(np.quantile(size_N, share) / sds) for share, sds in _QUANTILES]
+    log_H[-1] += np.mean(heights)
+    return log_H
+
+
+def _fitted(hidden_NH: Float64, wanted: Float64) -> Float64:
+    """Fit what is wanted to the hidden layer, by least squares that would rather say nothing."""
+    if len(hidden_NH) < _FEWEST:
+        return np.zeros((hidden_NH.shape[1], *wanted.shape[1:]))
+    penalty_H = np.full(hidden_NH.shape[1], _RIDGE * len(hidden_NH))
+    penalty_H[-1] = 0
+    return np.asarray(
+        np.linalg.solve(hidden_NH.T @ hidden_NH + np.diag(penalty_H), hidden_NH.T @ wanted), np.float64
+    )
 
 
 def angle_errors(
@@ -74,12 +164,3 @@ def angle_errors(
             away = np.exp(1j * fold * (angle_N[chosen] - true_N[chosen]))
             error_N[chosen] = np.angle(away / away.mean()) / fold
     return error_N
-
-
-def _temperature(in_sds: Float64) -> float:
-    """Stretch sds so that both intervals cover as nearly as one factor can."""
-    known = np.abs(in_sds[np.isfinite(in_sds)])
-    if known.size < _FEWEST:
-        return 1.0
-    factors = [np.quantile(known, share) / sds for share, sds in _QUANTILES]
-    return float(np.clip(np.sqrt(factors[0] * factors[1]), *_RANGE))

@@ -29,7 +29,8 @@ up to a constant; the amplitudes have the mean A^-1 b and the covariance A^-1 at
 
 Axes: N window, C channel, H row, W column, F pixel of all channels, P component, D real coefficient (real
 parts of all P, then imaginary ones), O orientation of the encoder, Q filter, G turn on the grid, T tangent,
-V nuisance, Z content latent, M component of the mixture, K class.
+V nuisance, Z content latent, M component of the mixture, K class, H number of the decoder's last hidden
+layer and a 1, E what is put right of the pose (``Correction``).
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ _BEFORE_LABELS = 0.05  # of a label, for each class of a component
 _NEVER = -50.0  # logit of a component that was merged away
 _LOG_SD = (-5.0, 2.0)  # of the content and of the mixture
 _LOG_NOISE = (-5.0, 2.0)
+LOG_FACTOR = (-1.6, 2.3)  # of the sds of pose: a fifth to ten times
 _MAX_SYMMETRY = 6
 # Turns of the content are one where the window would hardly tell them apart, or tells them much less well
 # than others: what is left of the difference is then the accidents of the windows that were learnt from.
@@ -87,6 +89,9 @@ class RVAEConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         Classes that labels may name; 0 without labels.
     label_weight
         Nats of a label count so many times: a label is one number beside hundreds of pixels.
+    class_tie
+        Logit with which components are given to the classes in turn before training. Where all windows have
+        labels each class so has components of its own; a few labels find theirs better from 0.
     stress
         Weight in nats of a term that draws latents as far apart as the middles of what they decode to
         differ, whatever their turns; 0 leaves the distances to the ELBO.
@@ -113,6 +118,7 @@ class RVAEConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     mixture: int = 12
     classes: int = 0
     label_weight: float = 20.0
+    class_tie: float = 0.0
     stress: float = 0.0
     metric_focus: float = 0.25
 
@@ -140,6 +146,13 @@ class RVAEConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError(f"architecture.metric_focus is {self.metric_focus}; it takes numbers above 0")
         if not 0 <= self.stress <= 1e6:
             raise ValueError(f"architecture.stress is {self.stress}; it takes 0 to 1000000")
+        if not 0 <= self.class_tie <= 20:
+            raise ValueError(f"architecture.class_tie is {self.class_tie}; it takes 0 to 20")
+        if self.class_tie and self.mixture < self.classes:
+            raise ValueError(
+                f"architecture.mixture is {self.mixture}; with class_tie it takes one for each of "
+                f"{self.classes} classes, and more"
+            )
         if not 0 < self.label_weight < 1e6:
             raise ValueError(f"architecture.label_weight is {self.label_weight}; it takes numbers above 0")
         unknown = set(self.nuisances) - set(NUISANCES)
@@ -161,6 +174,25 @@ class Pose(NamedTuple):
     log_likelihood_NG: Tensor
     amplitude_NTG: Tensor
     covariance_NTT: Tensor
+
+
+class Correction(NamedTuple):
+    """What is put right of the pose of windows, given their content: nothing before a calibration.
+
+    Attributes
+    ----------
+    shift_px_N2
+        Where the middle of the upright content is drawn, ``(x, y)`` beside that of the window.
+    turn_N
+        To be added to the angle, in rad.
+    angle_factor_N, shift_factor_N
+        By which the sds are to be multiplied.
+    """
+
+    shift_px_N2: Tensor
+    turn_N: Tensor
+    angle_factor_N: Tensor
+    shift_factor_N: Tensor
 
 
 class _Integral(NamedTuple):
@@ -189,7 +221,8 @@ class RVAE(nn.Module):
 
     order_P: Tensor
     alive_D: Tensor
-    basis_FD: Tensor
+    read_FD: Tensor
+    draw_FD: Tensor
     center_C: Tensor
     scale_C: Tensor
     unit: Tensor
@@ -200,8 +233,7 @@ class RVAE(nn.Module):
     amplitude_sd_T: Tensor
     metric_PP: Tensor
     mixture_size: Tensor
-    angle_temperature: Tensor
-    shift_temperature: Tensor
+    correction_EH: Tensor
 
     def __init__(
         self,
@@ -229,7 +261,8 @@ class RVAE(nn.Module):
         for name, value in {
             "order_P": torch.zeros(self.components),
             "alive_D": torch.ones(coefficients),
-            "basis_FD": torch.zeros(self.channels * self.window_px**2, coefficients),
+            "read_FD": torch.zeros(self.channels * self.window_px**2, coefficients),
+            "draw_FD": torch.zeros(self.channels * self.window_px**2, coefficients),
             "center_C": torch.zeros(self.channels),
             "scale_C": torch.ones(self.channels),
             "unit": torch.ones(()),
@@ -240,8 +273,7 @@ class RVAE(nn.Module):
             "amplitude_sd_T": torch.ones(tangents),
             "metric_PP": torch.eye(self.components),
             "mixture_size": torch.tensor(self.config.mixture),
-            "angle_temperature": torch.ones(()),
-            "shift_temperature": torch.ones(()),
+            "correction_EH": torch.zeros(5, self.config.hidden + 1),
         }.items():
             self.register_buffer(name, value)
 
@@ -261,6 +293,9 @@ class RVAE(nn.Module):
         self.mixture_log_sd_MZ = nn.Parameter(torch.full((config.mixture, config.latent_dim), -0.7))
         self.mixture_logit_M = nn.Parameter(torch.zeros(config.mixture))
         self.class_logit_MK = normal((config.mixture, config.classes), 0.1, random)
+        if config.classes:
+            of_class_M = torch.arange(config.mixture) % config.classes
+            self.class_logit_MK.data += config.class_tie * one_hot(of_class_M, config.classes)
 
     # ---- the front end
 
@@ -279,7 +314,8 @@ class RVAE(nn.Module):
         fitted = steerable.fit(scaled.numpy(), self.components, self.config.max_order)
         self.order_P.copy_(torch.from_numpy(fitted.order_P))
         self.alive_D.copy_(torch.cat([torch.ones(self.components), (self.order_P > 0).float()]))
-        self.basis_FD.copy_(torch.from_numpy(fitted.basis_FD))
+        self.read_FD.copy_(torch.from_numpy(fitted.read_FD))
+        self.draw_FD.copy_(torch.from_numpy(fitted.draw_FD))
         self._fit_scales(windows_NCHW)
         self._fit_tangents(fitted)
         self.metric_PP.copy_(self._fit_metric())
@@ -295,7 +331,8 @@ class RVAE(nn.Module):
         """Fit the mixture to where the contents are after training, and choose its size by evidence.
 
         Components are merged two by two, those first that cost the least, and as few are kept as held-out
-        windows allow. Where there are labels all stay, and each takes the classes of the labels in it.
+        windows allow. Where there are labels all stay, and each takes the classes of the labels in it; those
+        that were given to classes are fitted to their windows.
 
         Parameters
         ----------
@@ -304,16 +341,20 @@ class RVAE(nn.Module):
         label_N
             Classes of the former; -1 is not known.
         """
-        random = torch.Generator().manual_seed(0)
+        config, random = self.config, torch.Generator().manual_seed(0)
         drawn, held = (self._content_sample(part, random) for part in (windows_NCHW, held_NCHW))
         began = Mixture.of(self.mixture_logit_M, self.mixture_mean_MZ, self.mixture_log_sd_MZ)
-        if label_N is None or not self.config.classes:
+        if label_N is None or not config.classes:
             self._take(fewest(began, drawn, held))
             return
-        self._take(began.improved(drawn.double(), _ROUNDS))
         known_N = label_N != _UNKNOWN
+        if config.class_tie:
+            named = Mixture.of_classes(drawn[known_N], label_N[known_N], config.classes, config.mixture)
+            self._take(named)
+        else:
+            self._take(began.improved(drawn.double(), _ROUNDS))
         share_NM = torch.softmax(self._log_mixture(drawn[known_N]), 1)
-        counted_MK = share_NM.T @ one_hot(label_N[known_N], self.config.classes).float()
+        counted_MK = share_NM.T @ one_hot(label_N[known_N], config.classes).float()
         self.class_logit_MK.copy_((counted_MK + _BEFORE_LABELS).log())
 
     def _take(self, chosen: Mixture) -> None:
@@ -384,7 +425,7 @@ class RVAE(nn.Module):
         """
         axis = (2 * torch.arange(self.window_px) + 1) / self.window_px - 1
         bell = torch.exp(-0.5 * (axis.square() + axis[:, None].square()) / self.config.metric_focus**2)
-        real_FP, imaginary_FP = (self.basis_FD * bell.flatten().sqrt().repeat(self.channels)[:, None]).chunk(
+        real_FP, imaginary_FP = (self.draw_FD * bell.flatten().sqrt().repeat(self.channels)[:, None]).chunk(
             2, 1
         )
         # Over all turns of a picture orders do not overlap, and a wave is half as bright as its crests.
@@ -404,13 +445,13 @@ class RVAE(nn.Module):
 
     def _levels(self) -> Tensor:
         """Coefficients of windows that are 1 in one channel and 0 in the others: ``(C, D)``."""
-        pixels = self.basis_FD.view(self.channels, -1, 2 * self.components)
+        pixels = self.read_FD.view(self.channels, -1, 2 * self.components)
         return pixels.sum(1) / self.unit
 
     def read(self, windows_NCHW: Tensor) -> Tensor:
         """Say the coefficients of windows: ``(N, D)``."""
         scaled = (windows_NCHW - self.center_C[:, None, None]) / self.scale_C[:, None, None]
-        return scaled.flatten(1) @ self.basis_FD / self.unit
+        return scaled.flatten(1) @ self.read_FD / self.unit
 
     def inputs(self, windows_NCHW: Tensor) -> Tensor:
         """Say what ``terms_of`` takes: the coefficients."""
@@ -418,7 +459,7 @@ class RVAE(nn.Module):
 
     def picture(self, coefficient_ND: Tensor) -> Tensor:
         """Draw windows ``(N, C, H, W)`` from their coefficients."""
-        flat = coefficient_ND @ self.basis_FD.T * self.unit
+        flat = coefficient_ND @ self.draw_FD.T * self.unit
         scaled = flat.view(-1, self.channels, self.window_px, self.window_px)
         return scaled * self.scale_C[:, None, None] + self.center_C[:, None, None]
 
@@ -458,9 +499,19 @@ class RVAE(nn.Module):
         """Say the coefficients of the upright, centred content: ``(N, D)``."""
         return self._upright_and_noise(mean_NZ)[0]
 
+    def hidden_of(self, mean_NZ: Tensor) -> Tensor:
+        """Say the last hidden layer of the decoder: ``(N, hidden)``."""
+        return torch.tanh(self.mix(torch.tanh(self.content(mean_NZ))))
+
+    def correction(self, mean_NZ: Tensor) -> Correction:
+        """Say what is to be put right of the pose of contents."""
+        told_NE = self.hidden_of(mean_NZ) @ self.correction_EH[:, :-1].T + self.correction_EH[:, -1]
+        factor_N2 = told_NE[:, 3:].clamp(*LOG_FACTOR).exp()
+        return Correction(told_NE[:, :2], told_NE[:, 2], factor_N2[:, 0], factor_N2[:, 1])
+
     def _upright_and_noise(self, mean_NZ: Tensor) -> tuple[Tensor, Tensor]:
         """Say the upright coefficients and the log sd of the noise around them: ``(N, D)`` each."""
-        hidden = torch.tanh(self.mix(torch.tanh(self.content(mean_NZ))))
+        hidden = self.hidden_of(mean_NZ)
         log_noise_NP = (self.log_noise_P + self.louder(hidden)).clamp(*_LOG_NOISE)
         return self.draw(hidden) * self.alive_D, log_noise_NP.repeat(1, 2)
 
@@ -468,6 +519,8 @@ class RVAE(nn.Module):
         self, mean_NZ: Tensor, angle_N: Tensor | None = None, shift_N2: Tensor | None = None
     ) -> Tensor:
         """Draw whole windows ``(N, C, H, W)``, upright and centred where no pose is given.
+
+        Angle and shift mean what ``posterior`` says by them.
 
         Parameters
         ----------
@@ -478,12 +531,14 @@ class RVAE(nn.Module):
         shift_N2
             ``(x, y)`` in half windows; good to about two pixels.
         """
-        drawn_ND = self.upright(mean_NZ)
-        if angle_N is not None and self.rotation:
-            drawn_ND = self.turned(drawn_ND, angle_N)
-        if shift_N2 is not None and self.shift:
-            drawn_ND = self.shifted(drawn_ND, shift_N2 * (self.window_px / 2))
-        return self.picture(drawn_ND)
+        drawn_ND, right = self.upright(mean_NZ), self.correction(mean_NZ)
+        turn_N = torch.zeros(len(mean_NZ))
+        if self.rotation:
+            turn_N = -right.turn_N if angle_N is None else angle_N - right.turn_N
+        if self.shift:  # as it lies before it is turned
+            moved_N2 = torch.zeros(len(mean_NZ), 2) if shift_N2 is None else shift_N2 * (self.window_px / 2)
+            drawn_ND = self.shifted(drawn_ND, _turned_points(moved_N2, -turn_N) - right.shift_px_N2)
+        return self.picture(self.turned(drawn_ND, turn_N))
 
     def shifted(self, coefficient_ND: Tensor, shift_px_N2: Tensor) -> Tensor:
         """Shift what coefficients stand for, ``(x, y)`` in pixels: the exponential series to fourth order."""
@@ -639,15 +694,20 @@ class RVAE(nn.Module):
             share_NG = torch.softmax(pose.log_likelihood_NG, 1)
             angle_N, angle_sd_N = self._angle(pose, share_NG, symmetry_N)
             shift_N2, shift_sd_N2 = self._shift(pose, share_NG)
+            right = self.correction(mean_NZ)
+            if self.shift:
+                shift_N2 = shift_N2 + _turned_points(right.shift_px_N2, angle_N) / (self.window_px / 2)
+            if self.rotation:
+                angle_N = torch.remainder(angle_N + right.turn_N + math.pi, 2 * math.pi) - math.pi
             nuisance_NV, nuisance_sd_NV = self._nuisances(pose, share_NG)
             return Posterior(
                 mean_NZ,
                 log_sd_NZ,
                 angle_N,
-                angle_sd_N * self.angle_temperature,
+                angle_sd_N * right.angle_factor_N,
                 symmetry_N,
                 shift_N2,
-                shift_sd_N2 * self.shift_temperature,
+                shift_sd_N2 * right.shift_factor_N[:, None],
                 self.class_probability(mean_NZ, log_sd_NZ),
                 nuisance_NV,
                 nuisance_sd_NV,
@@ -712,6 +772,12 @@ class RVAE(nn.Module):
         spread_NV = ((amplitude_NVG - mean_NV[..., None]).square() * share_NG[:, None]).sum(2)
         narrow_NV = pose.covariance_NTT.diagonal(dim1=1, dim2=2)[:, start:]
         return mean_NV, (spread_NV + narrow_NV).sqrt()
+
+
+def _turned_points(points_N2: Tensor, angle_N: Tensor) -> Tensor:
+    """Turn points ``(x, y)`` from x towards y."""
+    (x, y), cos, sin = points_N2.T, torch.cos(angle_N), torch.sin(angle_N)
+    return torch.stack([x * cos - y * sin, x * sin + y * cos], 1)
 
 
 def _tangents(config: RVAEConfig, channels: int) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 Float64 = NDArray[np.float64]
 Complex128 = NDArray[np.complex128]
 
+_EDGE_PX = 2.0  # over which the disc in a window fades
 _BUMP_PX = 0.85  # sd of a radial bump; they stand a pixel apart
 _STEP_PX = 0.25  # of the finite differences along x and y
 _STRETCH = 0.02
@@ -36,16 +37,18 @@ class Steerable(NamedTuple):
     ----------
     order_P
         m of each component, ascending, int64.
-    basis_FD
-        The components on the pixel grid; columns are orthonormal, but for the imaginary parts of order 0,
-        which are zero.
+    read_FD, draw_FD
+        ``windows @ read_FD`` are the coefficients, ``coefficients @ draw_FD.T`` the windows that they stand
+        for. Columns of the components as functions, ``draw_FD``, are orthonormal in the disc (``disc``), but
+        for the imaginary parts of order 0, which are zero; those of ``read_FD`` are they times the disc.
     shift_x_DD, shift_y_DD, stretch_DD, blur_DD
         ``d @ operator`` is the change of coefficients d for each pixel of shift, each unit of relative
         stretch, and each square pixel of half the added variance of a blur (the Laplacian).
     """
 
     order_P: NDArray[np.int64]
-    basis_FD: Float64
+    read_FD: Float64
+    draw_FD: Float64
     shift_x_DD: Float64
     shift_y_DD: Float64
     stretch_DD: Float64
@@ -56,6 +59,18 @@ def radii(window_px: int, order: int) -> Float64:
     """Where the bumps of an order stand: a wave along the circle takes four pixels or more."""
     every = np.arange(0.0, window_px / 2 - 0.4)
     return every[order <= 0.5 + every * math.pi / 2]
+
+
+def disc(window_px: int) -> Float64:
+    """Weigh pixels by a disc with a soft edge, ``(window_px, window_px)``.
+
+    What is in the corners of a window at one turn is not at another: read with them, a window that is turned
+    is no longer the same window.
+    """
+    x, y = _middle(window_px)
+    beyond = np.clip((np.hypot(x, y) - window_px / 2) / _EDGE_PX + 1, 0, 1)
+    weight: Float64 = np.cos(beyond * math.pi / 2) ** 2
+    return weight.reshape(window_px, window_px)
 
 
 def available(channels: int, window_px: int, max_order: int) -> int:
@@ -94,12 +109,13 @@ class _Profile(NamedTuple):
 def _profiles(windows_NCF: Float64, order: int, window_px: int) -> list[_Profile]:
     """Find the principal radial profiles of an order, all channels together."""
     radii_J = radii(window_px, order)
-    bumps_FJ = _bumps(order, radii_J, *_middle(window_px))
+    root_F = np.sqrt(disc(window_px)).ravel()
+    bumps_FJ = _bumps(order, radii_J, *_middle(window_px)) * root_F[:, None]
     value_J, vector_JJ = np.linalg.eigh((bumps_FJ.conj().T @ bumps_FJ).real)
     kept = value_J > 1e-3 * value_J.max()
     whiten_JJ = vector_JJ[:, kept] / np.sqrt(value_J[kept])
     centred = windows_NCF - windows_NCF.mean(0) if order == 0 else windows_NCF
-    seen = (centred @ (bumps_FJ @ whiten_JJ)).reshape(len(windows_NCF), -1)
+    seen = ((centred * root_F) @ (bumps_FJ @ whiten_JJ)).reshape(len(windows_NCF), -1)
     variance, mixes = np.linalg.eigh((seen.conj().T @ seen).real / len(seen))
     channels = windows_NCF.shape[1]
     return [
@@ -156,19 +172,21 @@ def fit(windows_NCHW: NDArray[np.float32], components: int, max_order: int = 16)
     order_P = np.array([one.order for one in found])
     x, y = _middle(size)
     alive_D = np.concatenate([np.ones(components, bool), order_P > 0])
-    mend_DD = _orthonormalising(_drawn(found, size, x, y), alive_D)
+    disc_F1 = np.tile(disc(size).ravel(), channels)[:, None]
+    mend_DD = _orthonormalising(np.sqrt(disc_F1) * _drawn(found, size, x, y), alive_D)
 
     def at(x: Float64, y: Float64) -> Float64:
         return _drawn(found, size, x, y) @ mend_DD
 
-    basis_FD, h = at(x, y), _STEP_PX
+    draw_FD, h = at(x, y), _STEP_PX
     right, left, below, above = at(x - h, y), at(x + h, y), at(x, y - h), at(x, y + h)
     wider, closer = at(x * (1 - _STRETCH), y * (1 - _STRETCH)), at(x * (1 + _STRETCH), y * (1 + _STRETCH))
-    laplace = (right + left + below + above - 4 * basis_FD) / h**2
+    laplace = (right + left + below + above - 4 * draw_FD) / h**2
     changes = (
         (right - left) / (2 * h),
         (below - above) / (2 * h),
         (wider - closer) / (2 * _STRETCH),
         laplace,
     )
-    return Steerable(order_P, basis_FD, *(change.T @ basis_FD for change in changes))
+    read_FD = disc_F1 * draw_FD
+    return Steerable(order_P, read_FD, draw_FD, *(change.T @ read_FD for change in changes))

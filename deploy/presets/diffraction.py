@@ -217,13 +217,22 @@ PRESET = Preset(
     normalisation="pattern",
     classes=CLASSES,
     symmetry=SYMMETRY,
-    training=TrainingConfig(architecture=RVAEConfig(shift=False)),
-    windows=5000,
+    training=TrainingConfig(
+        architecture=RVAEConfig(
+            latent_dim=3,
+            shift=False,
+            classes=len(CLASSES),
+            mixture=len(CLASSES),
+            label_weight=100.0,
+            class_tie=4.0,
+        )
+    ),
+    windows=8000,
     data=(
         "{count} counted patterns of simulated graphene with vacancies and silicon at 60 kV, 29 to 31 mrad, "
         "defocus 4 nm (0.7 nm sd), 31,000 to 250,000 electrons each, any orientation of sheet and camera; "
-        "the bright disc alone; on the sites of the lattice within 0.003 nm (sd), and 40 % anywhere. No "
-        "label is used but to draw the sites evenly"
+        "the bright disc alone; on the sites of the lattice within 0.003 nm (sd), and 40 % anywhere. The "
+        "kind of site is a label of those on one, drawn evenly"
     ),
     simulate=simulate,
     series=series,

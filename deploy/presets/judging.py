@@ -25,11 +25,14 @@ COVERS = {"cover_68": 0.9945, "cover_95": 1.95996}
 MEANINGS = {
     "ari": "agreement of a mixture fitted to the latents without labels with the true classes; 1 is the same",
     "knn": "how often the true classes of the 15 nearest latents tell the class; 1 is always",
+    "class_accuracy": "how often the most probable class is the true one; 1 is always",
     "invariance": "variance of a place's latents over turns, by that of the classes' means; 0 is best",
     "r_mean": "how well angles follow the truth, |mean exp(i n error)|, mean over the classes; 1 is best",
     "r_min": "the same, of the worst class",
-    "cover_68": "how often the turn between two views is within the sd that is said; 0.68 is best",
+    "cover_68": "how often the angle is within the sd that is said; 0.68 is best",
     "cover_95": "how often it is within 1.96 sds; 0.95 is best",
+    "turn_cover_68": "how often the turn between two views is within the sd of both; 0.68 and above",
+    "turn_cover_95": "how often it is within 1.96 sds; 0.95 and above",
     "ari_haadf": "ari of windows of one detector: in each a kind of column has a group of its own",
     "ari_abf": "the same of the other",
     "knn_haadf": "knn of windows of one detector",
@@ -77,6 +80,8 @@ def judged(preset: Preset, encoder: Encoder, seed: int) -> dict[str, float]:
     part = preset.simulate(preset, JUDGED_WINDOWS, rng)
     seen = encoder.encode(part.windows_NCHW)
     told = class_scores(seen.mean, part.class_N)
+    if encoder.card.classes:
+        told |= accuracy(seen, part.class_N)
     told |= angle_scores(preset, seen, part)
     told |= shift_scores(preset, seen, part)
     told |= novelty_scores(encoder, seen, part, rng)
@@ -84,7 +89,7 @@ def judged(preset: Preset, encoder: Encoder, seed: int) -> dict[str, float]:
         shown = preset.series(preset, rng)
         seen = encoder.encode(shown.windows_NCHW)
         told["invariance"] = invariance(seen.mean, shown)
-        told |= cover_scores(preset, seen, shown)
+        told |= _covers(errors_between_turns(preset.symmetry, seen, shown), "turn_")
     return told | dict(preset.judge(preset, encoder) if preset.judge is not None else {})
 
 
@@ -97,6 +102,12 @@ def class_scores(mean_NZ: NDArray[np.float32], class_N: Int64) -> dict[str, floa
         return {}
     ari = adjusted_rand_index(class_N, mixture_groups(mean_NZ, kinds))
     return {"ari": ari, "knn": nearest_agree(mean_NZ, class_N)}
+
+
+def accuracy(seen: Encoded, class_N: Int64) -> dict[str, float]:
+    """How often the most probable class of windows that have one is theirs."""
+    known = class_N >= 0
+    return {"class_accuracy": float((seen.class_probability.argmax(1) == class_N)[known].mean())}
 
 
 def nearest_agree(mean_NZ: NDArray[np.float32], class_N: Int64) -> float:
@@ -145,15 +156,13 @@ def angle_scores(preset: Preset, seen: Encoded, part: Labelled) -> dict[str, flo
     if not errors:
         return {}
     follow = [one.concentration for one in errors.values()]
-    return {"r_mean": float(np.mean(follow)), "r_min": float(min(follow))}
+    in_sd = np.concatenate([np.abs(one.error_rad) / one.sd_rad for one in errors.values()])
+    return {"r_mean": float(np.mean(follow)), "r_min": float(min(follow))} | _covers(in_sd)
 
 
-def cover_scores(preset: Preset, seen: Encoded, shown: Labelled) -> dict[str, float]:
-    """Say whether the sds of angles are true, from one turn of a place to the next."""
-    in_sd = errors_between_turns(preset.symmetry, seen, shown)
-    if not len(in_sd):
-        return {}
-    return {name: float((in_sd < sds).mean()) for name, sds in COVERS.items()}
+def _covers(in_sd: Float64, of: str = "") -> dict[str, float]:
+    """Say how many errors, in sds, are within the intervals."""
+    return {f"{of}{name}": float((in_sd < sds).mean()) for name, sds in COVERS.items()} if len(in_sd) else {}
 
 
 def errors_between_turns(symmetry: tuple[int, ...], seen: Encoded, shown: Labelled) -> Float64:

@@ -17,6 +17,7 @@ from deploy.presets.stem_windows import (
     gathered,
     turned_series,
 )
+from models.rvae import RVAEConfig
 from models.training import TrainingConfig
 from simulators.known_structures import MOS2_NM
 from simulators.stem import Z_EXPONENT
@@ -145,13 +146,18 @@ PRESET = Preset(
     window_px=24,
     classes=CLASSES,
     symmetry=SYMMETRY,
-    training=TrainingConfig(),
-    windows=6000,
+    training=TrainingConfig(
+        architecture=RVAEConfig(
+            latent_dim=3, classes=len(CLASSES), mixture=len(CLASSES), label_weight=300.0, class_tie=4.0
+        ),
+        epochs=16,
+    ),
+    windows=9000,
     data=(
         "{count} windows of simulated molybdenum disulphide, one layer in HAADF, with single and paired "
         "sulphur vacancies, tungsten and selenium; 50 to 500 counts on a molybdenum, probe sigma 0.04 to "
-        "0.06 nm, pixels of 0.012 to 0.024 nm; cut 0.01 nm (sd) off the columns. No label is used but to "
-        "draw the kinds of columns evenly"
+        "0.06 nm, pixels of 0.012 to 0.024 nm; cut 0.01 nm (sd) off the columns. The kind of column is a "
+        "label of each, drawn evenly; of columns with other surroundings it is not known"
     ),
     simulate=simulate,
     series=series,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -227,12 +228,21 @@ DATA = (
     "{count} windows of simulated ferroelectric and ferrielectric films, on their walls and anywhere; tip "
     "resolution 8 to 18 nm, noise 0.6 to 5 pm of some 50, contact offsets of 1.2 pm (sd), lock-in phase up "
     "to 1.2 rad off, pixels of 3.1 to 4.7 nm. Channels are the response along the frame's axis of phases and "
-    "the amplitude. No label is used but to draw the classes evenly"
+    "the amplitude. What a window shows is its label, where it is clear; drawn evenly"
 )
 
 
-def _preset(name: str, shows: str, window_nm: float, window_px: int, kinds: slice) -> Preset:
+def _preset(
+    name: str,
+    shows: str,
+    window_nm: float,
+    window_px: int,
+    kinds: slice,
+    architecture: RVAEConfig,
+    windows: int,
+) -> Preset:
     classes = tuple(KINDS)[kinds]
+    named = msgspec.structs.replace(architecture, classes=len(classes), label_weight=100.0, class_tie=4.0)
     return Preset(
         name=name,
         shows=shows,
@@ -242,8 +252,8 @@ def _preset(name: str, shows: str, window_nm: float, window_px: int, kinds: slic
         normalisation="response",
         classes=classes,
         symmetry=tuple(KINDS[kind] for kind in classes),
-        training=TrainingConfig(architecture=RVAEConfig()),
-        windows=5000,
+        training=TrainingConfig(architecture=named, epochs=16),
+        windows=windows,
         data=DATA,
         simulate=simulate,
         series=series,
@@ -256,6 +266,8 @@ WALLS = _preset(
     window_nm=100.0,
     window_px=24,
     kinds=slice(UP, STRIP),
+    architecture=RVAEConfig(latent_dim=3, mixture=5),
+    windows=8000,
 )
 PATHWAYS = _preset(
     "pfm-pathways",
@@ -263,4 +275,6 @@ PATHWAYS = _preset(
     window_nm=240.0,
     window_px=32,
     kinds=slice(WALL, ISLAND),
+    architecture=RVAEConfig(latent_dim=4, mixture=10, filters=64, pooled=96, hidden=128),
+    windows=13000,
 )

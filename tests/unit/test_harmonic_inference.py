@@ -46,8 +46,7 @@ def model(window_px: int = 16, channels: int = 1, **config: Any) -> RVAE:
         made.louder.weight.normal_(0, 0.05, generator=random)
         made.draw.weight.mul_(3)
         made.log_noise_P.normal_(-1.0, 0.2, generator=random)
-        made.angle_temperature.fill_(1.3)
-        made.shift_temperature.fill_(1.2)
+        made.correction_EH.normal_(0, 0.1, generator=random)
     return made.eval()
 
 
@@ -98,7 +97,7 @@ def test_the_live_path_says_what_the_model_says(shape: str) -> None:
 def test_a_component_without_mirror_symmetry_is_read_as_well() -> None:
     made = model()
     random = torch.Generator().manual_seed(8)
-    made.basis_FD += 0.05 * torch.randn(made.basis_FD.shape, generator=random) * made.alive_D
+    made.read_FD += 0.05 * torch.randn(made.read_FD.shape, generator=random) * made.alive_D
     windows = spots(40, made.window_px, seed=9)
     told, expected = live(made).encode(windows), made.posterior(torch.from_numpy(windows))
     np.testing.assert_allclose(told.mean_NZ, expected.mean_NZ, atol=2e-5)

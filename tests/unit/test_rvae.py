@@ -113,7 +113,7 @@ def test_a_pose_that_was_put_in_comes_out() -> None:
     expected = torch.stack(
         [cos * shift_px[:, 0] - sin * shift_px[:, 1], sin * shift_px[:, 0] + cos * shift_px[:, 1]], 1
     )
-    assert (shift_N2 * (SIZE / 2) - expected).abs().max() < 0.12
+    assert (shift_N2 * (SIZE / 2) - expected).abs().max() < 0.15
 
 
 def test_the_sd_of_the_angle_is_that_among_the_turns_that_look_different() -> None:
@@ -169,7 +169,7 @@ def test_shifting_coefficients_moves_the_content_along_x_then_y(x_px: float, y_p
     with torch.no_grad():
         still, expected = rvae.read(spot(0.5, -1.0)), rvae.read(spot(0.5 + x_px, -1.0 + y_px))
         moved = rvae.shifted(still, torch.tensor([[x_px, y_px]]))
-    assert (moved - expected).norm() < 0.2 * (still - expected).norm()
+    assert (moved - expected).norm() < 0.25 * (still - expected).norm()
 
 
 def test_nuisances_are_named_and_a_background_stands_for_each_channel() -> None:
@@ -198,6 +198,8 @@ def test_a_brighter_window_has_a_gain_and_a_lifted_one_a_background() -> None:
         ({"latent_dim": 0}, "architecture.latent_dim is 0; it takes 1 to 64"),
         ({"turns": 4}, "architecture.turns is 4; it takes 8 to 1024"),
         ({"gain_prior": math.nan}, "architecture.gain_prior is nan"),
+        ({"classes": 9, "mixture": 8, "class_tie": 4.0}, "architecture.mixture is 8; with class_tie"),
+        ({"class_tie": -1.0}, "architecture.class_tie is -1.0; it takes 0 to 20"),
         ({"nuisances": ("tilt",)}, r"architecture.nuisances is \('tilt',\); it takes each of"),
         ({"nuisances": ("gain", "gain")}, "once"),
     ],
@@ -268,6 +270,18 @@ def test_one_cloud_is_one_component() -> None:
     assert len(fewest(start, points[:800], points[800:]).weight_M) == 1
 
 
+def test_components_of_known_classes_are_fitted_to_their_own_points() -> None:
+    random = torch.Generator().manual_seed(5)
+    # The first class is two clouds; the second lies between them, where no one could guess its points.
+    middle = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 0.0]])
+    which = torch.arange(900) % 3
+    points = middle[which] + 0.3 * torch.randn(900, 2, generator=random)
+    fitted = Mixture.of_classes(points, torch.where(which == 2, 1, 0), 2, 4)
+    np.testing.assert_allclose(np.sort(fitted.mean_MZ[[0, 2], 0]), [-2.0, 2.0], atol=0.1)
+    np.testing.assert_allclose(fitted.mean_MZ[[1, 3], 0], 0.0, atol=0.4)
+    np.testing.assert_allclose(fitted.weight_M[[1, 3]].sum(), 1 / 3, atol=0.01)
+
+
 def drawn(count: int, seed: int, dose: float = 400.0) -> labelled_windows.Windows:
     return labelled_windows.windows(count, seed, dose=dose)
 
@@ -280,7 +294,7 @@ def test_a_few_labels_name_the_classes_of_the_rest() -> None:
     config = TrainingConfig(architecture=architecture, epochs=8, batch=20, restarts=1)
     rvae, _ = train(part.windows_NCHW, config, label_N=np.where(known, part.kind_N, -1))
     told = rvae.posterior(torch.from_numpy(test.windows_NCHW))
-    assert (told.class_probability_NK.argmax(1).numpy() == test.kind_N).mean() > 0.95
+    assert (told.class_probability_NK.argmax(1).numpy() == test.kind_N).mean() > 0.93
     # Fifty labels do more than name groups: without them the latents tell 0.95 of the kinds apart here.
     scores = labelled_windows.scored(told.mean_NZ.numpy(), told.angle_N.numpy(), test)
     assert scores["knn"] > 0.97
@@ -323,13 +337,47 @@ def test_after_calibration_intervals_of_the_angle_cover_what_they_say() -> None:
         error[chosen] = np.abs(np.angle(away / away.mean())) / fold
     in_sds = error / told.angle_sd_N.numpy()
     assert 0.6 < (in_sds < 1).mean() < 0.77
-    assert (in_sds < 1.96).mean() > 0.86  # one factor for all kinds: some have wider errors than others
+    assert (in_sds < 1.96).mean() > 0.9
 
 
-def test_calibration_without_known_poses_leaves_the_sds_as_they_are() -> None:
+def test_calibration_without_known_poses_leaves_the_pose_as_it_is() -> None:
     rvae = model()
-    rvae.angle_temperature.fill_(3.0)
+    rvae.correction_EH.fill_(3.0)
     none = np.full(60, np.nan)
     calibrate_pose(rvae, spots(60, 1).numpy(), np.zeros(60, np.int64), (1,), none, np.stack([none, none], 1))
-    assert float(rvae.angle_temperature) == 1.0
-    assert float(rvae.shift_temperature) == 1.0
+    assert not rvae.correction_EH.any()
+
+
+def test_calibration_finds_where_contents_are_drawn_and_which_way_they_look() -> None:
+    rvae, windows = model(), spots(600, 1)
+    said = rvae.posterior(windows)
+    angle, shift = said.angle_N.double().numpy(), said.shift_N2.double().numpy()
+    half_px, away_px = rvae.window_px / 2, np.array([0.4, -0.1])
+    # The truth of a model that draws its contents beside the middle, each turned by something else.
+    cos, sin = np.cos(angle), np.sin(angle)
+    away = np.stack([away_px[0] * cos - away_px[1] * sin, away_px[0] * sin + away_px[1] * cos], 1)
+    with torch.no_grad():
+        askew = 0.8 * rvae.hidden_of(said.mean_NZ)[:, 3].double().numpy()
+    true_angle, true_shift = angle + askew, shift + away / half_px
+    calibrate_pose(rvae, windows.numpy(), np.zeros(600, np.int64), (1,), true_angle, true_shift)
+    told = rvae.posterior(windows)
+    np.testing.assert_allclose(told.shift_N2, true_shift, atol=0.03 / half_px)
+    turn = np.angle(np.exp(1j * (told.angle_N.numpy() - true_angle)))
+    assert turn.std() < 0.3 * askew.std()
+    assert float((told.shift_sd_N2 / said.shift_sd_N2).max()) < 0.5  # what was wrong is known, and gone
+
+
+def test_what_is_decoded_in_its_own_pose_does_not_change_with_the_calibration() -> None:
+    rvae, windows = model(), spots(40, 1)
+    before = rvae.posterior(windows)
+    with torch.no_grad():
+        drawn = rvae.decode(before.mean_NZ, before.angle_N, before.shift_N2)
+        upright = rvae.decode(before.mean_NZ)
+        rvae.correction_EH[:3, -1] = torch.tensor([0.5, -0.3, 0.4])
+        after = rvae.posterior(windows)
+        again = rvae.decode(after.mean_NZ, after.angle_N, after.shift_N2)
+        middled = rvae.decode(before.mean_NZ)  # now drawn in the middle, as that is said to be
+    turned = torch.remainder(after.angle_N - before.angle_N, 2 * math.pi)
+    torch.testing.assert_close(turned, torch.full((40,), 0.4), rtol=0, atol=1e-5)
+    assert float((again - drawn).std()) < 0.02 * float(drawn.std())
+    assert float((middled - upright).std()) > 0.1 * float(upright.std())

@@ -51,7 +51,7 @@ def fitted() -> Steerable:
 
 
 def coefficients(fitted: Steerable, picture: Float64) -> Float64:
-    return picture.ravel() @ fitted.basis_FD
+    return picture.ravel() @ fitted.read_FD
 
 
 def off(found: Float64, expected: Float64) -> float:
@@ -59,7 +59,7 @@ def off(found: Float64, expected: Float64) -> float:
 
 
 def test_components_are_orthonormal_and_those_of_order_0_are_real(fitted: Steerable) -> None:
-    gram = fitted.basis_FD.T @ fitted.basis_FD
+    gram = fitted.draw_FD.T @ fitted.read_FD
     alive = np.concatenate([np.ones(60), fitted.order_P > 0])
     np.testing.assert_allclose(gram, np.diag(alive), atol=1e-10)
     assert (np.diff(fitted.order_P) >= 0).all()
@@ -67,7 +67,7 @@ def test_components_are_orthonormal_and_those_of_order_0_are_real(fitted: Steera
 
 def test_few_components_draw_the_windows(fitted: Steerable) -> None:
     shown = windows(20)[:, 0].reshape(20, -1)
-    drawn = shown @ fitted.basis_FD @ fitted.basis_FD.T
+    drawn = shown @ fitted.read_FD @ fitted.draw_FD.T
     assert off(drawn, shown) < 0.05
 
 
@@ -88,6 +88,33 @@ def test_any_turn_is_nearly_a_phase(fitted: Steerable, turn_deg: float) -> None:
     turned = (real + 1j * imaginary) * np.exp(1j * fitted.order_P * angle)
     expected = coefficients(fitted, spots(seed=4, turn_rad=angle))
     assert off(np.concatenate([turned.real, turned.imag]), expected) < 0.02
+
+
+@pytest.mark.parametrize("size", [23, 24])
+def test_what_is_in_the_corners_is_not_read(size: int) -> None:
+    fitted = steerable.fit(windows(size=size), 60)
+    picture, is_corner = spots(seed=5, size=size), steerable.disc(size) < 1e-12
+    corners = np.where(is_corner, 7.0, picture)
+    assert is_corner.mean() > 0.15
+    np.testing.assert_allclose(coefficients(fitted, corners), coefficients(fitted, picture), atol=1e-12)
+
+
+@pytest.mark.parametrize("turn_deg", [20.0, 45.0])
+def test_a_turn_is_a_phase_too_where_the_picture_goes_on_beyond_the_window(turn_deg: float) -> None:
+    angle = math.radians(turn_deg)
+
+    def stripes(turn_rad: float) -> Float64:
+        x, y = np.meshgrid(*[np.arange(SIZE) - (SIZE - 1) / 2] * 2)
+        drawn: Float64 = np.cos(2 * math.pi / 9 * (x * math.cos(turn_rad) + y * math.sin(turn_rad)) + 0.4)
+        return drawn
+
+    turns = np.random.default_rng(3).uniform(0, 2 * math.pi, 300)
+    shown = np.array([stripes(turn) for turn in turns], dtype=np.float32)[:, None]
+    fitted = steerable.fit(shown, 40)
+    real, imaginary = np.split(coefficients(fitted, stripes(0.3)), 2)
+    turned = (real + 1j * imaginary) * np.exp(1j * fitted.order_P * angle)
+    expected = coefficients(fitted, stripes(0.3 + angle))
+    assert off(np.concatenate([turned.real, turned.imag]), expected) < 0.025
 
 
 CHANGES: dict[str, tuple[Callable[[Steerable], Float64], Callable[[float], Float64], float]] = {
@@ -115,9 +142,9 @@ def test_two_channels_share_components() -> None:
     both = np.concatenate([one, -0.5 * one], 1)
     fitted = steerable.fit(both, 60)
     shown = both.reshape(200, -1)
-    assert fitted.basis_FD.shape == (2 * SIZE**2, 120)
+    assert fitted.read_FD.shape == (2 * SIZE**2, 120)
     # What the second shows is known from the first, so 60 components draw two channels as well as one.
-    assert off(shown @ fitted.basis_FD @ fitted.basis_FD.T, shown) < 0.05
+    assert off(shown @ fitted.read_FD @ fitted.draw_FD.T, shown) < 0.05
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 9), (2, 16), (1, 33), (3, 12)])
@@ -126,7 +153,7 @@ def test_as_many_components_as_are_said_to_be_available_can_be_fitted(channels: 
     noise = np.random.default_rng(2).normal(size=(100, channels, size, size)).astype(np.float32)
     fitted = steerable.fit(noise, count)
     alive = np.concatenate([np.ones(count), fitted.order_P > 0])
-    np.testing.assert_allclose(fitted.basis_FD.T @ fitted.basis_FD, np.diag(alive), atol=1e-6)
+    np.testing.assert_allclose(fitted.draw_FD.T @ fitted.read_FD, np.diag(alive), atol=1e-6)
 
 
 def test_more_components_than_there_are_are_refused() -> None:

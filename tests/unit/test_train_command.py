@@ -16,6 +16,7 @@ from deploy.train import Asked, app, job_of
 from deploy.train_rvae import Interrupted, begun, card_of, gather, kept_state, part_file, run_epochs
 from models.checkpoint import CheckpointError, load, save
 from models.encoder import Encoder
+from models.rvae import RVAEConfig
 from models.training import Epoch
 
 QUICK = ["--preset", "mos2", "--windows", "200", "--epochs", "2", "--seed", "2"]
@@ -53,9 +54,17 @@ def test_the_card_says_how_the_weights_are_made_again_and_what_they_are_for(made
     assert card.data.startswith("200 windows of simulated molybdenum disulphide")
     assert "+" in card.simulator
     assert card.architecture["shift_prior"] > 0
-    assert {"ari", "knn", "invariance", "r_mean", "cover_68", "novel_share", "held_out_nats"} <= set(
-        card.scores
-    )
+    assert card.classes == preset.classes
+    assert {
+        "ari",
+        "knn",
+        "class_accuracy",
+        "invariance",
+        "r_mean",
+        "cover_68",
+        "novel_share",
+        "held_out_nats",
+    } <= set(card.scores)
     assert all(np.isfinite(score) for score in card.scores.values())
 
 
@@ -141,9 +150,16 @@ def test_weights_are_tuned_to_a_recording_of_ones_own(made: Path, tmp_path: Path
     assert (card.name, card.simulator) == ("sheet", "")
     assert "2 recorded frames" in card.data
     assert f"--start {made}" in card.made_by
-    assert tensors["basis_FD"].equal(before["basis_FD"])
+    assert tensors["read_FD"].equal(before["read_FD"])
     assert not tensors["draw.weight"].equal(before["draw.weight"])
     assert output.with_suffix(".html").exists()
+
+
+def test_of_a_recording_no_labels_are_known(tmp_path: Path) -> None:
+    job = job_of(Asked("mos2", recording=recording(tmp_path), pixel_size_nm=0.018, windows=200))
+    assert isinstance(job.training.architecture, RVAEConfig)
+    assert (job.training.architecture.classes, job.training.architecture.mixture) == (0, 12)
+    assert gather(job).class_N is None
 
 
 def test_a_recording_without_columns_is_refused_with_the_reason(tmp_path: Path) -> None:
