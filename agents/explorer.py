@@ -139,6 +139,19 @@ class Explorer(SiteAgent):
         """Number of the last fit of the surrogate; 0 before the first."""
         return self._revision
 
+    @property
+    def surrogate(self) -> Surrogate:
+        """What it has learnt, for whoever wants to look at it.
+
+        Raises
+        ------
+        LookupError
+            Before the first frame with atoms.
+        """
+        if self._surrogate is None:
+            raise LookupError("the explorer has seen no atom yet; tell it a frame first")
+        return self._surrogate
+
     def tell(self, message: Latents | StrainMap | Outcome) -> Score | None:
         """Take in a frame's candidates or an outcome, and leave a map of the strain; see ``Agent``."""
         score = super().tell(message)

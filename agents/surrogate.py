@@ -168,6 +168,8 @@ class Surrogate:
     ----------
     known
         What it was told.
+    offered
+        Features of the places on offer, shape ``(m, d)``.
     hyperparameters, unit
         As fitted last; the unit of the objective is that of the observations of the fit.
     revision
@@ -184,7 +186,7 @@ class Surrogate:
         self.unit = Unit()
         self.revision = 0
         self.begun_with = 0
-        self._offered = np.zeros((0, self.width))
+        self.offered = np.zeros((0, self.width))
         self._expected = np.zeros((0, self.width))
         self._model: _Model | None = None
 
@@ -213,7 +215,7 @@ class Surrogate:
 
     def offer(self, x: Float64) -> None:
         """Take these places, features ``(m, d)``, in the place of those that were on offer: ``O(n² m)``."""
-        self._offered = x
+        self.offered = x
         self._begin_anew()
 
     def expect(self, x: Float64) -> None:
@@ -297,7 +299,7 @@ class Surrogate:
             count = self.begun_with if self.revision else len(self.known)
             begun = self.known.first(count)
             covariance = Covariance(self.parts, self.hyperparameters)
-            self._model = _Model(covariance, begun.x, *self.unit.standardised(begun), self._offered)
+            self._model = _Model(covariance, begun.x, *self.unit.standardised(begun), self.offered)
             for index in range(count, len(self.known)):
                 self._model.tell(*self._last(index))
             self._model.expect(self._expected)

@@ -11,6 +11,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FIGURES = {
+    "ask": ("p95_ms_4096_n20", "worst_during_refit_ratio", "speedup_vs_botorch", "acquisition_gap"),
     "distortion": (
         "residual_px",
         "residual_px_no_jitter",

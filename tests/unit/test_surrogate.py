@@ -51,28 +51,9 @@ def of_botorch(surrogate: Surrogate, x: Float64) -> tuple[Float64, Float64]:
     """Forecast mean and sd of BoTorch's SingleTaskGP with the same covariance and noise."""
     quiet_botorch.load()
     import torch
-    from botorch.models import SingleTaskGP
-    from gpytorch.kernels import MaternKernel, ScaleKernel
 
-    h = surrogate.hyperparameters
-    kernels = []
-    for part, variance, lengths in zip(PARTS, h.variance, h.lengths, strict=True):
-        dims = tuple(range(*part.columns))
-        ard = part.lengths if part.lengths > 1 else None
-        kernel = ScaleKernel(MaternKernel(nu=2.5, ard_num_dims=ard, active_dims=dims)).double()
-        kernel.outputscale, kernel.base_kernel.lengthscale = float(variance), torch.from_numpy(lengths)
-        kernels.append(kernel)
-    value, noise = surrogate.unit.standardised(surrogate.known)
-    model = SingleTaskGP(
-        torch.from_numpy(surrogate.known.x),
-        torch.from_numpy(value)[:, None],
-        torch.from_numpy(noise + h.noise)[:, None],
-        covar_module=kernels[0] + kernels[1],
-        outcome_transform=None,
-    )
-    model.mean_module.initialize(constant=h.mean)
     with torch.no_grad():
-        found = model.double().posterior(torch.from_numpy(x)[:, None, :])
+        found = quiet_botorch.same_model(surrogate).posterior(torch.from_numpy(x)[:, None, :])
     mean, sd = found.mean.numpy().ravel(), found.variance.numpy().ravel() ** 0.5
     return surrogate.unit.offset + surrogate.unit.size * mean, surrogate.unit.size * sd
 
