@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from models import spot_pixels
 from models.blur import blurred
+from models.close_pairs import close_pairs
 from models.side_by_side import Result, side_by_side
 from models.spot_pixels import REACH, Profiles
 from models.spot_system import basins, in_bands, marginal, neighbours, solved
@@ -54,6 +55,7 @@ _AROUND = 2.0  # widths of the bell against which a missed column has to stand o
 _BINNED_PX = 0.9  # least width of a bell in pixels for it
 _MISSED_SD = 4.0  # from which on it is said
 _MISSED_APART = 1.5  # widths from any other: nearer, it is the shape of that one
+_WHOLE = 3.0  # widths from the edge: nearer, a column is not seen whole
 _SAMPLED = 20_000  # pixels are enough to say a median
 
 
@@ -102,6 +104,10 @@ class JointFit:
     missed_amplitude, missed_significance
         Its height, and that in standard deviations of the noise or of what is left anywhere, whichever
         are larger, of shape ``(m,)``.
+    double
+        Columns that look like two, shape ``(k,)``.
+    double_px
+        Where the two would be, the higher one first, shape ``(k, 2, 2)``.
     """
 
     positions_px: Float64
@@ -115,6 +121,8 @@ class JointFit:
     missed_px: Float64
     missed_amplitude: Float64
     missed_significance: Float64
+    double: Int64
+    double_px: Float64
 
 
 def fit_jointly(
@@ -505,9 +513,12 @@ class _Fit:
         level = float(self.weight.sum(dtype=np.float64)) / self.image.size * block + 1e-30
         info -= with_level[:, :, None] * with_level[:, None, :] / level
         covariance, chi2 = np.empty_like(info), np.empty(len(info))
+        seen, shape = self.profiles, np.empty((len(info), 3))
 
         def columns(begin: int, end: int) -> None:
             marginal(info, between, self.first, self.other, covariance, begin, end)
+            profiles = self.spots, seen.first, seen.bell, seen.away
+            spot_pixels.tell_shape(self.weight, self.score, *profiles, shape, begin, end)
             spot_pixels.misfit(
                 self.weight, self.score, self.image.shape[1], self.spots, self.sigma, chi2, begin, end
             )
@@ -521,6 +532,7 @@ class _Fit:
         covariance *= misfit[:, None, None]
         good = ~self.is_held[own] & (chi2 < _WORST_CHI2 * usual)
         missed_px, missed_amplitude, missed_significance = missed
+        double, double_px = self._double(own, shape)
         return JointFit(
             positions_px=np.where(good[:, None], spots[:, :2], self.candidates[own]),
             covariance_px2=covariance[:, :2, :2] * np.outer(self.sigma, self.sigma),
@@ -533,7 +545,18 @@ class _Fit:
             missed_px=missed_px,
             missed_amplitude=missed_amplitude,
             missed_significance=missed_significance,
+            double=double,
+            double_px=double_px,
         )
+
+    def _double(self, own: Int64, shape: Float64) -> tuple[Int64, Float64]:
+        """Look for columns that are two among those seen whole; see ``JointFit``."""
+        row, col = self.spots[own, 0], self.spots[own, 1]
+        (down, along), (rows, cols) = _WHOLE * self.sigma, self.image.shape
+        whole = np.flatnonzero((row > down) & (row < rows - down) & (col > along) & (col < cols - along))
+        planes, of = (self.weight[:, :cols], self.score[:, :cols]), own[whole]
+        which, places = close_pairs(*planes, self.spots[of], self.sigma, shape[of])
+        return whole[which], places
 
     def _missed(self) -> tuple[Float64, Float64, Float64]:
         """Look in what is left of the image for what is as wide as a column; see ``JointFit``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from models.close_pairs import LEAST_APART
 from models.column_fit import JointFit, fit_jointly, likeliest_sigma
 from models.laplacian_finder import FilteredFrame, FrameView, Spectrum
 from models.spot_system import in_bands, neighbours
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from models.atom_finder import AtomFinder
 
 Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 Polarity = Literal["auto", "bright", "dark"]
 Method = Literal["auto", "network", "laplacian"]
@@ -33,6 +35,7 @@ _MIDDLE_PX = 72  # so far from the middle of the frame, in pixels of the first s
 _MIRRORED = 12.0  # pixels of the network, beyond the edges of that middle
 _LEAST_PX = 48  # of the network: a smaller frame shows too little around a column
 _MISSED_SD, _MISSED_APART = 6.0, 0.7  # of what is left by a fit; of the usual distance of neighbours
+_HALF_SD = 4.0  # of its height, from which on a half of a pair is one
 _SAMPLED = 300  # columns are enough to say how far neighbours are
 _SUREST = 0.999  # what is surer counts no more
 _TELLING = 20.0  # of evidence, as of a dozen columns: from less than that no scale can be chosen
@@ -58,7 +61,8 @@ class FindConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     polarity
         ``bright`` or ``dark`` columns; ``auto`` takes dark for channels named BF or ABF, alone or as a word.
     min_distance_nm
-        Of two maxima closer than this, the higher is kept.
+        Of two maxima closer than this, the higher is kept. One that shows by its shape that it is two columns
+        is two all the same.
     threshold_sigma
         Height of the filtered maximum, in standard deviations of its noise, that is believed
         with probability one half.
@@ -163,12 +167,7 @@ class FindAtoms:
         if not len(seen.confidence):
             raise Rejected("no atoms")
 
-        fit = self._fitted(image, seen, view)
-        if len(fit.missed_px):
-            missed = self._missed(seen, fit, view)
-            if len(missed.confidence):
-                seen = _joined(seen, missed)
-                fit = self._fitted(image, seen, view)
+        seen, fit = self._all_fitted(image, seen, view)
         confidence = seen.confidence
         if not isinstance(view, FilteredFrame):
             # Context makes a network sure of columns that no pixel shows: a fit has to see them as well.
@@ -236,7 +235,38 @@ class FindAtoms:
             threads=self._threads,
         )
 
-    def _missed(self, seen: _Candidates, fit: JointFit, view: FrameView) -> _Candidates:
+    def _all_fitted(self, image: Float32, seen: _Candidates, view: FrameView) -> tuple[_Candidates, JointFit]:
+        """Fit what was seen, and again with what that leaves: columns that were missed, or fitted as one."""
+        fit = self._fitted(image, seen, view)
+        double, double_px = fit.double, fit.double_px
+        while True:
+            missed = self._missed(seen, fit, double_px, view)
+            if not (len(missed.confidence) or len(double)):
+                return seen, fit
+            whole = _joined(self._split(seen, double, double_px, view), missed)
+            again = self._fitted(image, whole, view)
+            two = _are_two(again, double, len(seen.confidence) + np.arange(len(double)))
+            if two.all():
+                return whole, again
+            double, double_px = double[two], double_px[two]
+
+    @staticmethod
+    def _split(seen: _Candidates, double: Int64, double_px: Float64, view: FrameView) -> _Candidates:
+        """Put two in the place of some columns: the higher one where it was, the other one at the end."""
+        if not len(double):
+            return seen
+        places, amplitude = seen.positions_px.copy(), seen.amplitude.copy()
+        places[double], amplitude[double] = double_px[:, 0], view.heights(double_px[:, 0])[0]
+        others = replace(
+            seen,
+            positions_px=double_px[:, 1],
+            confidence=seen.confidence[double],
+            amplitude=view.heights(double_px[:, 1])[0],
+            covariance_px2=seen.covariance_px2[double],
+        )
+        return _joined(replace(seen, positions_px=places, amplitude=amplitude), others)
+
+    def _missed(self, seen: _Candidates, fit: JointFit, double_px: Float64, view: FrameView) -> _Candidates:
         """Columns that no finder saw but that the fit leaves in the image: high, and as far as others are.
 
         What is left beside a column that is not quite a Gaussian is nearer than columns are.
@@ -250,7 +280,8 @@ class FindAtoms:
             tree = cKDTree(fit.positions_px * scale)
             some = tree.data[:: max(1, tree.n // _SAMPLED)]
             least = _MISSED_APART * float(np.median(tree.query(some, k=2)[0][:, 1]))
-            far = tree.query(places * scale)[0] >= least
+            columns = np.concatenate([fit.positions_px, double_px.reshape(-1, 2)])
+            far = cKDTree(columns * scale).query(places * scale)[0] >= least
             far &= _not_beside_higher(places * scale, fit.missed_amplitude[keep], least)
             places, keep[keep] = places[far], far
         variance = (np.array(fit.sigma_px) / np.maximum(fit.missed_significance[keep, None], 1)) ** 2
@@ -366,6 +397,21 @@ def _not_beside_higher(positions_nm: Float64, height: NDArray[np.floating], min_
         is_lower = (height[one] < height[other]) | ((height[one] == height[other]) & (one > other))
         keep[one[is_lower]] = False
     return keep
+
+
+def _are_two(fit: JointFit, one: Int64, other: Int64) -> Bool:
+    """Mark the pairs of which both are seen, each of them far enough from the other and from all columns.
+
+    A fainter one has to be farther off: beside a bright column it may be the trace of a jump.
+    """
+    pairs = np.stack([one, other])
+    places, height = fit.positions_px / np.array(fit.sigma_px), fit.amplitude[pairs]
+    apart = cKDTree(places).query(places[pairs], k=2)[0][..., 1]
+    # Two as high as each other at this distance would be spread as widely.
+    apart *= np.sqrt(height.prod(axis=0)) / height.mean(axis=0)
+    is_seen = fit.good[pairs] & (height > _HALF_SD * fit.amplitude_sd[pairs])
+    two: Bool = np.all((apart >= LEAST_APART) & is_seen, axis=0)
+    return two
 
 
 def _logistic(x: NDArray[np.floating]) -> Float64:
