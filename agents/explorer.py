@@ -154,8 +154,9 @@ class Explorer(SiteAgent):
 
     def tell(self, message: Latents | StrainMap | Outcome) -> Score | None:
         """Take in a frame's candidates or an outcome, and leave a map of the strain; see ``Agent``."""
+        before = self._candidates
         score = super().tell(message)
-        if isinstance(message, Latents):
+        if self._candidates is not before:
             self._keep_scale()
         elif score is not None:
             self._learn_from_last()

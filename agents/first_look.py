@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.candidates import Float64
+from agents.kernels import square_distance
 
 MAX_COMPARED = 1024
 
@@ -62,5 +63,4 @@ def _thinned(x: Float64) -> Float64:
 
 
 def _distance(x: Float64, other: Float64) -> Float64:
-    square: Float64 = (x * x).sum(axis=1)[:, None] + (other * other).sum(axis=1)[None, :] - 2.0 * x @ other.T
-    return np.sqrt(np.maximum(square, 0.0))
+    return np.sqrt(square_distance(x, other))

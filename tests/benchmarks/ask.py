@@ -36,6 +36,7 @@ from agents.config import AgentConfig
 from agents.explorer import Explorer
 from streamer.messages import Latents, Outcome, Registration, ScanGeometry, Suggestion
 from tests import quiet_botorch
+from tests.edge_spectra import outcome_of
 from tests.quiet_botorch import same_model
 
 Figures = dict[str, Any]
@@ -98,23 +99,13 @@ class Field:
 
     def outcome(self, suggestion: Suggestion) -> Outcome:
         """The spectrum of the atom aimed at."""
-        energy_ev = np.arange(256.0)
-        edge = np.where(energy_ev >= 99, 200 * np.exp(-(energy_ev - 99) / 60), 0.0)
-        expected = 2e7 * np.maximum(energy_ev, 5) ** -2.5 + self._edge[suggestion.track] * edge
-        return Outcome(
-            session="s",
-            id=suggestion.id,
-            status="ok",
-            scan_position_nm=suggestion.position_nm,
-            position_nm=suggestion.position_nm,
-            spectrum=self._rng.poisson(expected).astype(np.float32),
-        )
+        return outcome_of(suggestion, float(self._edge[suggestion.track]), self._rng)
 
 
 class Session:
     """An agent on one frame, with some measurements made and their fits adopted."""
 
-    def __init__(self, side: int, measured: int, pending: int = 2) -> None:
+    def __init__(self, side: int, measurements: int, pending: int = 2) -> None:
         self._field = Field(side)
         self.agent = Explorer(
             AgentConfig(max_per_frame=0, max_pending=pending, min_distance_nm=1e-3, max_miss_nm=1.0),
@@ -123,7 +114,7 @@ class Session:
         self.agent.tell(self._field.frame())
         self.open = [self._asked() for _ in range(pending)]
         self.measured: list[int] = []
-        while len(self.measured) < measured:
+        while len(self.measured) < measurements:
             self.step()
             self.agent.refit()
 

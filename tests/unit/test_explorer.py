@@ -13,6 +13,7 @@ from agents.objective import ObjectiveConfig
 from agents.random import Random
 from agents.site_agent import SiteAgent
 from streamer.messages import Latents, Outcome, Registration, ScanGeometry, Suggestion
+from tests.edge_spectra import outcome_of
 
 FIELD_NM = 6.3
 SIDE = 39  # 39² = 1521 atoms
@@ -71,17 +72,7 @@ class World:
 
     def outcome(self, suggestion: Suggestion) -> Outcome:
         """Take the spectrum of the atom aimed at."""
-        energy_ev = np.arange(256.0)
-        edge = np.where(energy_ev >= 99, 200 * np.exp(-(energy_ev - 99) / 60), 0.0)
-        expected = 2e7 * np.maximum(energy_ev, 5) ** -2.5 + self.silicon[suggestion.track] * edge
-        return Outcome(
-            session="s",
-            id=suggestion.id,
-            status="ok",
-            scan_position_nm=suggestion.position_nm,
-            position_nm=suggestion.position_nm,
-            spectrum=self.rng.poisson(expected).astype(np.float32),
-        )
+        return outcome_of(suggestion, float(self.silicon[suggestion.track]), self.rng)
 
 
 def unlimited(**config: Any) -> AgentConfig:
@@ -347,3 +338,13 @@ def test_what_is_under_way_makes_no_fit_due():
         open_ones.append(agent.ask())
         known += 1
     assert known == agent.config.initial_points + ADOPTED_AFTER
+
+
+def test_what_is_seen_beside_the_candidates_begins_nothing_anew():
+    agent, world = Explorer(unlimited()), World(0)
+    explore(agent, world, 24)
+    agent.tell(world.frame(8))
+    begun_with = agent.surrogate.begun_with
+    agent.tell(world.outcome(agent.ask()))
+    agent.tell(world.frame(8, encoder="beside"))
+    assert (agent.surrogate.begun_with, len(agent.surrogate.known)) == (begun_with, begun_with + 1)
