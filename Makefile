@@ -36,7 +36,7 @@ bench: venv
 
 # All that is shipped, made again from the simulators; an hour on two cores. FINDER= leaves the finder out.
 PRESETS := graphene-si perovskite mos2 pfm-walls pfm-pathways diffraction afm-rods
-FINDER ?= $(BIN)/probeloop train finder --output models/weights/finder.safetensors
+FINDER ?= $(BIN)/probeloop train finder --seed 10 --images 36000 --output models/weights/finder.safetensors
 weights: venv
 	for preset in $(PRESETS); do \
 		$(BIN)/probeloop train rvae --preset $$preset --no-report \

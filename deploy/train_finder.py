@@ -42,7 +42,7 @@ Float64 = NDArray[np.float64]
 
 TRAINING, HELD_OUT, CALIBRATION, SCORES = range(4)  # streams of images
 CANONICAL_SIGMA_PX = 2.5
-SIMULATOR = "column_images 1"
+SIMULATOR = "column_images 2"
 DATA = (
     "simulated images of {size} x {size} pixels, spots of sigma {low} to {high} px, {few:g} to {many:g} "
     "counts: lattices of seven kinds with dopants, vacancies, boundaries and dirt, single heavy atoms on "
@@ -52,6 +52,7 @@ DATA = (
 _HEAT_SD = 0.7  # of the bump around a column on the map, in its cells
 _AROUND = 2  # cells each way that a column has a say in
 _NEAR = 1.3  # cells within which offset and variance are learnt
+_BARELY_SNR = 1.5  # below which a peak on a column is no more than chance
 _LEAST_LOGIT = -5.0  # of peaks that are calibrated: below there is nothing
 _BANDS = ((3.0, 5.0), (5.0, 8.0), (8.0, 15.0), (15.0, math.inf))  # of signal-to-noise ratio, in the scores
 
@@ -408,22 +409,6 @@ def _from_file(run: _Run, path: Path) -> None:
     run.images, run.looks_since = int(images), int(looks)
 
 
-def _begin_with(run: _Run, path: Path) -> None:
-    """Take over the best weights of another training of a network of the same size.
-
-    Raises
-    ------
-    ValueError
-        If the file is no checkpoint of such a network.
-    """
-    best = _below(safetensors.torch.load(path.read_bytes()), "best.")
-    try:
-        run.net.load_state_dict(best)
-        run.mean.load_state_dict(best)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: no checkpoint of a finder of this size: {error}") from None
-
-
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -455,7 +440,6 @@ def train_finder(
     name: str = "columns",
     made_by: str = "probeloop train finder",
     checkpoint: Path | None = None,
-    start: Path | None = None,
 ) -> tuple[dict[str, Tensor], ModelCard]:
     """Train a finder, calibrate it and score it, on simulated images alone.
 
@@ -471,8 +455,6 @@ def train_finder(
         For the card.
     checkpoint
         Written at each look at the held-out loss; if it is there, training goes on from it.
-    start
-        Checkpoint of an earlier training, whose best weights this one begins with.
 
     Returns
     -------
@@ -486,8 +468,6 @@ def train_finder(
     """
     say: Callable[[str], None] = _silent if console is None else console.print
     run = _Run(config)
-    if start is not None:
-        _begin_with(run, start)
     if checkpoint is not None and checkpoint.exists():
         _from_file(run, checkpoint)
         say(f"going on after {run.images} images")
@@ -532,8 +512,8 @@ class Judged(NamedTuple):
     Attributes
     ----------
     logit, around, sd_px
-        Of each peak that counts, and the sure ones around it, shape ``(n,)``; peaks on columns too weak to be
-        asked for do not.
+        Of each peak that counts, and the sure ones around it, shape ``(n,)``; peaks on columns that only
+        chance lets one see do not.
     is_right
         Whether there is a column.
     error_px
@@ -587,7 +567,8 @@ def _judged(finder: AtomFinder, drawn: ColumnImage, config: FinderTraining) -> J
     error[is_right] = places[is_right] - drawn.positions_px[matched[is_right]]
     is_asked = drawn.snr >= config.weak_snr
     counts = ~is_right
-    counts[is_right] = is_asked[matched[is_right]]
+    # A weak column is one all the same, where a peak is on it: else faint peaks would seem less likely ones.
+    counts[is_right] = drawn.snr[matched[is_right]] >= _BARELY_SNR
     peak_of = np.tile([-np.inf, 0.0], (len(drawn.snr), 1))
     peak_of[matched[is_right]] = np.stack([values[is_right, 0], around[is_right]], axis=1)
     return Judged(

@@ -49,6 +49,8 @@ _AROUND_HALF_PX = 24  # in which noise and texture are measured, each way
 _MEAN_TO_SD = 1.2533  # of the absolute value of normal numbers
 _SAMPLED = 20_000  # pixels are enough to say median and spread to a hundredth
 _BLOCK_PX = 16  # in which sure columns are counted
+_MOST_SPREADS, _TALL = 60.0, 0.999  # of spots in training, hardly ever above; share of pixels below a spot
+_FLAT_PX = 4  # each way: the top of a column that saturated the detector is narrower
 _QUIET_ROW = 1e-3  # of the spread of a typical row: a row below it was not scanned
 
 
@@ -106,8 +108,7 @@ def level_and_spread(image_HW: Float32) -> tuple[float, float]:
     level, spread
         Both 0 where nothing varies.
     """
-    step = max(1, math.isqrt(image_HW.size // _SAMPLED))
-    sample = image_HW[::step, ::step] if min(image_HW.shape) > step else image_HW
+    sample = _sampled(image_HW)
     is_number = np.isfinite(sample)
     if not is_number.any():
         return 0.0, 0.0
@@ -123,6 +124,12 @@ def level_and_spread(image_HW: Float32) -> tuple[float, float]:
     return level, max(robust, 0.1 * float(deviation.mean()), 1e-6 * abs(level))
 
 
+def _sampled(image: Float32) -> Float32:
+    """Take every nth row and column of a large image."""
+    step = max(1, math.isqrt(image.size // _SAMPLED))
+    return image[::step, ::step] if min(image.shape) > step else image
+
+
 def _row_spread(image: Float32, is_number: Bool) -> Float32:
     """Range of the pixels of each row that are numbers; 0 where there are none."""
     if is_number.all():
@@ -133,13 +140,15 @@ def _row_spread(image: Float32, is_number: Bool) -> Float32:
     return spread
 
 
-def features(image_HW: Float32) -> Float32:
+def features(image_HW: Float32, most_spreads: float = math.inf) -> Float32:
     """Turn an image into what the network sees.
 
     Parameters
     ----------
     image_HW
         Bright columns, any unit, shape ``(height, width)``, both even.
+    most_spreads
+        Spots that are more spreads high than this say the unit of brightness themselves.
 
     Returns
     -------
@@ -153,6 +162,8 @@ def features(image_HW: Float32) -> Float32:
     seen = np.zeros((FEATURES, rows // 2, cols // 2), dtype=np.float32)
     if not spread > 0:
         return seen
+    if most_spreads < math.inf:
+        spread = max(spread, (_tall(image_HW) - level) / most_spreads)
     scaled = (image_HW - np.float32(level)) * np.float32(0.5 / spread)
     if not np.isfinite(scaled).all():
         np.nan_to_num(scaled, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
@@ -168,6 +179,12 @@ def features(image_HW: Float32) -> Float32:
     noise = _mean_around(rough, _AROUND_HALF_PX)
     _whiten(first - second, second - third, noise, seen[4:])
     return seen
+
+
+def _tall(image: Float32) -> float:
+    """Brightness of the tops of spots, not of a few hot pixels."""
+    sample = _sampled(image)
+    return float(np.quantile(sample[np.isfinite(sample)], _TALL))
 
 
 @njit(cache=True)
@@ -672,7 +689,8 @@ class AtomFinder:
         """Compute what the head reads, shape ``(⌈height / 2⌉, ⌈width / 2⌉, C)``; see ``maps``."""
         rows, cols = image_HW.shape
         even = np.pad(image_HW, ((0, rows % 2), (0, cols % 2)), mode="edge")
-        seen = _padded(features(even))
+        # A picture next to free of noise has spots far higher than any in training.
+        seen = _padded(features(even, _MOST_SPREADS))
         high, wide = even.shape[0] // 2, even.shape[1] // 2
         if max(seen.shape[1:]) * 2 <= TILE_PX + 2 * REACH_PX:
             return self._fused(seen, threads)[:high, :wide]
@@ -794,11 +812,26 @@ def _tiles(length: int) -> list[_Tile]:
 
 
 def _is_on_image(positions: Float64, image: Float32) -> Bool:
-    """Mark places on pixels that are numbers."""
+    """Mark places on pixels that are numbers, and not all the same."""
     if len(positions) == 0:
         return np.zeros(0, dtype=bool)
     shape = np.array(image.shape)
     inside = np.all((positions >= -0.5) & (positions <= shape - 0.5), axis=1)
     row, col = np.clip(np.rint(positions).astype(np.int64), 0, shape - 1).T
-    seen: Bool = inside & np.isfinite(image[row, col])
+    seen: Bool = inside & np.isfinite(image[row, col]) & _varies(image, row, col)
     return seen
+
+
+@njit(cache=True)
+def _varies(image: Float32, row: Int64, col: Int64) -> Bool:
+    """Mark places around which not all pixels are equal, as they are where a part is saturated or blanked."""
+    varies = np.zeros(len(row), dtype=np.bool_)
+    for n in range(len(row)):
+        for i in range(max(row[n] - _FLAT_PX, 0), min(row[n] + _FLAT_PX + 1, image.shape[0])):
+            for j in range(max(col[n] - _FLAT_PX, 0), min(col[n] + _FLAT_PX + 1, image.shape[1])):
+                if image[i, j] != image[row[n], col[n]]:
+                    varies[n] = True
+                    break
+            if varies[n]:
+                break
+    return varies

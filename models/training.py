@@ -260,7 +260,7 @@ def evaluate(model: Model, windows_NCHW: Tensor, *, seed: int = 0, batch: int = 
     random = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
         starts = range(0, len(windows_NCHW), batch)
-        parts = [model.terms(windows_NCHW[at : at + batch], random) for at in starts]
+        parts = [model.terms_of(model.inputs(windows_NCHW[at : at + batch]), random) for at in starts]
     return Terms(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 

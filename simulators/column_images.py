@@ -33,6 +33,8 @@ Kind = Literal["lattice", "sparse", "mixed", "empty"]
 
 KINDS: tuple[Kind, ...] = ("lattice", "sparse", "mixed", "empty")
 HEAVY = 1.5  # times as bright as the columns that a frame has most of
+_CALM = 0.7  # of supports: a thin clean film, chosen for single atoms, and a steady beam
+_FILM_GRAIN = 0.7  # of the width of a heavy atom, which trembles under the beam
 _RIM_PX = 8  # of a coarse image, that is cut off after resampling
 _DETECTED = 0.4  # of a spot's height passes a difference of Gaussians that is matched to it
 
@@ -60,7 +62,7 @@ class ColumnImageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     sigma_px: tuple[float, float] = (1.5, 4.0)
     counts: tuple[float, float] = (2.0, 300.0)
     shares: tuple[float, float, float, float] = (0.46, 0.42, 0.09, 0.03)
-    snr: tuple[float, float] = (3.0, 25.0)
+    snr: tuple[float, float] = (2.0, 25.0)
     is_plain: bool = False
 
     def __post_init__(self) -> None:
@@ -121,7 +123,8 @@ class _Columns:
 class _Optics:
     """Of one image: its size and width of a spot in its own pixels, and its counts.
 
-    A spot is ``stretch`` times as high as ``sigma`` says, and as much narrower: the mean is geometric.
+    A spot is ``stretch`` times as high as ``sigma`` says, and as much narrower: the mean is geometric. On a
+    calm one film and beam are steady, and its grain, not the shot noise, hides faint atoms.
     """
 
     size: int
@@ -129,6 +132,7 @@ class _Optics:
     stretch: float
     counts: float
     readout: float
+    is_calm: bool
 
 
 def _no_columns() -> _Columns:
@@ -312,14 +316,15 @@ def _ramp(rng: np.random.Generator, size: int) -> Float32:
     return scaled
 
 
-def _texture(rng: np.random.Generator, optics: _Optics) -> Float32:
+def _texture(rng: np.random.Generator, optics: _Optics, finest: float = 0.9) -> Float32:
     """Speckle of an amorphous film, seen by the same lens: a band of frequencies, astigmatic or not.
 
-    Mean 0, variance 1. Mostly its grain is as wide as a spot or a bit wider, and as much stretched: nothing
-    but brightness tells an atom from it. The ring of an out-of-focus lens has the same form.
+    Mean 0, variance 1. Mostly its grain is as wide as a spot, or from ``finest`` of that to a bit wider, and
+    as much stretched: nothing but brightness tells an atom from it. The ring of an out-of-focus lens has the
+    same form.
     """
     if rng.random() < 0.7:
-        narrow, turn, ratio = float(rng.uniform(0.9, 1.5)), 0.0, optics.stretch**2
+        narrow, turn, ratio = float(rng.uniform(finest, finest + 0.6)), 0.0, optics.stretch**2
     else:
         narrow, turn = float(rng.uniform(0.7, 1.8)), float(rng.uniform(0, math.pi))
         ratio = float(rng.uniform(1, 1.8))
@@ -365,18 +370,33 @@ def _between_columns(rng: np.random.Generator, optics: _Optics, is_plain: bool) 
 
 def _support(rng: np.random.Generator, optics: _Optics, is_plain: bool) -> Float32:
     """Draw an amorphous film: clouds, a slope, holes, and the speckle of its own atoms."""
-    size = optics.size
-    level = np.ones((size, size), dtype=np.float32)
-    if not is_plain:
-        level *= np.maximum(0.1, 1 + _maybe(rng, 0.7, 0, 0.6) * (_ramp(rng, size) - 0.5))
-        level *= np.maximum(0.1, 1 + _maybe(rng, 0.8, 0.02, 0.3) * _clouds(rng, size, rng.uniform(15, 90)))
-        if rng.random() < 0.15:
-            hole = _clouds(rng, size, rng.uniform(20, 60)) / 0.15 + rng.uniform(0, 10)
-            level *= 0.05 + 0.95 / (1 + np.exp(-np.clip(hole, -30, 30)))
-        # The speckle is told against the shot noise: from nothing to twice of it.
-        speckle = _maybe(rng, 0.85, 0.1, 1.4) / math.sqrt(optics.counts)
-        level *= np.maximum(0.05, 1 + min(speckle, 0.35) * _texture(rng, optics))
+    level = np.ones((optics.size, optics.size), dtype=np.float32)
+    if is_plain:
+        return level * np.float32(optics.counts)
+    level *= _unevenness(rng, optics.size, 0.2 if optics.is_calm else 1.0)
+    if not optics.is_calm and rng.random() < 0.15:
+        hole = _clouds(rng, optics.size, rng.uniform(20, 60)) / 0.15 + rng.uniform(0, 10)
+        level *= 0.05 + 0.95 / (1 + np.exp(-np.clip(hole, -30, 30)))
+    # The speckle is told against the shot noise: from nothing to twice of it.
+    strength = float(rng.uniform(0.3, 1.4)) if optics.is_calm else _maybe(rng, 0.85, 0.1, 1.4)
+    speckle = min(strength / math.sqrt(optics.counts), 0.35)
+    level *= np.maximum(0.05, 1 + speckle * _skewed(rng, _texture(rng, optics, _FILM_GRAIN)))
     return level * np.float32(optics.counts)
+
+
+def _unevenness(rng: np.random.Generator, size: int, share: float) -> Float32:
+    """Draw by how much a film varies from place to place, by a share of what films ever do."""
+    slope = share * _maybe(rng, 0.7, 0, 0.6)
+    clouds = share * _maybe(rng, 0.8, 0.02, 0.3)
+    level = np.maximum(0.1, 1 + slope * (_ramp(rng, size) - 0.5))
+    varied: Float32 = level * np.maximum(0.1, 1 + clouds * _clouds(rng, size, rng.uniform(15, 90)))
+    return varied
+
+
+def _skewed(rng: np.random.Generator, grain: Float32) -> Float32:
+    """Make a grain brighter where atoms of the film happen to overlap by more than darker where few do."""
+    skew = np.float32(_maybe(rng, 0.6, 0.02, 0.25))
+    return np.expm1(skew * grain) / skew if skew else grain
 
 
 def _add_particles(level: Float32, rng: np.random.Generator, optics: _Optics) -> None:
@@ -389,6 +409,14 @@ def _add_particles(level: Float32, rng: np.random.Generator, optics: _Optics) ->
             -(((place - col) / wide) ** 2) / 2
         )
         level += np.float32(optics.counts * rng.uniform(0.3, 2.0)) * bump
+
+
+def _add_ligands(level: Float32, rng: np.random.Generator, optics: _Optics, atoms: _Columns) -> None:
+    """Add what holds the atoms, their molecules or thicker film: atoms are where it is brighter anyway."""
+    share, width = _maybe(rng, 0.5, 0.05, 0.35), optics.sigma * float(rng.uniform(2.5, 7.0))
+    place = np.arange(optics.size)
+    down, right = (np.exp(-(((place - atoms.places[:, axis, None]) / width) ** 2) / 2) for axis in (0, 1))
+    level += ((share * atoms.heights * down.T) @ right).astype(np.float32)
 
 
 def _texture_noise(level: Float32, sigma: float) -> float:
@@ -438,7 +466,8 @@ def _single_atoms(
     rng: np.random.Generator, optics: _Optics, level: Float32, texture: float, config: ColumnImageConfig
 ) -> _Columns:
     """Scatter atoms of one kind, some in clusters, none on top of another."""
-    count = int(_log_uniform(rng, 1, 70))
+    # On a clean film there are as many as it was made for.
+    count = int(_log_uniform(rng, 6, 120) if optics.is_calm else _log_uniform(rng, 1, 70))
     places = rng.uniform(-5, optics.size + 5, (count, 2))
     if rng.random() < 0.4:
         beside = places[rng.integers(0, count, count)] + rng.normal(0, 5 * optics.sigma, (count, 2))
@@ -449,7 +478,9 @@ def _single_atoms(
     # Atoms of one element are about as bright as each other, two of them on top of each other twice: what
     # varies is the frame.
     spread = 0.2 if config.is_plain else 0.5
-    ratio = _log_uniform(rng, *config.snr) * np.exp(rng.normal(0, rng.uniform(0.05, spread), len(places)))
+    low, high = config.snr
+    highest = max(low, 0.32 * high) if optics.is_calm else high  # elsewhere nobody would see faint ones
+    ratio = _log_uniform(rng, low, highest) * np.exp(rng.normal(0, rng.uniform(0.05, spread), len(places)))
     heights = _height_for(ratio, ground + optics.readout**2, texture * ground, optics.sigma)
     return _Columns(places=places, heights=heights, is_heavy=np.ones(len(places), dtype=bool))
 
@@ -530,8 +561,9 @@ def _add_flickering(
     seen, place
         Share of the light of a whole spot, and where its middle is.
     """
-    wider = float(np.exp(rng.uniform(-0.2, 0.4)))
-    high, wide = optics.sigma * optics.stretch * wider, optics.sigma / optics.stretch * wider
+    wider = float(np.exp(rng.uniform(-0.15, 0.5)))
+    smeared = float(np.exp(rng.uniform(0, 0.3)))  # along the row, while the beam passes
+    high, wide = optics.sigma * optics.stretch * wider, optics.sigma / optics.stretch * wider * smeared
     top, left = math.ceil(place[0] - 4 * high), math.ceil(place[1] - 5 * wide)
     rows = np.arange(max(0, top), min(optics.size, int(place[0] + 4 * high) + 1))
     cols = np.arange(max(0, left), min(optics.size, int(place[1] + 5 * wide) + 1))
@@ -545,7 +577,7 @@ def _add_flickering(
     patch += (height * light[:, None] * right).astype(np.float32)
     middle = np.array([(light * rows).sum(), (light * aside).sum()]) / max(light.sum(), 1e-9)
     # A wider spot is as bright over more pixels: its filter gathers more.
-    return float(light.sum() / down.sum() * wider), middle
+    return float(light.sum() / down.sum() * wider * math.sqrt(smeared)), middle
 
 
 def _shown(rng: np.random.Generator, rows: Int64, middle: float, high: float) -> Float64:
@@ -711,7 +743,8 @@ def _drawn(
     counts = _log_uniform(rng, *config.counts)
     stretch = 1.0 if config.is_plain or rng.random() < 0.4 else float(np.exp(rng.normal(0, 0.11)))
     readout = 0.0 if config.is_plain else _maybe(rng, 0.4, 0.0, 0.5) * math.sqrt(counts)
-    optics = _Optics(size=size, sigma=sigma, stretch=stretch, counts=counts, readout=readout)
+    is_calm = kind in ("sparse", "empty") and rng.random() < _CALM
+    optics = _Optics(size=size, sigma=sigma, stretch=stretch, counts=counts, readout=readout, is_calm=is_calm)
     columns, level, texture = _specimen(rng, optics, kind, config)
     path = _scan(rng, optics, config.is_plain)
     expected = level.copy()
@@ -723,7 +756,7 @@ def _drawn(
     columns = _together(columns, restless)
     columns.places = path.seen_px(path.geometry.to_nm(columns.places), jitter=False)
     columns = columns.only(_is_inside(columns.places, size))
-    if not config.is_plain:
+    if not config.is_plain and not is_calm:
         _uneven_beam(expected, rng, optics)
     ground = np.maximum(_at(expected, columns.places) - columns.heights, 1e-3)
     shot = matched_snr(columns.heights, ground + readout**2, sigma)
@@ -759,8 +792,10 @@ def _specimen(
         if kind == "mixed":  # atoms that stick to a lattice have to be seen above it
             atoms.heights = np.maximum(atoms.heights, optics.counts * float(rng.uniform(0.7, 2)))
             atoms = atoms.only(_is_free(atoms.places, columns.places, 2.2 * optics.sigma))
+        elif not config.is_plain:
+            _add_ligands(level, rng, optics, atoms)
         columns = _together(columns, atoms)
-    if not config.is_plain:
+    if not config.is_plain and not optics.is_calm:
         _add_particles(level, rng, optics)
     return columns, level, texture
 

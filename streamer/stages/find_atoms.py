@@ -43,8 +43,11 @@ _WIDE_ENOUGH = 1.05  # times the narrowest column of the network's training: the
 # Height below which a fit speaks against a column, and what takes a log odds of 1 each: in its standard
 # deviations, and in heights of a strong column.
 _SIGNIFICANT, _PER_SD = 2.5, 1 / 1.5
-_DIM, _PER_CONTRAST = 0.15, 0.04
-_FAINT = 0.12  # of the usual height: what is lower and not believed is left to the noise
+_DIM, _PER_CONTRAST = 0.15, 0.025
+# Parts of the height of a strong column: what is lower and not believed is left to the noise; and believed or
+# not. Of 12,200 columns of simulated crystals the least has 0.11, of 4,400 hollows taken for columns nine in
+# ten less than 0.05.
+_FAINT, _FLAT = 0.12, 0.035
 _FITTED_FROM = 0.3  # of the confidence: a column that is not believed may still be there
 
 
@@ -219,10 +222,14 @@ class FindAtoms:
         )
 
     def _is_worth_fitting(self, confidence: Float64, amplitude: Float64) -> Bool:
-        """Mark what is believed, and what is not but is high enough to draw others aside."""
+        """Mark what is believed and not next to flat, and what is high enough to draw others aside.
+
+        The network can be sure of the hollows of a lattice that has no columns there. A fit would see that,
+        but with them it has twice as many spots to move.
+        """
         believed = confidence >= self.config.min_confidence
-        usual = float(np.median(amplitude[believed])) if believed.any() else 0.0
-        return believed | (amplitude > _FAINT * usual)
+        strong = float(np.percentile(amplitude[believed], 75)) if believed.any() else 0.0
+        return (amplitude > _FAINT * strong) | (believed & (amplitude > _FLAT * strong))
 
     def _fitted(self, image: Float32, seen: _Candidates, view: FrameView) -> JointFit:
         return fit_jointly(

@@ -483,3 +483,24 @@ def test_what_the_head_says_at_peaks_is_what_its_maps_say_there(exact: AtomFinde
     assert len(places) > 20
     np.testing.assert_allclose(positions, places, atol=1e-4)
     np.testing.assert_allclose(values, there, atol=1e-4)
+
+
+def test_spots_far_above_next_to_no_noise_say_the_unit_and_others_do_not() -> None:
+    rows, cols = np.mgrid[:96, :96]
+    spots = sum(np.exp(-((rows - at) ** 2 + (cols - at) ** 2) / 12.5) for at in (30, 60))
+    noisy, clean = drawn(3).image, (5 + 200 * spots).astype(np.float32)
+
+    np.testing.assert_array_equal(atom_finder.features(noisy, 60.0), atom_finder.features(noisy))
+    assert atom_finder.features(clean)[:4].max() > 11
+    assert atom_finder.features(clean, 60.0)[:4].max() < 8.5
+
+
+def test_a_column_is_seen_on_a_saturated_top_but_not_on_a_saturated_field() -> None:
+    image = np.arange(64 * 64, dtype=np.float32).reshape(64, 64)
+    image[20:23, 20:23] = 1e4
+    image[36:56, 36:56] = 1e4
+    places = np.array([[21.2, 20.9], [38.0, 45.0], [45.0, 45.0], [40.0, 40.0], [10.0, 70.0]])
+
+    seen = atom_finder._is_on_image(places, image)
+
+    assert seen.tolist() == [True, True, False, False, False]

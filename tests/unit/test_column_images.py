@@ -67,6 +67,38 @@ def test_an_empty_image_has_no_columns() -> None:
     assert len(column_image(rng(1), kind="empty").positions_px) == 0
 
 
+def test_a_film_has_bright_grains_rather_than_dark_holes_and_is_mostly_even() -> None:
+    bright_counts = ColumnImageConfig(size_px=160, sigma_px=(2.4, 2.4), counts=(250.0, 300.0))
+    films = [column_image(rng(seed), bright_counts, "empty").image for seed in range(40)]
+    skew, unevenness = [], []
+    for film in films:
+        grain = ndimage.gaussian_filter(film, 1.7) - ndimage.gaussian_filter(film, 3.0)
+        grain = np.clip(grain, *np.quantile(grain, (0.005, 0.995)))
+        skew.append((grain**3).mean() / (grain**2).mean() ** 1.5)
+        thickness = ndimage.gaussian_filter(film, 12)
+        unevenness.append(thickness.std() / thickness.mean())
+
+    # Without the skew of the grain 0.02; 0.11 if each film had clouds and a slope.
+    assert np.median(skew) > 0.05
+    assert np.median(unevenness) < 0.07
+
+
+def test_the_film_is_brighter_around_single_atoms() -> None:
+    config = ColumnImageConfig(size_px=160, counts=(250.0, 300.0), snr=(30.0, 40.0), sigma_px=(2.0, 2.0))
+    above = []
+    for seed in range(40):
+        drawn = column_image(rng(seed), config, "sparse")
+        away = np.full(drawn.image.shape, True)
+        away[tuple(np.rint(drawn.positions_px).astype(int).clip(0, 159).T)] = False
+        distance = ndimage.distance_transform_edt(away)
+        ring, far = drawn.image[(distance > 8) & (distance < 11)], drawn.image[distance > 40]
+        if len(far) > 500:
+            above.append((ring.mean() - far.mean()) / far.mean())
+
+    assert len(above) > 15
+    assert np.median(above) > 0.04
+
+
 def test_single_atoms_count_as_heavy_and_the_bright_sites_of_a_lattice_too() -> None:
     atoms = column_image(rng(2), kind="sparse")
     shares = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from models.atom_finder import AtomFinder
+from models.column_fit import fit_jointly
 from models.laplacian_finder import FilteredFrame, FrameView, noise_growth
 from streamer.messages import Atoms, Frame, ScanGeometry
 from streamer.stage import Rejected
-from streamer.stages.find_atoms import FindAtoms, FindConfig, Method
+from streamer.stages.find_atoms import FindAtoms, FindConfig, Method, _seen_as_well
 
 SIGMA_NM = 0.045
 
@@ -338,3 +340,32 @@ def test_what_is_neither_believed_nor_high_is_left_to_the_noise() -> None:
     amplitude = np.array([50.0, 60.0, 4.0, 9.0, 2.0])
     kept = stage._is_worth_fitting(confidence, amplitude)
     assert kept.tolist() == [True, True, False, True, True]
+
+
+def test_a_column_that_only_its_neighbours_make_likely_is_not_believed() -> None:
+    """A perovskite without its light columns looks like one whose light columns are very dim."""
+    heights = np.array([60.0, 60.0, 60.0, 60.0, 12.0, 3.0])
+
+    seen = _seen_as_well(np.full(6, 0.95), heights, np.full(6, 0.9))
+
+    np.testing.assert_allclose(seen[:5], 0.95)
+    assert seen[5] < FindConfig().min_confidence
+
+
+def test_hollows_that_the_network_takes_for_columns_cost_no_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two heavy columns of a perovskite, and none in the hollows; the network is sure of hundreds of them."""
+    line = np.arange(-1, 17) * 0.38
+    corners = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
+    sites = np.concatenate([corners, corners + 0.19])
+    heights = np.repeat([60.0, 36.0], len(corners))
+    frame = drawn(sites, heights, shape=(256, 256), pixel_nm=0.0237, rng=np.random.default_rng(8))
+    fitted: list[int] = []
+
+    def counted(image: NDArray[np.float32], places: NDArray[np.float64], *others: Any, **more: Any) -> Any:
+        fitted.append(len(places))
+        return fit_jointly(image, places, *others, **more)
+
+    monkeypatch.setattr("streamer.stages.find_atoms.fit_jointly", counted)
+    atoms = FindAtoms(FindConfig(method="network")).process(frame)
+    assert recall_and_precision(atoms, sites) == (1.0, 1.0)
+    assert max(fitted) < 1.15 * len(sites)

@@ -150,7 +150,7 @@ def test_weights_are_tuned_to_a_recording_of_ones_own(made: Path, tmp_path: Path
     assert (card.name, card.simulator) == ("sheet", "")
     assert "2 recorded frames" in card.data
     assert f"--start {made}" in card.made_by
-    assert tensors["read_FD"].equal(before["read_FD"])
+    assert tensors["draw_FD"].equal(before["draw_FD"])
     assert not tensors["draw.weight"].equal(before["draw.weight"])
     assert output.with_suffix(".html").exists()
 

@@ -11,6 +11,7 @@ from deploy.train_finder import (
     FinderStep,
     FinderTraining,
     confidence_knots,
+    judge,
     loss,
     match,
     rising,
@@ -154,15 +155,6 @@ def test_a_checkpoint_of_another_training_is_refused(
         train_finder(msgspec.structs.replace(SMALL, seed=7), checkpoint=path)
 
 
-def test_a_network_of_another_size_cannot_be_begun_with(
-    trained: tuple[Path, dict[str, torch.Tensor], list[FinderStep]],
-) -> None:
-    path, _, _ = trained
-
-    with pytest.raises(ValueError, match="no checkpoint of a finder of this size"):
-        train_finder(msgspec.structs.replace(SMALL, net=FinderConfig(half=16)), start=path)
-
-
 def test_training_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
 
@@ -192,6 +184,28 @@ def test_each_found_place_takes_the_nearest_that_is_free() -> None:
     true = np.array([[0.0, 0.9], [0.0, -0.5]])
 
     assert match(found, true, 2.0).tolist() == [1, 0, -1]
+
+
+def test_a_peak_on_a_faint_column_is_right_and_one_on_what_nobody_can_see_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = image([(4.5, 4.5), (4.5, 14.5), (12.5, 4.5)], [9.0, 2.0, 1.0])
+
+    class Sees:
+        """Gives a peak on each of them and one beside."""
+
+        def maps(self, _: np.ndarray) -> np.ndarray:
+            maps = np.full((5, 8, 10), -9.0, np.float32)
+            maps[1:3] = 0
+            for n, (row, col) in enumerate([(2, 2), (2, 7), (6, 2), (6, 7)]):
+                maps[0, row, col] = 4 - n
+            return maps
+
+    monkeypatch.setattr("deploy.train_finder.draw", lambda *_: there)
+    judged = judge(Sees(), SMALL, stream=0)  # type: ignore[arg-type]
+
+    assert judged.is_right.reshape(SMALL.calibrated, -1).tolist() == [[True, True, False]] * SMALL.calibrated
+    assert judged.snr.tolist() == [9.0] * SMALL.calibrated  # the only one that has to be found
 
 
 def test_a_fitted_line_never_falls_and_keeps_the_mean() -> None:
