@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _STEPS = 15  # of expectation maximisation after a merge
+_OF_SOME_STEPS = 50  # of it where few classes are known
 _LEAST_VARIANCE = 1e-4
 _LEAST_SHARE = 1e-4
 
@@ -60,6 +61,24 @@ class Mixture(NamedTuple):
             rank_N = (centred_NZ @ longest_Z).argsort().argsort()
             began_NM[own_N, which_M[rank_N * len(which_M) // max(1, len(own_N))]] = 0.0
         return _fitted(began_NM.exp(), points_NZ).improved(points_NZ, told_NM=told_NM)
+
+    @classmethod
+    def of_some_classes(
+        cls, mean_NZ: Tensor, variance_NZ: Tensor, class_N: Tensor, classes: int, components: int
+    ) -> Mixture:
+        """Fit a mixture to uncertain points; -1 is a class that is not known. Else as ``of_classes``.
+
+        Means of points tell classes apart better than points drawn around them; so classes are found by the
+        means, and the variances of the points come in afterwards.
+        """
+        mean_NZ, known_N = mean_NZ.double(), class_N >= 0
+        began = cls.of_classes(mean_NZ[known_N], class_N[known_N], classes, components)
+        is_own_NM = ~known_N[:, None] | (torch.arange(components) % classes == class_N[:, None])
+        told_NM = torch.where(is_own_NM, 0.0, -math.inf).double()
+        found = began.improved(mean_NZ, _OF_SOME_STEPS, told_NM)
+        share_NM = torch.softmax(found.log_density(mean_NZ) + told_NM, 1)
+        within_MZ = (share_NM.T @ variance_NZ.double()) / (share_NM.sum(0)[:, None] + _LEAST_SHARE)
+        return found._replace(variance_MZ=found.variance_MZ + within_MZ)
 
     def improved(self, points_NZ: Tensor, steps: int = _STEPS, told_NM: Tensor | None = None) -> Mixture:
         """Take steps of expectation maximisation on points.

@@ -50,7 +50,6 @@ from models.posterior import Posterior, Terms
 
 NUISANCES = ("gain", "background", "scale", "defocus")
 _UNKNOWN = -1
-_ROUNDS = 50  # of expectation maximisation
 _BEFORE_LABELS = 0.05  # of a label, for each class of a component
 _NEVER = -50.0  # logit of a component that was merged away
 _LOG_SD = (-5.0, 2.0)  # of the content and of the mixture
@@ -148,10 +147,10 @@ class RVAEConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError(f"architecture.stress is {self.stress}; it takes 0 to 1000000")
         if not 0 <= self.class_tie <= 20:
             raise ValueError(f"architecture.class_tie is {self.class_tie}; it takes 0 to 20")
-        if self.class_tie and self.mixture < self.classes:
+        if self.mixture < self.classes:
             raise ValueError(
-                f"architecture.mixture is {self.mixture}; with class_tie it takes one for each of "
-                f"{self.classes} classes, and more"
+                f"architecture.mixture is {self.mixture}; it takes one for each of {self.classes} classes, "
+                "and more"
             )
         if not 0 < self.label_weight < 1e6:
             raise ValueError(f"architecture.label_weight is {self.label_weight}; it takes numbers above 0")
@@ -221,7 +220,7 @@ class RVAE(nn.Module):
 
     order_P: Tensor
     alive_D: Tensor
-    read_FD: Tensor
+    disc_F1: Tensor
     draw_FD: Tensor
     center_C: Tensor
     scale_C: Tensor
@@ -261,7 +260,6 @@ class RVAE(nn.Module):
         for name, value in {
             "order_P": torch.zeros(self.components),
             "alive_D": torch.ones(coefficients),
-            "read_FD": torch.zeros(self.channels * self.window_px**2, coefficients),
             "draw_FD": torch.zeros(self.channels * self.window_px**2, coefficients),
             "center_C": torch.zeros(self.channels),
             "scale_C": torch.ones(self.channels),
@@ -276,6 +274,8 @@ class RVAE(nn.Module):
             "correction_EH": torch.zeros(5, self.config.hidden + 1),
         }.items():
             self.register_buffer(name, value)
+        disc = torch.from_numpy(steerable.disc(self.window_px)).float().flatten()
+        self.register_buffer("disc_F1", disc.repeat(self.channels)[:, None], persistent=False)
 
     def _add_weights(self, random: torch.Generator) -> None:
         config, coefficients = self.config, 2 * self.components
@@ -294,8 +294,7 @@ class RVAE(nn.Module):
         self.mixture_logit_M = nn.Parameter(torch.zeros(config.mixture))
         self.class_logit_MK = normal((config.mixture, config.classes), 0.1, random)
         if config.classes:
-            of_class_M = torch.arange(config.mixture) % config.classes
-            self.class_logit_MK.data += config.class_tie * one_hot(of_class_M, config.classes)
+            self.class_logit_MK.data += config.class_tie * _own_class(config)
 
     # ---- the front end
 
@@ -314,7 +313,6 @@ class RVAE(nn.Module):
         fitted = steerable.fit(scaled.numpy(), self.components, self.config.max_order)
         self.order_P.copy_(torch.from_numpy(fitted.order_P))
         self.alive_D.copy_(torch.cat([torch.ones(self.components), (self.order_P > 0).float()]))
-        self.read_FD.copy_(torch.from_numpy(fitted.read_FD))
         self.draw_FD.copy_(torch.from_numpy(fitted.draw_FD))
         self._fit_scales(windows_NCHW)
         self._fit_tangents(fitted)
@@ -331,8 +329,8 @@ class RVAE(nn.Module):
         """Fit the mixture to where the contents are after training, and choose its size by evidence.
 
         Components are merged two by two, those first that cost the least, and as few are kept as held-out
-        windows allow. Where there are labels all stay, and each takes the classes of the labels in it; those
-        that were given to classes are fitted to their windows.
+        windows allow. Where there are labels all stay, given to the classes in turn: with ``class_tie`` they
+        are fitted to the labelled windows alone, else to those and, as their classes may be, to all others.
 
         Parameters
         ----------
@@ -341,19 +339,26 @@ class RVAE(nn.Module):
         label_N
             Classes of the former; -1 is not known.
         """
-        config, random = self.config, torch.Generator().manual_seed(0)
+        config = self.config
+        if label_N is not None and config.classes:
+            self._settle_classes(windows_NCHW, label_N)
+            return
+        random = torch.Generator().manual_seed(0)
         drawn, held = (self._content_sample(part, random) for part in (windows_NCHW, held_NCHW))
         began = Mixture.of(self.mixture_logit_M, self.mixture_mean_MZ, self.mixture_log_sd_MZ)
-        if label_N is None or not config.classes:
-            self._take(fewest(began, drawn, held))
+        self._take(fewest(began, drawn, held))
+
+    def _settle_classes(self, windows_NCHW: Tensor, label_N: Tensor) -> None:
+        config, known_N = self.config, label_N != _UNKNOWN
+        if not config.class_tie:
+            mean_NZ, log_sd_NZ = self.content_of(self.read(windows_NCHW))
+            variance_NZ = torch.exp(2 * log_sd_NZ)
+            self._take(Mixture.of_some_classes(mean_NZ, variance_NZ, label_N, config.classes, config.mixture))
+            self.class_logit_MK.copy_((int(known_N.sum()) * _own_class(config) + _BEFORE_LABELS).log())
             return
-        known_N = label_N != _UNKNOWN
-        if config.class_tie:
-            named = Mixture.of_classes(drawn[known_N], label_N[known_N], config.classes, config.mixture)
-            self._take(named)
-        else:
-            self._take(began.improved(drawn.double(), _ROUNDS))
-        share_NM = torch.softmax(self._log_mixture(drawn[known_N]), 1)
+        drawn = self._content_sample(windows_NCHW, torch.Generator().manual_seed(0))[known_N]
+        self._take(Mixture.of_classes(drawn, label_N[known_N], config.classes, config.mixture))
+        share_NM = torch.softmax(self._log_mixture(drawn), 1)
         counted_MK = share_NM.T @ one_hot(label_N[known_N], config.classes).float()
         self.class_logit_MK.copy_((counted_MK + _BEFORE_LABELS).log())
 
@@ -447,6 +452,11 @@ class RVAE(nn.Module):
         """Coefficients of windows that are 1 in one channel and 0 in the others: ``(C, D)``."""
         pixels = self.read_FD.view(self.channels, -1, 2 * self.components)
         return pixels.sum(1) / self.unit
+
+    @property
+    def read_FD(self) -> Tensor:
+        """``scaled windows @ read_FD`` are coefficients, but for the unit: the components, in the disc."""
+        return self.draw_FD * self.disc_F1
 
     def read(self, windows_NCHW: Tensor) -> Tensor:
         """Say the coefficients of windows: ``(N, D)``."""
@@ -636,20 +646,6 @@ class RVAE(nn.Module):
 
     # ---- the bound
 
-    def terms(self, windows_NCHW: Tensor, generator: torch.Generator, label_N: Tensor | None = None) -> Terms:
-        """Compute the negative ELBO from one sample of the content; the pose is integrated out.
-
-        Parameters
-        ----------
-        windows_NCHW
-            Windows, float32.
-        generator
-            Draws the sample.
-        label_N
-            Class of each window, int64; -1 where it is not known.
-        """
-        return self.terms_of(self.read(windows_NCHW), generator, label_N)
-
     def terms_of(
         self,
         coefficient_ND: Tensor,
@@ -657,9 +653,18 @@ class RVAE(nn.Module):
         label_N: Tensor | None = None,
         shown_N: Tensor | None = None,
     ) -> Terms:
-        """Do what ``terms`` does, on what ``read`` said of the windows.
+        """Compute the negative ELBO from one sample of the content; the pose is integrated out.
 
-        With ``shown_N`` the content of that window stands for each, to see what its own is worth.
+        Parameters
+        ----------
+        coefficient_ND
+            What ``inputs`` said of the windows.
+        generator
+            Draws the sample.
+        label_N
+            Class of each window, int64; -1 where it is not known.
+        shown_N
+            The content of that window stands for each, to see what its own is worth; None: its own.
         """
         mean_NZ, log_sd_NZ = self.content_of(coefficient_ND)
         away_NZ = torch.randn(mean_NZ.shape, generator=generator)
@@ -772,6 +777,11 @@ class RVAE(nn.Module):
         spread_NV = ((amplitude_NVG - mean_NV[..., None]).square() * share_NG[:, None]).sum(2)
         narrow_NV = pose.covariance_NTT.diagonal(dim1=1, dim2=2)[:, start:]
         return mean_NV, (spread_NV + narrow_NV).sqrt()
+
+
+def _own_class(config: RVAEConfig) -> Tensor:
+    """Say which class a component is given to, in turn: 1 there, else 0, ``(M, K)``."""
+    return one_hot(torch.arange(config.mixture) % config.classes, config.classes).float()
 
 
 def _turned_points(points_N2: Tensor, angle_N: Tensor) -> Tensor:

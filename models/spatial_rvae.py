@@ -325,7 +325,13 @@ class SpatialRVAE(nn.Module):
 
     # ---- the bound
 
-    def terms(self, windows_NCHW: Tensor, generator: torch.Generator, label_N: Tensor | None = None) -> Terms:
+    def terms_of(
+        self,
+        windows_NCHW: Tensor,
+        generator: torch.Generator,
+        label_N: Tensor | None = None,
+        shown_N: Tensor | None = None,
+    ) -> Terms:
         """Compute the negative ELBO from one sample of the posterior, at the best quarter turn.
 
         The likelihood is weighted by ``focus``: a bound of that, not of the evidence of all pixels. While
@@ -335,24 +341,13 @@ class SpatialRVAE(nn.Module):
         Parameters
         ----------
         windows_NCHW
-            Windows, float32.
+            What ``inputs`` said of the windows: themselves, float32.
         generator
             Draws the sample and the pixels.
         label_N
             Not looked at: this family has no classes.
-        """
-        return self.terms_of(windows_NCHW, generator, label_N)
-
-    def terms_of(
-        self,
-        windows_NCHW: Tensor,
-        generator: torch.Generator,
-        label_N: Tensor | None = None,
-        shown_N: Tensor | None = None,
-    ) -> Terms:
-        """Do what ``terms`` does.
-
-        With ``shown_N`` the content of that window stands for each, to see what its own is worth.
+        shown_N
+            The content of that window stands for each, to see what its own is worth; None: its own.
         """
         pixels, trial_pixels = (self.config.pixels or None, 96) if self.training else (None, None)
         read_NKF, logits_NK = self.read_turns(windows_NCHW)

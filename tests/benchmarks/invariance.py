@@ -292,7 +292,7 @@ def _summary(name: str, rows: list[Figures], one_fold: tuple[str, ...]) -> Figur
 def measure_model(source: Source, plan: Plan) -> Figures:
     """Measure the harmonic rVAE on every set."""
     figures = measure_sets(source, plan, TrainingConfig(), plan.sets)
-    for share in COVERS:
+    for share in COVERS if "180" in plan.sets else ():
         figures[f"circular_cover_{share}"] = figures[f"cover_{share}_180"]
     figures["train_cpu_s"] = max(value for name, value in figures.items() if name.startswith("train_cpu_s"))
     return figures
@@ -337,6 +337,8 @@ def main() -> None:
         plan = Plan(**{name: getattr(plan, name) for name in Plan.__slots__} | {"seeds": seeds})
     if arguments.sets:
         sets = tuple(arguments.sets.split(","))
+        if unknown := set(sets) - set(RECIPES):
+            parser.error(f"--sets: no set {', '.join(sorted(unknown))}; it takes {', '.join(RECIPES)}")
         plan = Plan(**{name: getattr(plan, name) for name in Plan.__slots__} | {"sets": sets})
     source: Source = Theirs(arguments.prototypes) if arguments.prototypes else Ours()
     began_s, cpu_s = time.perf_counter(), time.process_time()

@@ -147,7 +147,7 @@ def test_windows_with_nan_are_refused_by_the_training(model: Model) -> None:
 
 
 def test_a_window_of_another_content_is_less_likely_given_what_it_shows(model: Model) -> None:
-    terms = model.terms(windows(20, 9), torch.Generator().manual_seed(0))
+    terms = model.terms_of(model.inputs(windows(20, 9)), torch.Generator().manual_seed(0))
     assert terms.negative_elbo().shape == (20,)
     assert terms.negative_elbo().isfinite().all()
     assert torch.equal(terms.loss(), terms.negative_elbo() + terms.extra_N)

@@ -97,7 +97,7 @@ def test_the_live_path_says_what_the_model_says(shape: str) -> None:
 def test_a_component_without_mirror_symmetry_is_read_as_well() -> None:
     made = model()
     random = torch.Generator().manual_seed(8)
-    made.read_FD += 0.05 * torch.randn(made.read_FD.shape, generator=random) * made.alive_D
+    made.draw_FD += 0.05 * torch.randn(made.draw_FD.shape, generator=random) * made.alive_D
     windows = spots(40, made.window_px, seed=9)
     told, expected = live(made).encode(windows), made.posterior(torch.from_numpy(windows))
     np.testing.assert_allclose(told.mean_NZ, expected.mean_NZ, atol=2e-5)

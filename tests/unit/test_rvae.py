@@ -87,7 +87,7 @@ def test_without_pose_and_nuisances_the_likelihood_is_that_of_the_noise_alone() 
 def test_a_turned_window_is_as_likely_as_the_upright_one() -> None:
     rvae, seen = model(), spots(5, 5)
     first, second = (
-        rvae.terms(windows, torch.Generator().manual_seed(0))
+        rvae.terms_of(rvae.read(windows), torch.Generator().manual_seed(0))
         for windows in (seen, torch.rot90(seen, 1, (2, 3)))
     )
     torch.testing.assert_close(first.error_N, second.error_N, atol=0.02, rtol=1e-4)
@@ -113,7 +113,7 @@ def test_a_pose_that_was_put_in_comes_out() -> None:
     expected = torch.stack(
         [cos * shift_px[:, 0] - sin * shift_px[:, 1], sin * shift_px[:, 0] + cos * shift_px[:, 1]], 1
     )
-    assert (shift_N2 * (SIZE / 2) - expected).abs().max() < 0.15
+    assert (shift_N2 * (SIZE / 2) - expected).abs().max() < 0.12
 
 
 def test_the_sd_of_the_angle_is_that_among_the_turns_that_look_different() -> None:
@@ -169,7 +169,7 @@ def test_shifting_coefficients_moves_the_content_along_x_then_y(x_px: float, y_p
     with torch.no_grad():
         still, expected = rvae.read(spot(0.5, -1.0)), rvae.read(spot(0.5 + x_px, -1.0 + y_px))
         moved = rvae.shifted(still, torch.tensor([[x_px, y_px]]))
-    assert (moved - expected).norm() < 0.25 * (still - expected).norm()
+    assert (moved - expected).norm() < 0.2 * (still - expected).norm()
 
 
 def test_nuisances_are_named_and_a_background_stands_for_each_channel() -> None:
@@ -198,7 +198,7 @@ def test_a_brighter_window_has_a_gain_and_a_lifted_one_a_background() -> None:
         ({"latent_dim": 0}, "architecture.latent_dim is 0; it takes 1 to 64"),
         ({"turns": 4}, "architecture.turns is 4; it takes 8 to 1024"),
         ({"gain_prior": math.nan}, "architecture.gain_prior is nan"),
-        ({"classes": 9, "mixture": 8, "class_tie": 4.0}, "architecture.mixture is 8; with class_tie"),
+        ({"classes": 9, "mixture": 8}, "architecture.mixture is 8; it takes one for each of 9 classes"),
         ({"class_tie": -1.0}, "architecture.class_tie is -1.0; it takes 0 to 20"),
         ({"nuisances": ("tilt",)}, r"architecture.nuisances is \('tilt',\); it takes each of"),
         ({"nuisances": ("gain", "gain")}, "once"),
@@ -282,6 +282,17 @@ def test_components_of_known_classes_are_fitted_to_their_own_points() -> None:
     np.testing.assert_allclose(fitted.weight_M[[1, 3]].sum(), 1 / 3, atol=0.01)
 
 
+def test_points_of_unknown_class_move_the_components_of_the_few_that_are_known() -> None:
+    random = torch.Generator().manual_seed(6)
+    which = torch.arange(600) % 2
+    points = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])[which] + 0.2 * torch.randn(600, 2, generator=random)
+    known = torch.where(torch.arange(600) < 6, which, -1)
+    fitted = Mixture.of_some_classes(points, torch.full((600, 2), 0.05), known, 2, 2)
+    np.testing.assert_allclose(fitted.mean_MZ, [[-1.0, 0.0], [1.0, 0.0]], atol=0.04)
+    np.testing.assert_allclose(fitted.variance_MZ, 0.2**2 + 0.05, rtol=0.15)
+    np.testing.assert_allclose(fitted.weight_M, 0.5, atol=0.01)
+
+
 def drawn(count: int, seed: int, dose: float = 400.0) -> labelled_windows.Windows:
     return labelled_windows.windows(count, seed, dose=dose)
 
@@ -294,7 +305,7 @@ def test_a_few_labels_name_the_classes_of_the_rest() -> None:
     config = TrainingConfig(architecture=architecture, epochs=8, batch=20, restarts=1)
     rvae, _ = train(part.windows_NCHW, config, label_N=np.where(known, part.kind_N, -1))
     told = rvae.posterior(torch.from_numpy(test.windows_NCHW))
-    assert (told.class_probability_NK.argmax(1).numpy() == test.kind_N).mean() > 0.93
+    assert (told.class_probability_NK.argmax(1).numpy() == test.kind_N).mean() > 0.95
     # Fifty labels do more than name groups: without them the latents tell 0.95 of the kinds apart here.
     scores = labelled_windows.scored(told.mean_NZ.numpy(), told.angle_N.numpy(), test)
     assert scores["knn"] > 0.97

@@ -126,7 +126,7 @@ def test_pose_without_rotation_or_shift_is_none(rotation: bool, shift: bool) -> 
     rvae = model(rotation=rotation, shift=shift)
     with torch.inference_mode():
         told = rvae.encode(windows())
-        terms = rvae.terms(windows(), torch.Generator().manual_seed(0))
+        terms = rvae.terms_of(windows(), torch.Generator().manual_seed(0))
     assert bool((told.angle_N != 0).any()) == rotation
     assert bool((told.shift_N2 != 0).any()) == shift
     assert bool((terms.kl_angle_N != 0).any()) == rotation
@@ -144,9 +144,9 @@ def test_a_sample_of_the_pixels_estimates_the_whole_bound() -> None:
     rvae, seen = model(rotation=False, shift=False, pixels=60), windows(64)
     random = torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        whole = float(rvae.terms(seen, random).error_N.mean())
+        whole = float(rvae.terms_of(seen, random).error_N.mean())
         rvae.train()
-        parts = [float(rvae.terms(seen, random).error_N.mean()) for _ in range(100)]
+        parts = [float(rvae.terms_of(seen, random).error_N.mean()) for _ in range(100)]
     assert np.mean(parts) == pytest.approx(whole, abs=4 * np.std(parts) / math.sqrt(100))
 
 
