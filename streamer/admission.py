@@ -11,7 +11,9 @@ from streamer.envelope import RefusedError
 from streamer.messages import Frame, Patches, Suggestion
 
 # Refusals that follow from the state of the session, not from a limit of the envelope.
-OUT_OF_SEASON = ("session ends", "held", "no instrument", "budget", "wrong session")
+OUT_OF_SEASON = ("session ends", "held", "no instrument", "budget", "wrong session", "steered", "waiting")
+# Refused by a person, whom no replay can ask again.
+DECLINED = "declined"
 
 
 def why_not_frame(
@@ -64,6 +66,8 @@ def refuse_out_of_season(
     holds: Collection[str],
     has_instrument: bool,
     is_budget_spent: bool,
+    steered_at: int = 0,
+    do_enough_wait: bool = False,
 ) -> None:
     """Refuse what no limit forbids, but the state of the session does.
 
@@ -81,6 +85,10 @@ def refuse_out_of_season(
         Whether one is connected.
     is_budget_spent
         Whether every measurement of the budget is made or under way.
+    steered_at
+        Record with which a person last changed what is looked for; 0 for none.
+    do_enough_wait
+        Whether a person has as many suggestions to decide on as may be under way.
 
     Raises
     ------
@@ -97,3 +105,7 @@ def refuse_out_of_season(
         raise RefusedError("budget", "every measurement of the budget is made or under way")
     if suggestion.session != session:
         raise RefusedError("wrong session", suggestion.session)
+    if 0 < suggestion.told < steered_at:
+        raise RefusedError("steered", "decided before a person changed what is looked for")
+    if do_enough_wait:
+        raise RefusedError("waiting", "a person has enough suggestions to decide on")

@@ -6,6 +6,7 @@ import msgspec
 
 from streamer.envelope import EnvelopeConfig
 from streamer.journal import JournalConfig
+from streamer.messages import Mode
 from streamer.pipeline import PipelineConfig
 from streamer.telemetry import TelemetryConfig
 
@@ -76,7 +77,7 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class ExperimentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When the session ends by itself.
+    """Who decides, and when the session ends by itself.
 
     Attributes
     ----------
@@ -84,10 +85,14 @@ class ExperimentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         Outcomes that count against the budget (ok, failed and aborted ones); 0 is without limit.
     max_duration_s
         From the start of the streamer, and anew when it is started again; 0 is without limit.
+    mode
+        ``auto``: what the agent suggests is measured if the envelope allows it; ``confirm``: a person has to
+        approve each; ``advise``: it is only shown. ``probeloop control mode`` changes it.
     """
 
     max_measurements: int = 100
     max_duration_s: float = 0.0
+    mode: Mode = "auto"
 
     def __post_init__(self) -> None:
         if self.max_measurements < 0:

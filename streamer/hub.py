@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 import msgspec
 import structlog
 
-from streamer.admission import refuse_out_of_season, why_not_frame
+from streamer.admission import DECLINED, refuse_out_of_season, why_not_frame
 from streamer.codec import Numbered, Parts, WireError, decode_numbered, encode
 from streamer.config import ExperimentConfig, HubConfig
 from streamer.distortion_status import distortion_status
@@ -38,6 +38,7 @@ from streamer.messages import (
     Command,
     Control,
     EncoderInUse,
+    Enough,
     Event,
     Frame,
     Heartbeat,
@@ -46,6 +47,7 @@ from streamer.messages import (
     ModelRevision,
     Outcome,
     Patches,
+    Request,
     Resend,
     Score,
     Status,
@@ -53,6 +55,7 @@ from streamer.messages import (
     Suggestion,
 )
 from streamer.motion import ColumnsMotion
+from streamer.oversight import BY_A_PERSON
 from streamer.peers import Peer, Peers, Turn
 from streamer.pipeline import PipelineState
 from streamer.progress import ENCODER_REFUSED, INSTRUMENT, Progress, row_name
@@ -206,7 +209,13 @@ class Hub:
             If one frame keeps the analysis busy beyond all patience; the beam is parked before.
         """
         self._has_room(0)
-        self._event("session_resumed" if self.progress.rows else "session_started", self.session)
+        is_new = not self.progress.rows
+        self._event("session_started" if is_new else "session_resumed", self.session)
+        if is_new and self._experiment.mode != "auto":
+            mode = self._experiment.mode
+            self._record(Numbered(Control(action="mode", mode=mode, reason="as configured")))
+        elif (now := self.progress.oversight.mode) != self._experiment.mode:
+            self._event("mode", f"{now}, as before; the configuration says {self._experiment.mode}")
         if self.progress.operator_hold:
             self.holds.hold(self.progress.operator_hold)
         if self.progress.ending:
@@ -337,6 +346,7 @@ class Hub:
         for identifier in list(self.envelope.pending):
             outcome = Outcome(session=self.session, id=identifier, status="skipped", reason=reason)
             self._settle(Numbered(outcome))
+        self._withdraw_waiting(reason)
 
     # -- the safe state ------------------------------------------------------------------------
 
@@ -539,9 +549,15 @@ class Hub:
                 refused = self._on_outcome(numbered)
             case Score() if known.hello.role == "agent":
                 refused = self._on_score(known, numbered, parts)
-            case ModelRevision() | Checkpoint() if known.hello.role == "agent" and _is_of(message, known):
+            case ModelRevision() | Checkpoint() | Enough() if known.hello.role == "agent" and _is_of(
+                message, known
+            ):
                 if message.told < self._journal.next_record:
                     self._record(numbered, parts, known.name)
+                    if isinstance(message, Enough):
+                        self._event(
+                            "enough", f"the agent ({message.policy}) suggests no more: {message.reason}"
+                        )
                 else:
                     refused = f"told: {message.told} is no record of the journal yet"
             case Control():
@@ -667,21 +683,47 @@ class Hub:
         if is_of_separation(suggestion.id):
             self.telemetry.suggestion_came("reserved id", age_s)
             return f"reserved id: {suggestion.id} belongs to the streamer's own scans"
+        if suggestion.policy == BY_A_PERSON and known.hello.role != "operator":
+            self.telemetry.suggestion_came("not its part", age_s)
+            return f"not its part: the policy {BY_A_PERSON} is a person's"
         if suggestion.id in self.progress.owners:
             self.telemetry.suggestion_came("duplicate id", age_s)
             return f"duplicate id: {suggestion.id} was suggested before"
-        try:
-            self._refuse_out_of_season(suggestion)
-            request = self.envelope.review(suggestion, now_s)
-        except RefusedError as refusal:
-            self._record(numbered, parts, known.name, now_s)
-            self._refuse_suggestion(suggestion, refusal, age_s)
-            return ""
+        verdict = self._review(suggestion, now_s)
         self._record(numbered, parts, known.name, now_s)
+        if isinstance(verdict, RefusedError) or not self.progress.oversight.holds_back(suggestion):
+            self._carry_out(suggestion, verdict, now_s, age_s)
+            return ""
+        self.telemetry.suggestion_came("waiting", age_s)
+        self._say(suggestion, "waits for you" if self.progress.oversight.mode == "confirm" else "advice")
+        self._show()
+        return ""
+
+    def _review(
+        self, suggestion: Suggestion, now_s: float, *, has_waited: bool = False
+    ) -> Request | RefusedError:
+        try:
+            self._refuse_out_of_season(suggestion, has_waited=has_waited)
+            return self.envelope.review(suggestion, now_s, has_waited=has_waited)
+        except RefusedError as refusal:
+            return refusal
+
+    def _carry_out(
+        self, suggestion: Suggestion, verdict: Request | RefusedError, now_s: float, age_s: float | None
+    ) -> None:
+        """Ask the instrument for what was suggested, or tell who suggested it why not."""
+        if isinstance(verdict, RefusedError):
+            self._refuse_suggestion(suggestion, verdict, age_s)
+            return
         self.telemetry.suggestion_came("granted", age_s)
         self._say(suggestion, "granted")
-        self._record(Numbered(request), now_s=now_s)
-        return ""
+        self._record(Numbered(verdict), now_s=now_s)
+
+    def _withdraw_waiting(self, reason: str) -> None:
+        """Give back to the agent what nobody will decide on any more."""
+        for suggestion in self.progress.oversight.waiting:
+            outcome = Outcome(session=self.session, id=suggestion.id, status="withdrawn", reason=reason)
+            self._record(Numbered(outcome))
 
     def _separate(self, frame: Frame) -> None:
         """Ask for the scan that is due of those that tell strain from distortion."""
@@ -713,8 +755,9 @@ class Hub:
         self._say(suggestion, "granted")
         self._record(Numbered(request), now_s=now_s)
 
-    def _refuse_out_of_season(self, suggestion: Suggestion) -> None:
-        budget = self._experiment.max_measurements
+    def _refuse_out_of_season(self, suggestion: Suggestion, *, has_waited: bool) -> None:
+        budget, oversight = self._experiment.max_measurements, self.progress.oversight
+        waits = not has_waited and oversight.holds_back(suggestion)
         refuse_out_of_season(
             suggestion,
             session=self.session,
@@ -722,6 +765,8 @@ class Hub:
             holds=tuple(self.holds),
             has_instrument=self._peers.instrument is not None,
             is_budget_spent=0 < budget <= self.progress.measured + len(self.envelope.pending),
+            steered_at=self.progress.steered_at,
+            do_enough_wait=waits and len(oversight.waiting) >= self.envelope.config.max_pending,
         )
 
     def _age_of(self, suggestion: Suggestion) -> float | None:
@@ -765,7 +810,10 @@ class Hub:
     def _on_score(self, known: Peer, numbered: Numbered, parts: Parts) -> str:
         score = numbered.message
         assert isinstance(score, Score)
-        is_due = score.id in self.progress.unscored and self.progress.owners.get(score.id) == known.name
+        is_scored_anew = self.progress.steered_at > 0 and score.id in self.progress.positions
+        is_waited_for = score.id in self.progress.unscored or is_scored_anew
+        owner = self.progress.owners.get(score.id, "")
+        is_due = is_waited_for and (owner == known.name or owner.startswith("operator "))
         if not is_due or score.session != self.session:
             return "not its part: no outcome of this agent waits for that score"
         self._record(numbered, parts, known.name)
@@ -781,17 +829,30 @@ class Hub:
             return "not its part: only an operator decides that"
         if control.action == "separate" and not self._is_separating():
             return "not separating: start the session with correct.mode = 'separate'"
+        if control.action != "abort" and (why := self.progress.oversight.why_not(control)):
+            return why
         if control.action == "encoder":
             return self._want_encoder(known, numbered, control)
-        before = self.progress.operator_hold
+        before, now_s = self.progress.operator_hold, time.monotonic()
+        answers = control.action in ("approve", "decline", "veto")
+        waiting = self.progress.oversight.find(control.id) if answers else None
+        verdict: Request | RefusedError = RefusedError(DECLINED, control.reason or f"by {known}")
+        if waiting is not None and control.action == "approve":
+            verdict = self._review(waiting, now_s, has_waited=True)
         try:
-            self._record(numbered, parts, known.name)
+            self._record(numbered, parts, known.name, now_s)
         except OSError:  # what a person decides is done, also on a disk that fails, and the ack says so
             self.progress.apply(self._journal.next_record, numbered, known.name)
             self._unkept.add(numbered.sequence)
-        detail = f"{control.action} by {known}: {control.reason}".rstrip(": ")
-        self._event("control", detail)
+        what = " ".join(word for word in (control.action, control.mode or control.id) if word)
+        self._event("control", f"{what} by {known}: {control.reason}".rstrip(": "))
         self._follow_operator(before)
+        if control.action in ("mode", "steer"):
+            self._withdraw_waiting(f"a person changed the {', '.join(control.settings) or 'mode'}")
+            self._show()
+        elif waiting is not None:
+            self._carry_out(waiting, verdict, now_s, None)
+            self._show()
         if control.action == "stop" and self._state != "draining":
             self._drain("stopped by the operator")
         elif control.action == "abort":
@@ -952,6 +1013,8 @@ class Hub:
             self.telemetry.distortion_came(latents.registration.distortion)
         if isinstance(frame, Frame) and frame.request_id is None:
             self._separate(frame)
+            if self.progress.oversight.mode == "advise":
+                self._withdraw_waiting("advice on an earlier frame")
         for number in [n for n in self._undecided_s if n < frame.number - 256]:
             del self._undecided_s[number]
 
@@ -1056,6 +1119,9 @@ class Hub:
             best=float("nan") if best is None else best.value,
             best_position_nm=None if best is None else progress.positions.get(best.id),
             suggestions=tuple(self._said),
+            mode=progress.oversight.mode,
+            revision=progress.oversight.revision,
+            waiting=progress.oversight.in_words(),
         )
 
 

@@ -26,6 +26,7 @@ from streamer.messages import (
     Bye,
     Checkpoint,
     Control,
+    Enough,
     Frame,
     Heartbeat,
     Hello,
@@ -60,7 +61,7 @@ class KeysError(ValueError):
 _TALK = (Hello, Bye, Heartbeat, Resend)
 _MAY_SEND: dict[Role, tuple[type, ...]] = {
     "instrument": (*_TALK, Frame, Patches, Outcome, Control),
-    "agent": (*_TALK, Suggestion, Score, ModelRevision, Checkpoint, Control),
+    "agent": (*_TALK, Suggestion, Score, ModelRevision, Checkpoint, Enough, Control),
     "operator": (*_TALK, Suggestion, Control),
     "viewer": (),
 }

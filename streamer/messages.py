@@ -13,9 +13,10 @@ All of them are imported from here; those with an idea of their own live beside:
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
+from msgspec import field
 from numpy.typing import NDArray
 
 from streamer.geometry import Distortion as Distortion
@@ -37,7 +38,8 @@ from streamer.strain_map import StrainMap as StrainMap
 
 Role = Literal["instrument", "agent", "operator", "viewer"]
 Action = Literal["spectrum", "scan"]
-OutcomeStatus = Literal["ok", "failed", "refused", "skipped", "aborted"]
+Mode = Literal["auto", "confirm", "advise"]
+OutcomeStatus = Literal["ok", "failed", "refused", "skipped", "aborted", "withdrawn"]
 MOST_WEIGHTS_BYTES = 64 << 20
 
 
@@ -423,7 +425,8 @@ class Outcome(Message, frozen=True, kw_only=True, eq=False, tag="outcome"):
         Those of the Request.
     status
         ``ok``; ``failed`` or ``aborted`` by the instrument; ``refused`` by the envelope or by an
-        instrument that has no such data; ``skipped`` when time or budget ran out.
+        instrument that has no such data; ``skipped`` when time or budget ran out; ``withdrawn`` by the
+        streamer when a suggestion waited for a person and nobody will decide on it any more.
     reason
         A few words where the status is not ``ok``.
     action
@@ -636,9 +639,11 @@ class Control(Message, frozen=True, kw_only=True, eq=False, tag="control"):
         ``pause`` (beam parked, no new requests) and ``resume``; ``stop`` ends the session in order;
         ``abort`` parks the beam at once, breaks off what is under way and holds until ``resume``;
         ``veto`` forbids a request under way (``id``) or a place (``position_nm``); ``separate`` asks for
-        the four scans that tell strain from distortion; ``encoder`` asks for other weights.
+        the four scans that tell strain from distortion; ``encoder`` asks for other weights; ``mode`` says who
+        decides; ``approve`` and ``decline`` answer a suggestion that waits (``id``); ``steer`` changes what
+        the agent looks for.
     id
-        Of the vetoed suggestion or request; empty for none.
+        Of the suggestion or request that is vetoed, approved or declined; empty for none.
     position_nm, radius_nm
         Specimen position ``(x, y)`` around which nothing more is measured.
     reason
@@ -650,10 +655,31 @@ class Control(Message, frozen=True, kw_only=True, eq=False, tag="control"):
     weights
         With ``encoder``: the bytes of that file, uint8; None for weights that the session has already, and
         in the journal, beside which they are kept.
+    mode
+        With ``mode``: ``auto`` measures what the agent suggests and the envelope allows, ``confirm`` waits
+        for a person's word on each, ``advise`` only shows it.
+    settings
+        With ``steer``: what replaces the same keys of the configuration's ``[agent]`` table, such as
+        ``{"goal": "map"}`` or ``{"objective": {...}}``.
+    seen
+        ``Status.revision`` that the person had before their eyes; -1 for whatever it is. Another one is
+        refused: what was approved there is not what would happen.
     """
 
     session: str = ""
-    action: Literal["pause", "resume", "stop", "abort", "veto", "separate", "encoder"]
+    action: Literal[
+        "pause",
+        "resume",
+        "stop",
+        "abort",
+        "veto",
+        "separate",
+        "encoder",
+        "mode",
+        "approve",
+        "decline",
+        "steer",
+    ]
     id: str = ""
     position_nm: PairNm | None = None
     radius_nm: float = 0.0
@@ -661,6 +687,9 @@ class Control(Message, frozen=True, kw_only=True, eq=False, tag="control"):
     encoder: str = ""
     revision: str = ""
     weights: NDArray[np.uint8] | None = None
+    mode: Mode | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    seen: int = -1
 
     def __post_init__(self) -> None:
         require_finite("control", "position_nm", *(self.position_nm or ()))
@@ -668,6 +697,13 @@ class Control(Message, frozen=True, kw_only=True, eq=False, tag="control"):
             raise ValueError(f"control.radius_nm is {self.radius_nm}; it takes 0 and above")
         if self.action == "veto" and not self.id and self.position_nm is None:
             raise ValueError("control.id and position_nm are missing; a veto takes one of them")
+        if self.mode not in (None, *get_args(Mode)):
+            raise ValueError(f"control.mode is {self.mode}; it takes {', '.join(get_args(Mode))}")
+        if self.action in ("approve", "decline") and not self.id:
+            raise ValueError(f"control.id is missing; '{self.action}' takes that of a suggestion that waits")
+        for name, action in (("mode", "mode"), ("settings", "steer")):
+            if bool(getattr(self, name)) != (self.action == action):
+                raise ValueError(f"control.{name} goes with action '{action}', and only with it")
         if (self.action == "encoder") != bool(self.revision):
             raise ValueError("control.revision goes with action 'encoder', and only with it")
         if self.revision:
@@ -725,6 +761,25 @@ class ModelRevision(Message, frozen=True, kw_only=True, eq=False, tag="model_rev
     told: int
     observations: int
     parameters: dict[str, list[float]]
+
+
+class Enough(Message, frozen=True, kw_only=True, eq=False, tag="enough"):
+    """An agent suggests no more: what it was to find is found, or what it was to spend is spent.
+
+    Attributes
+    ----------
+    session, policy
+        Of the session; of the agent.
+    told
+        Number of the last journal record that the agent had been told.
+    reason
+        A sentence for a person.
+    """
+
+    session: str
+    policy: str
+    told: int
+    reason: str
 
 
 class EncoderInUse(Message, frozen=True, kw_only=True, eq=False, tag="encoder_in_use"):
@@ -849,6 +904,12 @@ class Status(Message, frozen=True, kw_only=True, eq=False, tag="status"):
         Best objective that the agent reported; NaN before the first.
     suggestions
         The last few in words, newest first.
+    mode
+        Who decides: ``auto``, ``confirm`` or ``advise``, as in ``Control``.
+    revision
+        Counts what a person changed of how it is decided: mode, goal, objective, policy, weights.
+    waiting
+        Suggestions that wait for a person, in words, by their ids, oldest first.
     """
 
     session: str
@@ -871,6 +932,9 @@ class Status(Message, frozen=True, kw_only=True, eq=False, tag="status"):
     best: float
     best_position_nm: PairNm | None
     suggestions: tuple[str, ...]
+    mode: Mode = "auto"
+    revision: int = 0
+    waiting: dict[str, str] = field(default_factory=dict)
 
 
 class Score(Message, frozen=True, kw_only=True, eq=False, tag="score"):
@@ -885,7 +949,7 @@ class Score(Message, frozen=True, kw_only=True, eq=False, tag="score"):
     value, variance
         In the unit of the objective.
     goal
-        Whether a large or a small value is good.
+        Whether a large or a small value is good; ``neither`` where what is looked for is no best value.
     """
 
     session: str
@@ -893,7 +957,7 @@ class Score(Message, frozen=True, kw_only=True, eq=False, tag="score"):
     objective: str
     value: float
     variance: float
-    goal: Literal["maximise", "minimise"] = "maximise"
+    goal: Literal["maximise", "minimise", "neither"] = "maximise"
 
     def __post_init__(self) -> None:
         require_finite("score", "value", self.value)
@@ -904,5 +968,5 @@ class Score(Message, frozen=True, kw_only=True, eq=False, tag="score"):
 AnyMessage = (
     Frame | Atoms | Patches | Latents | StrainMap | Suggestion | Request | Outcome | Score
     | Hello | Welcome | Ack | Heartbeat | Resend | Bye | Control | Command
-    | ModelRevision | EncoderInUse | Checkpoint | Event | Status
+    | ModelRevision | Enough | EncoderInUse | Checkpoint | Event | Status
 )  # fmt: skip

@@ -32,6 +32,7 @@ from streamer.messages import (
     StrainMap,
     Suggestion,
 )
+from streamer.oversight import BY_A_PERSON, Oversight
 from streamer.separation import Separation, is_of_separation
 
 INSTRUMENT = "instrument"
@@ -93,6 +94,8 @@ class ProgressState(msgspec.Struct, frozen=True):
     envelope: EnvelopeState
     encoders: list[EncoderInUse] = []
     wanted: list[Control] = []
+    oversight: Oversight = Oversight()
+    steered_at: int = 0
 
 
 class Progress:
@@ -137,6 +140,10 @@ class Progress:
         Weights that were put in the place of others, in order.
     wanted
         Requests for weights that have neither been put in place nor refused.
+    oversight
+        Who decides, and what waits for a person.
+    steered_at
+        Record with which a person last changed what the agent looks for; 0 while nobody has.
     """
 
     def __init__(self, envelope: Envelope) -> None:
@@ -158,6 +165,8 @@ class Progress:
         self.separation = Separation()
         self.encoders: list[EncoderInUse] = []
         self.wanted: list[Control] = []
+        self.oversight = Oversight()
+        self.steered_at = 0
 
     def state(self) -> ProgressState:
         """Give all of it, to go on from."""
@@ -180,6 +189,8 @@ class Progress:
             envelope=self.envelope.state(),
             encoders=list(self.encoders),
             wanted=list(self.wanted),
+            oversight=self.oversight,
+            steered_at=self.steered_at,
         )
 
     def restore(self, state: ProgressState) -> None:
@@ -201,6 +212,8 @@ class Progress:
         self.separation = state.separation
         self.encoders = list(state.encoders)
         self.wanted = list(state.wanted)
+        self.oversight = state.oversight
+        self.steered_at = state.steered_at
         self.envelope.restore(state.envelope)
 
     # -- learn ---------------------------------------------------------------------------------
@@ -226,6 +239,8 @@ class Progress:
         owner = self.instances.get(sender, owner or sender)
         if isinstance(numbered.message, Control | Suggestion | Request | Outcome | StrainMap):
             self.separation = self.separation.apply(numbered.message)
+        if isinstance(numbered.message, Control | EncoderInUse | Suggestion | Request | Outcome):
+            self.oversight = self.oversight.apply(numbered.message)
         match numbered.message:
             case Frame() as frame:
                 self.envelope.observe_frame(frame, self._next(frame.number))
@@ -251,7 +266,7 @@ class Progress:
             case Score() as score:
                 self._score(score)
             case Control() as control:
-                self._control(control)
+                self._control(record, control)
             case EncoderInUse() as change:
                 self.encoders.append(change)
                 del self.wanted[:1]  # they are tried in the order in which they were asked for
@@ -294,7 +309,7 @@ class Progress:
 
     def _settle(self, outcome: Outcome) -> None:
         if outcome.id not in self.envelope.pending:
-            self.tally["suggestions refused"] += 1
+            self.tally["suggestions refused"] += outcome.status == "refused"
             return
         self.envelope.release(outcome)
         if is_of_separation(outcome.id):  # asked for by nobody, and no measurement
@@ -307,11 +322,13 @@ class Progress:
 
     def _score(self, score: Score) -> None:
         self.unscored.discard(score.id)
+        if score.goal == "neither":
+            return
         sign = 1.0 if score.goal == "maximise" else -1.0
         if self.best is None or sign * score.value > sign * self.best.value:
             self.best = score
 
-    def _control(self, control: Control) -> None:
+    def _control(self, record: int, control: Control) -> None:
         match control.action:
             case "pause":
                 self.operator_hold = "paused by the operator"
@@ -323,8 +340,14 @@ class Progress:
                 self.ending = "stopped by the operator"
             case "encoder":
                 self.wanted.append(control)
+            case "steer":
+                self.steered_at = record
+                if {"goal", "objective"} & set(control.settings):
+                    self.best = None  # of what is not looked for any more
             case "veto":
-                place = control.position_nm or self.positions.get(control.id)
+                waiting = self.oversight.find(control.id)
+                known = self.positions.get(control.id) if waiting is None else waiting.position_nm
+                place = control.position_nm or known
                 if place is not None:
                     self.envelope.veto(place, control.radius_nm)
 
@@ -355,12 +378,21 @@ class Progress:
             case Request() | Command():
                 names = [INSTRUMENT]
             case Latents() | StrainMap():
-                names = [name for name in self.rows if name.startswith("agent ")]
+                names = self._agents()
+            case Control(action="steer"):
+                names = self._agents()
+            case Suggestion(policy=policy) if policy == BY_A_PERSON:
+                names = self._agents()
             case Outcome():
-                names = [self.owners.get(message.id, "")]
+                owner = self.owners.get(message.id, "")
+                # What a person measures teaches the agents, too.
+                names = [owner, *(self._agents() if owner.startswith("operator ") else ())]
             case _:
                 names = []
         return [name for name in names if name in self.rows]
+
+    def _agents(self) -> list[str]:
+        return [name for name in self.rows if name.startswith("agent ")]
 
     def is_for(self, name: str, record: int, numbered: Numbered) -> bool:
         """Say whether a record of the journal is in the row of this name."""

@@ -34,6 +34,7 @@ KINDS = (
     "other", "frame", "atoms", "patches", "latents", "suggestion", "request", "outcome", "score",
     "hello", "welcome", "ack", "heartbeat", "resend", "bye", "control", "command",
     "model_revision", "checkpoint", "event", "status", "strain_map", "encoder_in_use",
+    "enough",
 )  # fmt: skip
 _CODES = {kind: code for code, kind in enumerate(KINDS)}
 _CHECKPOINT = _CODES["checkpoint"]

@@ -209,7 +209,8 @@ class Telemetry:
     def suggestion_came(self, verdict: str, age_s: float | None) -> None:
         """Count a suggestion; the age of its frame where it is the first on that frame."""
         self._suggestions.labels(verdict).inc()
-        self._count("suggestions granted" if verdict == "granted" else "suggestions refused")
+        if verdict != "waiting":  # it is counted when a person has decided on it
+            self._count("suggestions granted" if verdict == "granted" else "suggestions refused")
         if age_s is not None:
             self._to_suggestion.observe(age_s)
             self._note("frame to suggestion", age_s)

@@ -29,6 +29,7 @@ from streamer.messages import (
     Command,
     Control,
     Distortion,
+    Enough,
     Event,
     Frame,
     Hello,
@@ -698,6 +699,19 @@ def test_checkpoint_that_knows_more_than_the_journal_is_refused(start_hub):
     assert agent.refused[0].reason.startswith("told: ")
     running.end()
     assert running.kept(Checkpoint) == []
+
+
+def test_agent_that_has_enough_says_why_and_stays(start_hub):
+    running = start_hub()
+    agent = running.link("agent", name="explorer")
+    agent.send(Enough(session="s", policy="explorer", told=0, reason="the map is known"))
+    agent.send(Enough(session="s", policy="explorer", told=10_000, reason="of a later record"))
+    await_true(lambda: running.tally("messages refused") == 1)
+    assert running.hub.status().state != "ended"
+    running.end()
+    assert [enough.reason for enough in running.kept(Enough)] == ["the map is known"]
+    said = [event.detail for event in running.kept(Event) if event.what == "enough"]
+    assert said == ["the agent (explorer) suggests no more: the map is known"]
 
 
 def test_nobody_speaks_in_the_streamers_name(start_hub):

@@ -62,6 +62,8 @@ def test_suggestion_in_season_is_heard(make_suggestion):
                 {"has_instrument": False},
                 {"is_budget_spent": True},
                 {"session": "t"},
+                {"steered_at": 8},
+                {"do_enough_wait": True},
             ],
             OUT_OF_SEASON,
             strict=True,
@@ -70,8 +72,13 @@ def test_suggestion_in_season_is_heard(make_suggestion):
 )
 def test_suggestion_out_of_season_is_refused_by_a_word_that_replay_knows(make_suggestion, state, reason):
     with pytest.raises(RefusedError) as refusal:
-        refuse_out_of_season(make_suggestion(session="s"), **(SEASON | state))
+        refuse_out_of_season(make_suggestion(session="s", told=7), **(SEASON | state))
     assert refusal.value.reason == reason
+
+
+@pytest.mark.parametrize("told", [0, 8, 9])  # 0: of an agent that does not say what it knew
+def test_suggestion_that_knows_what_a_person_changed_is_heard(make_suggestion, told):
+    refuse_out_of_season(make_suggestion(session="s", told=told), **(SEASON | {"steered_at": 8}))
 
 
 def test_refusal_names_every_hold(make_suggestion):

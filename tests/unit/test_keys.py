@@ -29,6 +29,7 @@ from streamer.messages import (
     Bye,
     Checkpoint,
     Control,
+    Enough,
     Event,
     Heartbeat,
     Hello,
@@ -300,6 +301,7 @@ def said(role: Role, make_frame, make_suggestion) -> set[str]:
         ),
         "checkpoint": Checkpoint(session="s", of="x", told=1, facts=b"", arrays={"a": np.zeros(1)}),
         "checkpoint of the streamer": Checkpoint(session="s", of="streamer", told=1, facts=b"", arrays={}),
+        "enough": Enough(session="s", policy="p", told=1, reason="r"),
         "ack": Ack(session="s", number=0, status="written"),
         "event": Event(at_s=0.0, what="x"),
     }
@@ -313,7 +315,10 @@ ROLES: tuple[Role, ...] = ("instrument", "agent", "operator", "viewer")
     ("role", "allowed"),
     [
         ("instrument", {*TALK, "hello as instrument", "abort", "frame", "outcome"}),
-        ("agent", {*TALK, "hello as agent", "abort", "suggestion", "score", "revision", "checkpoint"}),
+        (
+            "agent",
+            {*TALK, "hello as agent", "abort", "suggestion", "score", "revision", "checkpoint", "enough"},
+        ),
         (
             "operator",
             {*TALK, "hello as operator", "suggestion", "pause", "resume", "stop", "abort", "veto"},

@@ -140,3 +140,22 @@ def test_outcome_that_comes_twice_counts_once(session):
     fold(progress, session)
     progress.apply(99, Numbered(Outcome(session="s", id="x", status="failed")))
     assert progress.measured == 2
+
+
+def test_agents_are_told_what_a_person_measures_and_nobody_is_told_of_another_agents(make_suggestion) -> None:
+    progress = Progress(Envelope(EnvelopeConfig()))
+    point = make_suggestion("operator-1", policy="operator")
+    ok = {"session": "s", "status": "ok", "scan_position_nm": (0.1, 0.2), "position_nm": (0.1, 0.2)}
+    records = numbered_rows(
+        ("", Hello(role="agent", name="explorer", instance="a1")),
+        ("", Hello(role="agent", name="raster", instance="a2")),
+        ("", Hello(role="operator", name="me", instance="o1")),
+        ("o1", point),
+        ("a1", make_suggestion("x")),
+    )
+    fold(progress, records)
+    assert progress.recipients(point) == ["agent explorer", "agent raster"]
+    assert progress.recipients(make_suggestion("x")) == []
+    told = progress.recipients(Outcome(id="operator-1", **ok))
+    assert told == ["operator me", "agent explorer", "agent raster"]
+    assert progress.recipients(Outcome(id="x", **ok)) == ["agent explorer"]
