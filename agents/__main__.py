@@ -68,8 +68,13 @@ def _run(
     except (OSError, ValueError) as error:
         print(f"configuration: {error}", file=sys.stderr)
         return 2
+    try:
+        agent = make_agent(settings)  # opens the files that an objective names
+    except ValueError as error:
+        print(f"configuration: {config}: agent.{error}", file=sys.stderr)
+        return 2
     log.info("configuration", **msgspec.to_builtins(settings))
-    agent = make_agent(settings)
+    log.info("objective", name=agent.objective.name)
     every = settings.checkpoint_every
     name = f"agent {agent.policy}"
     try:

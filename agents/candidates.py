@@ -29,6 +29,8 @@ class Site:
         Which registration ``position_nm`` speaks of.
     model_revision
         Which encoder ``mean`` speaks of.
+    angle_rad
+        Orientation of the content and its circular sd, shape ``(2,)``; None where nobody says.
     """
 
     mean: Float64
@@ -36,6 +38,7 @@ class Site:
     track: int
     registration_revision: int
     model_revision: str
+    angle_rad: Float64 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,13 @@ class FrameFacts:
     model_revision: str
     center_nm: PairNm
     field_of_view_nm: PairNm
+
+    def speaks_as(self, other: FrameFacts) -> bool:
+        """Can its latents and positions be compared with those of another frame?"""
+        return (self.model_revision, self.registration_revision) == (
+            other.model_revision,
+            other.registration_revision,
+        )
 
     @classmethod
     def of(cls, latents: Latents) -> FrameFacts:
@@ -95,6 +105,11 @@ class Candidates:
     position_sd_nm
         Standard deviation of the position in the direction in which it is known worst, shape ``(n,)``; None
         where the latents do not say it.
+    novelty
+        How unlike the windows that the encoder learnt from each atom's is, shape ``(n,)``: 0 is usual, above
+        3 is novel; None for all usual.
+    angle_rad
+        Orientation of each content and its circular sd, shape ``(n, 2)``; None where nobody says.
     """
 
     frame: FrameFacts
@@ -104,6 +119,8 @@ class Candidates:
     position_px: Float64
     track: NDArray[np.int64]
     position_sd_nm: Float64 | None = None
+    novelty: Float64 | None = None
+    angle_rad: Float64 | None = None
 
     def __post_init__(self) -> None:
         n = self.track.size
@@ -125,7 +142,19 @@ class Candidates:
         )
         covariance = latents.position_covariance_nm2
         worst_nm = None if covariance is None else _worst_sd_nm(covariance[kept])
-        return cls(FrameFacts.of(latents), mean, sd, position_nm, position_px, latents.track[kept], worst_nm)
+        novelty = np.nan_to_num(latents.novelty[kept].astype(np.float64), nan=0.0)
+        angle_rad = np.stack([latents.angle_rad[kept], latents.angle_sd_rad[kept]], axis=1, dtype=np.float64)
+        return cls(
+            FrameFacts.of(latents),
+            mean,
+            sd,
+            position_nm,
+            position_px,
+            latents.track[kept],
+            worst_nm,
+            novelty,
+            angle_rad,
+        )
 
     def __len__(self) -> int:
         return int(self.mean.shape[0])
@@ -138,6 +167,7 @@ class Candidates:
             int(self.track[index]),
             self.frame.registration_revision,
             self.frame.model_revision,
+            None if self.angle_rad is None else self.angle_rad[index].copy(),
         )
 
     def sd_nm(self, index: int) -> float:

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from agents.cost import CostConfig
+from agents.next_scan import ScanConfig
 from agents.objective import ObjectiveConfig
+from agents.stall import StallConfig
+from agents.stopping import StoppingConfig
 from streamer.config_file import read_config
 
+GoalName = Literal["maximise", "minimise", "map", "level_set", "discover", "match", "trade_off"]
+Direction = Literal["maximise", "minimise", "neither"]
 PolicyName = Literal["explorer", "raster", "random", "strain"]
+# Objectives that may say how like a target a spectrum is.
+LIKENESS = ("similarity", "file", "value")
+# What a session's ids, encoder and checkpoints hang on cannot change while it runs.
+FIXED = ("seed", "encoder", "checkpoint_every")
+FeatureName = Literal[
+    "position",
+    "latents",
+    "latents + angle",
+    "latents + position",
+    "latents * position",
+    "trend + position",
+]
 StrainMeasure = Literal["shear", "principal"]
 
 
@@ -40,6 +59,22 @@ class StrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _check_range("strain.sd_weight", self.sd_weight, 0, 1000)
 
 
+class TradeOffConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which way each of two objectives is good.
+
+    Attributes
+    ----------
+    first, second
+        Of ``objective`` and of ``second_objective``.
+    is_planned
+        Let BoTorch plan four measurements at a time, beside the work; it takes its memory.
+    """
+
+    first: Literal["maximise", "minimise"] = "maximise"
+    second: Literal["maximise", "minimise"] = "maximise"
+    is_planned: bool = True
+
+
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the next measurement is chosen.
 
@@ -51,13 +86,40 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     seed
         Of every random choice; it is part of each suggestion's id.
     goal
-        Look for the largest or the smallest objective.
+        ``maximise`` and ``minimise``: the largest or smallest objective; ``map``: know it everywhere;
+        ``level_set``: where it crosses ``level``; ``discover``: what the encoder has seen nothing like;
+        ``match``: spectra like the target of the objective ``similarity``; ``trade_off``: sites that are good
+        by both objectives, where neither can be had without loss in the other. See ``docs/agents.md``.
+    features
+        What the explorer learns over; with several, a model of each, side by side, weighted by how well it
+        foretells what is measured. See ``docs/agents.md``.
+    angle_fold
+        In how many turns around a content comes back to itself, for ``latents + angle``: 3 for a site of
+        three-fold symmetry.
+    level
+        Of ``level_set``, in the unit of the objective.
+    site_weight
+        Of ``map`` and ``level_set``: sites count by how many are like them (``density``), or all alike
+        (``none``).
+    batch
+        Of ``maximise``, ``minimise`` and ``match``, with several suggestions under way: ``greedy`` takes
+        those as if they had come as forecast; ``thompson`` draws a possible map for each.
+    stopping, stall
+        After what nothing more is suggested; when the search widens.
+    trade_off
+        Which way each objective of a ``trade_off`` is good.
     objective
         What a spectrum is worth.
+    second_objective
+        Something else that is read from every spectrum, for the goals that weigh two.
     strain
         What the policy ``strain`` looks for.
+    scan
+        Whether parts of the field where the structure changes or is novel are scanned again.
+    cost
+        What the time of a measurement counts against what it promises.
     dwell_time_us
-        Exposure asked for each spectrum.
+        Exposure asked for each spectrum, unless ``cost`` says to choose it.
     max_pending
         Suggestions that may wait for their outcomes at one time.
     max_per_frame
@@ -91,9 +153,20 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     policy: PolicyName = "explorer"
     seed: int = 0
-    goal: Literal["maximise", "minimise"] = "maximise"
+    goal: GoalName = "maximise"
+    features: tuple[FeatureName, ...] = ("latents + position",)
+    angle_fold: int = 1
+    level: float | None = None
+    site_weight: Literal["density", "none"] = "density"
+    batch: Literal["greedy", "thompson"] = "greedy"
+    stopping: StoppingConfig = StoppingConfig()
+    stall: StallConfig = StallConfig()
+    trade_off: TradeOffConfig = TradeOffConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    second_objective: ObjectiveConfig | None = None
     strain: StrainConfig = StrainConfig()
+    scan: ScanConfig = ScanConfig()
+    cost: CostConfig = CostConfig()
     dwell_time_us: float = 100_000.0
     max_pending: int = 2
     max_per_frame: int = 1
@@ -111,6 +184,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         _check_range("seed", self.seed, 0, 2**63 - 1)
+        if not self.features or len(set(self.features)) < len(self.features):
+            raise ValueError(f"agent.features is {list(self.features)}; it takes one set or more, each once")
+        _check_range("angle_fold", self.angle_fold, 1, 64)
         _check_range("max_pending", self.max_pending, 1, 64)
         _check_range("max_per_frame", self.max_per_frame, 0, 10**6)
         _check_range("max_suggestions", self.max_suggestions, 0, 10**9)
@@ -125,6 +201,37 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         _check_range("checkpoint_every", self.checkpoint_every, 1, 10**6)
         if not (math.isfinite(self.dwell_time_us) and self.dwell_time_us > 0):
             raise ValueError(f"agent.dwell_time_us is {self.dwell_time_us}; it takes a number above 0")
+        objectives = (self.objective, self.second_objective)
+        counts = [one for one in objectives if one and (one.kind, one.normalise) == ("band_integral", "none")]
+        if self.cost.dwell_noise_part and counts:
+            raise ValueError(
+                "agent.cost.dwell_noise_part chooses exposures, and counts that are not normalised grow with "
+                "them; set agent.objective.normalise to 'total' or 'reference'"
+            )
+        self._check_goal()
+
+    def _check_goal(self) -> None:
+        if self.goal == "level_set" and (self.level is None or not math.isfinite(self.level)):
+            raise ValueError(
+                f"agent.level is {self.level}; the goal level_set takes a number in the unit of the objective"
+            )
+        if self.goal == "match" and self.objective.kind not in LIKENESS:
+            raise ValueError(
+                f"agent.objective.kind is {self.objective.kind!r}; the goal match takes 'similarity' with a "
+                "target, or a number of your own that says how alike a spectrum is"
+            )
+        if self.goal == "trade_off" and self.second_objective is None:
+            raise ValueError(
+                "agent.second_objective is missing; the goal trade_off takes a table "
+                "[agent.second_objective] beside [agent.objective]"
+            )
+
+
+def direction_of(goal: GoalName) -> Direction:
+    """Say whether a goal has a best value: the largest, the smallest, or neither."""
+    if goal == "match":
+        return "maximise"
+    return goal if goal in ("maximise", "minimise") else "neither"
 
 
 def load_agent_config(path: Path | None) -> AgentConfig:
@@ -146,11 +253,48 @@ def overridden(config: AgentConfig, *, policy: str | None, seed: int | None) -> 
     ValueError
         In one line, naming the key, if it is not in range.
     """
-    if policy is not None and policy not in get_args(PolicyName):
-        raise ValueError(f"agent.policy is {policy}; it takes {', '.join(get_args(PolicyName))}")
     said = {"policy": policy, "seed": seed}
-    table = msgspec.to_builtins(config) | {key: value for key, value in said.items() if value is not None}
+    return _merged(config, {key: value for key, value in said.items() if value is not None})
+
+
+def with_settings(config: AgentConfig, settings: Mapping[str, Any]) -> AgentConfig:
+    """Put what a person says while the agent works in the place of what the file says.
+
+    Parameters
+    ----------
+    config
+        As it is now.
+    settings
+        Keys of ``[agent]``; a table in it replaces those of its keys that it names.
+
+    Raises
+    ------
+    ValueError
+        In one line, naming the key, if it is not known, not in range, or fixed for a session.
+    """
+    fixed = [key for key in FIXED if key in settings]
+    if fixed:
+        raise ValueError(f"agent.{fixed[0]} is fixed for a session; it is said in the configuration")
+    return _merged(config, settings)
+
+
+def _merged(config: AgentConfig, said: Mapping[str, Any]) -> AgentConfig:
+    table = msgspec.to_builtins(config)
+    for key, value in said.items():
+        _check_choice(key, value)
+        before = table.get(key)
+        is_table = isinstance(value, Mapping) and isinstance(before, dict)
+        # What one kind of objective reads says nothing to another.
+        is_of_another_kind = is_table and value.get("kind", before.get("kind")) != before.get("kind")
+        table[key] = {**before, **value} if is_table and not is_of_another_kind else value
     try:
         return msgspec.convert(table, AgentConfig)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
+
+
+def _check_choice(key: str, value: object) -> None:
+    """Refuse a word that is none of those that a key takes, and name these."""
+    hint = get_type_hints(AgentConfig).get(key)
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        raise ValueError(f"agent.{key} is {value}; it takes {', '.join(map(str, get_args(hint)))}")

@@ -11,11 +11,12 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cholesky
+from scipy.linalg import LinAlgError, cholesky, solve_triangular
 from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 
 from agents.kernels import (
+    Covariance,
     Hyperparameters,
     Part,
     as_vector,
@@ -61,6 +62,23 @@ def fit(known: Observations, parts: tuple[Part, ...], start: Hyperparameters) ->
     )
     best = of_vector(found.x, parts)
     return best if best.is_finite and found.fun < _IMPOSSIBLE else start
+
+
+def foretold(known: Observations, parts: tuple[Part, ...], hyperparameters: Hyperparameters) -> Float64:
+    """Log-likelihood of each observation given those before it, shape ``(n,)``; NaN without a covariance.
+
+    With ``L Lᵀ = K + noise`` and ``z = L⁻¹ (y - mean)`` it is ``-½ z² - log L_ii``, up to a constant that is
+    the same for every model.
+    """
+    value, counted = Unit.of(known).standardised(known)
+    covariance = Covariance(parts, hyperparameters).between(known.x, known.x)
+    try:
+        factor = cholesky(covariance + np.diag(counted + hyperparameters.noise), lower=True)
+    except (LinAlgError, ValueError):
+        return np.full(len(known), np.nan)
+    z = solve_triangular(factor, value - hyperparameters.mean, lower=True)
+    each: Float64 = -0.5 * z * z - np.log(np.diag(factor))
+    return each
 
 
 class Evidence:

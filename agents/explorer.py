@@ -3,144 +3,84 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.acquisition import log_expected_improvement
+from agents.acquisition import joint_draw
 from agents.candidates import Candidates, Float64, Site
 from agents.config import AgentConfig
-from agents.evidence import fit
-from agents.first_look import unseen_kind
-from agents.kernels import Hyperparameters, Part, as_vector, of_latents, of_position
+from agents.cost import dwell_time_us, log_cost, tour, way_nm
+from agents.density import log_density
+from agents.explanation import Weighed
+from agents.features import FeatureScale
+from agents.first_look import distance_to, nearest_alike, unseen_kind
+from agents.goals import Goal, Outlook, OverTheField, Second, TradeOff, Widen, goal_of
+from agents.learner import Learner, LearnerState, Measured
 from agents.objective import ObjectiveConfig
+from agents.pareto import dominated_by, reference_of
+from agents.portfolio import Portfolio
+from agents.protocol import Input
 from agents.site_agent import NOT_FINITE, Choice, Observation, SiteAgent, SiteAgentState
+from agents.slow_path import MOST_MEASURED, MOST_OFFERED, Plans, Request
 from agents.snapshot import Arrays, pack, unpack
-from agents.surrogate import Observations, Surrogate, SurrogateState
-from streamer.messages import Latents, ModelRevision, Outcome, Score, StrainMap
+from agents.stall import since_better
+from agents.stopping import Standing
+from streamer.messages import ModelRevision, Score
 
-# Positions of two registrations cannot be compared: so many fields apart, they share no covariance.
-REVISION_APART = 100.0
 MIN_OBSERVATIONS = 2
-# Measurements between the one that makes a fit due and the one from which on it is used: time to compute it
-# beside the measuring. A fixed number, so that what is suggested does not depend on how long it took.
-ADOPTED_AFTER = 1
+# Before the names of the second objective's parameters in a model revision.
+SECOND = "second "
+# Sites that are compared with all that were measured, where a search has stalled.
+MOST_COMPARED = 1024
 # One value further than this from the usual one, in sd of its counting noise, is no chance.
 STANDS_OUT = 4.0
-# An expected improvement below this part of the best is none to a person.
-HARDLY = 1e-6
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FeatureScale:
-    """Brings latents and positions to order 1; fixed for as long as the encoder is the same.
-
-    Attributes
-    ----------
-    model_revision
-        The encoder whose latents it speaks of.
-    center, unit
-        Of each latent, shape ``(d,)``.
-    center_nm, half_field_nm
-        Of the field of view.
-    """
-
-    model_revision: str
-    center: Float64
-    unit: Float64
-    center_nm: Float64
-    half_field_nm: float
-
-    @classmethod
-    def of(cls, candidates: Candidates) -> FeatureScale:
-        """Take the scale from a frame's candidates.
-
-        The unit of a latent is the sd of its aggregated posterior: the spread between the atoms and the
-        encoder's own doubt together. So a latent that the encoder leaves unused, all doubt and no
-        spread, counts for nothing instead of being blown up to order 1.
-        """
-        variance = candidates.mean.var(axis=0) + (candidates.sd**2).mean(axis=0)
-        frame = candidates.frame
-        return cls(
-            model_revision=candidates.frame.model_revision,
-            center=np.median(candidates.mean, axis=0),
-            unit=np.sqrt(np.maximum(variance, 1e-12)),
-            center_nm=np.array(frame.center_nm),
-            half_field_nm=max(frame.field_of_view_nm) / 2,
-        )
-
-    def latents(self, mean: Float64) -> Float64:
-        """Scale latents ``(n, d)``."""
-        return (mean - self.center) / self.unit
-
-    def features(self, mean: Float64, position_nm: Float64, revision: NDArray[np.int64] | int) -> Float64:
-        """Scale latents ``(n, d)`` and specimen positions ``(n, 2)`` to features ``(n, d + 2)``."""
-        place = (position_nm - self.center_nm) / self.half_field_nm
-        place[:, 0] += REVISION_APART * np.asarray(revision)
-        return np.concatenate([self.latents(mean), place], axis=1)
-
-
-@dataclass(frozen=True, slots=True)
-class DueFit:
-    """A fit that is to be made.
-
-    Attributes
-    ----------
-    number
-        Counts the fits that became due, from 1: the revision that it makes.
-    size
-        Of the observations that the surrogate knew, how many there were then.
-    """
-
-    number: int
-    size: int
 
 
 class ExplorerState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, eq=False):
     """What the explorer knows beyond every agent; see ``Explorer``."""
 
     site: SiteAgentState
-    scale: FeatureScale | None
-    surrogate: SurrogateState | None
-    revision: int
-    due: list[DueFit]
-    fits_asked: int
-    size_at_due: int
+    learners: list[LearnerState]
+    plans: list[Request]
 
 
 class Explorer(SiteAgent):
-    """First looks at what is unlike, then where improvement is expected.
+    """First looks at what is unlike, then where its goal promises most.
 
     Parameters
     ----------
     config, seed
-        As of ``SiteAgent``; nothing is drawn, the seed only names the suggestions.
+        As of ``SiteAgent``; the seed names the suggestions, and is that of Thompson sampling.
     """
 
     policy = "explorer"
 
     def __init__(self, config: AgentConfig | None = None, seed: int | None = None) -> None:
         super().__init__(config, seed)
-        self._scale: FeatureScale | None = None
-        self._surrogate: Surrogate | None = None
-        self._sign = 1.0 if self.config.goal == "maximise" else -1.0
-        self._revision = 0
-        self._due: deque[DueFit] = deque()
-        self._under_way: Future[Hyperparameters] | None = None  # the first of those due
-        self._fits_asked = 0
-        self._size_at_due = 0
+        self._goal = goal_of(self.config)
+        signs = self._goal.signs if isinstance(self._goal, TradeOff) else (self._goal.sign,)
+        features, fold, every = self.config.features, self.config.angle_fold, self.config.refit_every
+        self._learners = [Learner(features, fold, refit_every=every, sign=sign) for sign in signs]
+        self._plans = Plans()
+        self._density: tuple[Candidates, Float64] | None = None
 
     @property
     def model_revision(self) -> int:
         """Number of the last fit of the surrogate; 0 before the first."""
-        return self._revision
+        return self._learner.revision
 
     @property
-    def surrogate(self) -> Surrogate:
+    def _learner(self) -> Learner:
+        """Of the objective; where there are two, the other is told and fitted in step with it."""
+        return self._learners[0]
+
+    @property
+    def surrogate(self) -> Portfolio:
         """What it has learnt, for whoever wants to look at it.
 
         Raises
@@ -148,16 +88,21 @@ class Explorer(SiteAgent):
         LookupError
             Before the first frame with atoms.
         """
-        if self._surrogate is None:
+        if self._learner.surrogate is None:
             raise LookupError("the explorer has seen no atom yet; tell it a frame first")
-        return self._surrogate
+        return self._learner.surrogate
 
-    def tell(self, message: Latents | StrainMap | Outcome) -> Score | None:
-        """Take in a frame's candidates or an outcome, and leave a map of the strain; see ``Agent``."""
+    def statistics(self) -> dict[str, int]:
+        """Count suggestions, how they ended, and fits that found nothing; see ``SiteAgent``."""
+        return super().statistics() | {"fits without result": self._learner.fits_without_result}
+
+    # -- learn ---------------------------------------------------------------------------------
+
+    def _hear(self, message: Input) -> Score | None:
         before = self._candidates
-        score = super().tell(message)
+        score = super()._hear(message)
         if self._candidates is not before:
-            self._keep_scale()
+            self._take_candidates()
         elif score is not None:
             self._learn_from_last()
         self._note_due_fit()
@@ -166,122 +111,85 @@ class Explorer(SiteAgent):
     def change_objective(self, config: ObjectiveConfig) -> tuple[Score, ...]:
         """Look for something else from now on; see ``SiteAgent``."""
         scores = super().change_objective(config)
-        self._forget_fits()
-        self._tell_surrogate()
+        self._tell_all()
         self._note_due_fit()
         return scores
 
-    # -- think ---------------------------------------------------------------------------------
+    def _tell_all(self) -> None:
+        """Teach all measurements anew."""
+        self._plans.forget()
+        for learner, lessons in zip(self._learners, self._lessons(self.observations), strict=True):
+            learner.tell_all(lessons)
 
-    def _note_due_fit(self) -> None:
-        """Put down that a fit is due, when enough is new; what is under way does not count."""
-        size = 0 if self._surrogate is None else len(self._surrogate.known)
-        if size < self._size_at_due + self._news_for_a_fit() or self._is_looking_around(pending=0):
-            return
-        self._fits_asked += 1
-        self._size_at_due = size
-        self._due.append(DueFit(self._fits_asked, size))
-
-    def _news_for_a_fit(self) -> int:
-        """Measurements that pay for a fit: its cost grows with the square of them, what it finds does not."""
-        return max(self.config.refit_every, self._size_at_due // 4)
-
-    def _forget_fits(self) -> None:
-        """What was due is of no use any more; the next fit has the next number all the same."""
-        self._due.clear()
-        self._under_way = None
-        self._size_at_due = 0
+    def _lessons(self, observations: list[Observation]) -> list[list[Measured]]:
+        """What each learner learns from measurements; those of two keep step, so both must be read."""
+        at_atoms = [(one.site, one) for one in observations if one.site is not None]
+        if len(self._learners) == 1:
+            return [[(site, one.reading) for site, one in at_atoms if one.reading is not None]]
+        read = [
+            ((site, one.reading), (site, one.second))
+            for site, one in at_atoms
+            if one.reading is not None and one.second is not None
+        ]
+        return [[first for first, _ in read], [second for _, second in read]]
 
     def think(self) -> None:
-        """Begin, in a thread, the fit that will be adopted next; see ``Agent``."""
-        if not self._due or self._surrogate is None or self._under_way is not None:
-            return
-        # A thread of its own for each: they are seconds apart, and none is left when the work is done.
-        pool = ThreadPoolExecutor(1, "fit")
-        self._under_way = pool.submit(fit, *self._to_fit(self._surrogate, self._due[0]))
-        pool.shutdown(wait=False)
+        """Begin, in threads, the fit and the plan that will be used next; see ``Agent``."""
+        for learner in self._learners:
+            learner.think()
+        if self._is_planned:
+            self._plans.think()
 
     def refit(self) -> ModelRevision | None:
         """Adopt the fit whose measurement has come, and wait for it if need be; see ``Agent``."""
-        surrogate, candidates = self._surrogate, self._candidates
-        if not self._due or surrogate is None or candidates is None:
+        candidates = self._candidates
+        fits = [] if candidates is None else [learner.refit() for learner in self._learners]
+        fit = fits[0] if fits else None
+        if candidates is None or fit is None:
             return None
-        if len(surrogate.known) < self._due[0].size + ADOPTED_AFTER:
-            return None
-        due, under_way = self._due.popleft(), self._under_way
-        self._under_way = None
-        found = fit(*self._to_fit(surrogate, due)) if under_way is None else under_way.result()
-        self._adopt(surrogate, found, due.number, due.size)
+        parameters = dict(fit.parameters)
+        for other in fits[1:]:
+            parameters |= {} if other is None else {SECOND + name: v for name, v in other.parameters.items()}
         return ModelRevision(
             session=candidates.frame.session,
             policy=self.policy,
-            revision=due.number,
+            revision=fit.number,
             told=0,
-            observations=due.size,
-            parameters=found.parameters(surrogate.parts),
+            observations=fit.size,
+            parameters=parameters,
         )
 
-    @staticmethod
-    def _to_fit(surrogate: Surrogate, due: DueFit) -> tuple[Observations, tuple[Part, ...], Hyperparameters]:
-        return surrogate.known.first(due.size), surrogate.parts, surrogate.hyperparameters
-
-    def _adopt(self, surrogate: Surrogate, found: Hyperparameters, number: int, size: int) -> None:
-        """Count the fit and compute with it; one that found no finite numbers left everything as it was."""
-        self._revision = number
-        before, after = (as_vector(one).tobytes() for one in (surrogate.hyperparameters, found))
-        self._counts["fits without result"] += before == after
-        surrogate.adopt(found, size, size + ADOPTED_AFTER)
-
     def _recall_fit(self, fit: ModelRevision) -> None:
-        if self._surrogate is None:
-            super()._recall_fit(fit)
-            return
-        try:
-            found = Hyperparameters.of_parameters(fit.parameters, self._surrogate.parts)
-        except ValueError:  # of another model, or of an older version
-            super()._recall_fit(fit)
-            return
-        self._adopt(self._surrogate, found, fit.revision, fit.observations)
-        while self._due and self._due[0].number <= fit.revision:
-            self._due.popleft()
-            self._under_way = None
-        if fit.revision > self._fits_asked:  # what made it due is not known here
-            self._fits_asked = fit.revision
-            self._size_at_due = max(self._size_at_due, fit.observations)
+        of_second = {name: v for name, v in fit.parameters.items() if name.startswith(SECOND)}
+        of_first = {name: v for name, v in fit.parameters.items() if name not in of_second}
+        each = [of_first, {name.removeprefix(SECOND): v for name, v in of_second.items()}]
+        for learner, parameters in zip(self._learners, each, strict=False):
+            if not learner.recall(msgspec.structs.replace(fit, parameters=parameters)):
+                super()._recall_fit(fit)
 
-    # -- learn ---------------------------------------------------------------------------------
+    def _note_due_fit(self) -> None:
+        if self._learner.is_fit_due and not self._is_looking_around(pending=0):
+            for learner in self._learners:
+                learner.note_due_fit()
 
-    def _keep_scale(self) -> None:
-        """Make the scale from the first frame, and anew for a new encoder."""
-        candidates = self._candidates
+    def _take_candidates(self) -> None:
+        """Offer a new frame's atoms; those of a new encoder teach anew what was measured at them."""
+        candidates, scale = self._candidates, self._learner.scale
         if candidates is None or not len(candidates):
             return
-        if self._scale is not None and self._scale.model_revision == candidates.frame.model_revision:
-            if self._see_again():
-                self._forget_fits()  # of other observations than are known now
-                self._tell_surrogate()
-        else:
-            d = candidates.mean.shape[1]
-            self._scale, self._surrogate = FeatureScale.of(candidates), _surrogate(d)
-            self._forget_fits()
-            self._see_again()
-            self._tell_surrogate()
-        self._offer(candidates)
+        is_new = scale is None or scale.model_revision != candidates.frame.model_revision
+        for learner in self._learners if is_new else ():
+            learner.begin(candidates)
+        if self._see_again(candidates) or is_new:
+            self._tell_all()
+        for learner in self._learners:
+            learner.offer(candidates)
 
-    def _offer(self, candidates: Candidates) -> None:
-        assert self._scale is not None
-        assert self._surrogate is not None
-        revision = candidates.frame.registration_revision
-        self._surrogate.offer(self._scale.features(candidates.mean, candidates.position_nm, revision))
-
-    def _see_again(self) -> bool:
+    def _see_again(self, candidates: Candidates) -> bool:
         """Give measured atoms that an earlier encoder saw the latents of the present one; were there any?
 
         Latents of two encoders cannot be compared. An atom that is not in view teaches nothing until it is.
         """
-        candidates = self._candidates
-        if candidates is None or not len(candidates):
-            return False
         before = self.observations
         self.observations = [self._seen_anew(observation, candidates) for observation in before]
         return any(one is not other for one, other in zip(self.observations, before, strict=True))
@@ -297,135 +205,327 @@ class Explorer(SiteAgent):
         return replace(observation, site=replace(candidates.site(same), position_nm=site.position_nm))
 
     def _learn_from_last(self) -> None:
-        """Tell the surrogate of the observation that has just come."""
-        if self._scale is None or self._surrogate is None or self._candidates is None:
+        """Teach the observation that has just come."""
+        candidates, last = self._candidates, self.observations[-1]
+        if self._learner.scale is None or candidates is None:
             return
-        last = self.observations[-1]
-        if len(self._candidates):
-            last = self.observations[-1] = self._seen_anew(last, self._candidates)
-        if last.reading is not None and last.site is not None and self._is_known(last.site):
-            (x,) = self._features_of([last.site])
-            self._surrogate.tell(x, self._sign * last.reading.value, last.reading.variance)
+        if len(candidates):
+            last = self.observations[-1] = self._seen_anew(last, candidates)
+        for learner, lessons in zip(self._learners, self._lessons([last]), strict=True):
+            for site, reading in lessons:
+                learner.tell(site, reading)
+        self._ask_for_plan(candidates)
 
-    def _is_known(self, site: Site) -> bool:
-        """Were its latents said by the present encoder?"""
-        return self._scale is not None and site.model_revision == self._scale.model_revision
+    def take_over(self, earlier: SiteAgent) -> tuple[Score, ...]:
+        """Go on from where another agent is; what is learnt is learnt anew from its measurements."""
+        scores = super().take_over(earlier)
+        self._begin_anew(earlier.model_revision)
+        return scores
 
-    def _tell_surrogate(self) -> None:
-        """Tell it everything anew."""
-        if self._surrogate is not None:
-            self._surrogate.tell_all(self._known())
-
-    def _known(self) -> Observations:
-        """What was measured at atoms that the present encoder has seen."""
-        known = [
-            (observation.site, observation.reading)
-            for observation in self.observations
-            if observation.reading is not None
-            and observation.site is not None
-            and self._is_known(observation.site)
-        ]
-        return Observations(
-            self._features_of([site for site, _ in known]),
-            self._sign * np.array([reading.value for _, reading in known]),
-            np.array([reading.variance for _, reading in known]),
-        )
-
-    def _features_of(self, sites: list[Site]) -> Float64:
-        assert self._scale is not None
-        if not sites:
-            return np.zeros((0, self._scale.center.size + 2))
-        return self._scale.features(
-            np.stack([site.mean for site in sites]),
-            np.stack([site.position_nm for site in sites]),
-            np.array([site.registration_revision for site in sites]),
-        )
+    def _begin_anew(self, revision: int) -> None:
+        """Learn all measurements anew; the next fit has the number after this one."""
+        for learner in self._learners:
+            learner.count_from(revision)
+        self._take_candidates()
+        self._note_due_fit()
 
     # -- answer --------------------------------------------------------------------------------
 
     def _choose(self, candidates: Candidates, free: NDArray[np.int64]) -> Choice:
-        assert self._scale is not None
-        assert self._surrogate is not None
+        scale = self._learner.scale
+        assert scale is not None
         if self._is_looking_around(len(self._ledger.pending)):
-            return self._first_look(candidates, free, self._scale)
-        return self._improve(candidates, free, self._scale, self._surrogate)
+            if isinstance(self._goal, OverTheField):
+                return self._spread(self._goal, candidates, free, scale)
+            return self._first_look(candidates, free, scale)
+        planned = self._planned(candidates, free, scale)
+        return planned or self._first_on_the_way(candidates, free, scale)
 
     def _is_looking_around(self, pending: int) -> bool:
         """Is there nothing yet to learn from? Improvement on pure noise would be chased in vain."""
-        known = None if self._surrogate is None else self._surrogate.known
-        if known is None or len(known) < MIN_OBSERVATIONS:
+        if self._learner.size < MIN_OBSERVATIONS:
             return True
+        known = self.surrogate.known
         if len(known) + pending < self.config.initial_points:
             return True
+        if isinstance(self._goal, OverTheField):  # that a field is flat is something to know of it
+            return False
         return float((np.abs(known.y - np.median(known.y)) / np.sqrt(known.variance)).max()) < STANDS_OUT
 
     def _first_look(self, candidates: Candidates, free: NDArray[np.int64], scale: FeatureScale) -> Choice:
-        """Take an atom of a kind that was not looked at."""
-        seen = [*(o.site for o in self.observations if o.site is not None), *self._ledger.pending]
-        means = [site.mean for site in seen if site.model_revision == scale.model_revision]
-        index, reason = unseen_kind(
-            scale.latents(candidates.mean[free]),
-            scale.latents(np.stack(means)) if means else np.zeros((0, scale.center.size)),
-        )
+        """Take an atom of a kind that was not looked at; where the way counts, the nearest of it."""
+        offered, beam_nm = scale.latents(candidates.mean[free]), self._beam_nm(candidates)
+        index, reason = unseen_kind(offered, self._seen(scale))
+        if self.config.cost.weight and beam_nm is not None:
+            index = nearest_alike(offered, index, way_nm(beam_nm, candidates.position_nm[free]))
         return Choice(index=int(free[index]), reason=f"first look: {reason}")
 
-    def _improve(
-        self, candidates: Candidates, free: NDArray[np.int64], scale: FeatureScale, surrogate: Surrogate
+    def _spread(
+        self, goal: OverTheField, candidates: Candidates, free: NDArray[np.int64], scale: FeatureScale
     ) -> Choice:
-        """Take the atom of the largest expected improvement over the best known."""
-        pending = [s for s in self._ledger.pending if s.model_revision == scale.model_revision]
-        surrogate.expect(self._features_of(pending))
-        mean, sd, best = surrogate.mean[free], surrogate.sd[free], surrogate.best_known()
-        log_ei = log_expected_improvement(mean, sd, best)
-        if not (math.isfinite(best) and np.isfinite(log_ei).all() and np.isfinite(sd).all()):
-            looked = self._first_look(candidates, free, scale)
-            return replace(looked, reason=f"{NOT_FINITE}; {looked.reason}")
-        top = int(log_ei.argmax())  # the first of equals
-        gain = math.exp(log_ei[top])
-        reason = f"expected to improve on {self._sign * best:.3g} by {gain:.1g}"
-        if gain < HARDLY * abs(best):
-            reason = f"hardly expected to improve on {self._sign * best:.3g}"
+        """Take sites all over the field, before the model can say where most is to be learnt."""
+        outlook = self._outlook(candidates, free, scale)
+        if not (np.isfinite(outlook.sd).all() and outlook.sd.any()):
+            return self._look_instead(candidates, free, scale)
+        cost = self._cost(candidates, free, self._dwell_times_us(outlook.sd), ())
+        drawn = goal.first(outlook, self._rng(), cost)
+        return Choice(index=int(free[drawn]), reason="first look: drawn from the sites all over the field")
+
+    def _look_instead(self, candidates: Candidates, free: NDArray[np.int64], scale: FeatureScale) -> Choice:
+        """Look at what is unlike, where the model has no finite numbers."""
+        looked = self._first_look(candidates, free, scale)
+        return replace(looked, reason=f"{NOT_FINITE}; {looked.reason}")
+
+    def _rng(self, ahead: int = 0) -> np.random.Generator:
+        """For one answer; seeded by the count, so that it does not depend on how often one asked in vain."""
+        return np.random.default_rng([self.seed, self._ledger.issued + ahead])
+
+    def _seen(self, scale: FeatureScale) -> Float64:
+        """Scaled latents of the atoms that were measured or are under way, shape ``(k, d)``."""
+        seen = [*(o.site for o in self.observations if o.site is not None), *self._ledger.pending]
+        means = [site.mean for site in seen if scale.knows(site)]
+        return scale.latents(np.stack(means)) if means else np.zeros((0, scale.center.size))
+
+    def _first_on_the_way(
+        self, candidates: Candidates, free: NDArray[np.int64], scale: FeatureScale
+    ) -> Choice:
+        """Take the best, or where time counts the first of a short tour through all that may be asked for."""
+        room = self._ledger.room if self.config.cost.weight else 1
+        choices = [self._best_by_goal(candidates, free, scale)]
+        while len(choices) < room:
+            taken = [choice.index for choice in choices]
+            places_nm = candidates.position_nm[taken]
+            away_nm = np.min(
+                [way_nm(place_nm, candidates.position_nm[free]) for place_nm in places_nm], axis=0
+            )
+            left = free[(away_nm >= self.config.min_distance_nm) & ~np.isin(free, taken)]
+            if not left.size:
+                break
+            sites = [candidates.site(index) for index in taken]
+            choices.append(self._best_by_goal(candidates, left, scale, sites))
+        places_nm = candidates.position_nm[[choice.index for choice in choices]]
+        return choices[tour(self._beam_nm(candidates), places_nm)[0]]
+
+    def _best_by_goal(
+        self,
+        candidates: Candidates,
+        free: NDArray[np.int64],
+        scale: FeatureScale,
+        also: Sequence[Site] = (),
+    ) -> Choice:
+        """Take the atom that promises most for its cost, or, when the search has stalled, widen it.
+
+        ``also`` names sites that will be asked for as well.
+        """
+        outlook, goal = self._outlook(candidates, free, scale, also), self._goal_now()
+        dwell_us = self._dwell_times_us(outlook.sd)
+        cost = self._cost(candidates, free, dwell_us, also)
+        scores = goal.scores(outlook) - cost
+        top = int(scores.argmax())  # the first of equals; one that is no number, where there is any
+        is_known = np.isfinite(outlook.mean).all() and np.isfinite(outlook.sd).all()
+        if not (is_known and math.isfinite(outlook.best) and math.isfinite(scores[top])):
+            return self._look_instead(candidates, free, scale)
         return Choice(
             index=int(free[top]),
-            reason=reason,
-            predicted_mean=self._sign * float(mean[top]),
-            predicted_sd=float(sd[top]),
-            acquisition=float(log_ei[top]),
+            reason=goal.reason(outlook, top),
+            predicted_mean=goal.sign * float(outlook.mean[top]),
+            predicted_sd=float(outlook.sd[top]),
+            acquisition=float(scores[top]),
+            dwell_time_us=float(dwell_us[top]),
+            among=Weighed(
+                candidates=candidates,
+                free=free,
+                mean=outlook.mean,
+                sd=outlook.sd,
+                scores=scores,
+                cost=cost,
+                sign=goal.sign,
+                parameters=partial(self.surrogate.parameters, self.surrogate.fitted),
+            ),
         )
+
+    def _dwell_times_us(self, sd: Float64) -> Float64:
+        """Exposures of the sites: as configured, or by what is unsure there."""
+        counted = [
+            one.reading.variance * one.dwell_time_us
+            for one in self.observations
+            if self.config.cost.dwell_noise_part and one.reading is not None and one.dwell_time_us > 0
+        ]
+        if not counted:
+            return np.full(sd.size, self.config.dwell_time_us)
+        return dwell_time_us(sd, float(np.median(counted)), self.config.cost)
+
+    def _cost(
+        self, candidates: Candidates, free: NDArray[np.int64], dwell_us: Float64, also: Sequence[Site]
+    ) -> Float64:
+        """What to take off for the time of each measurement, from where the beam will be by then."""
+        if not self.config.cost.weight:
+            return np.zeros(free.size)
+        from_nm = also[-1].position_nm if also else self._beam_nm(candidates)
+        ways_nm = way_nm(from_nm, candidates.position_nm[free])
+        return log_cost(ways_nm, dwell_us, self.config.cost, self.config.dwell_time_us)
+
+    def _beam_nm(self, candidates: Candidates) -> Float64 | None:
+        """Where the beam was sent last; None before the first time, or where it cannot be compared."""
+        last = self._ledger.last
+        if last is None or last.registration_revision != candidates.frame.registration_revision:
+            return None
+        return last.position_nm
+
+    def _outlook(
+        self,
+        candidates: Candidates,
+        free: NDArray[np.int64],
+        scale: FeatureScale,
+        also: Sequence[Site] = (),
+    ) -> Outlook:
+        """Forecast what may be measured; what is under way, or will be, counts as come."""
+        for learner in self._learners:
+            learner.expect([*self._ledger.pending, *also])
+        surrogate, novelty = self.surrogate, candidates.novelty
+        mean = surrogate.mean[free]
+
+        def draw(some: NDArray[np.int64]) -> Float64:
+            rng = self._rng(ahead=len(also))
+            return joint_draw(*surrogate.joint(surrogate.offered[free[some]]), rng)
+
+        return Outlook(
+            mean=mean,
+            sd=surrogate.sd[free],
+            best=surrogate.best_known(),
+            novelty=np.zeros(free.size) if novelty is None else novelty[free],
+            log_density=lambda: self._log_density(candidates, scale)[free],
+            away=lambda: self._away(candidates, free, scale),
+            draw=draw,
+            second=self._second(free),
+        )
+
+    def _away(self, candidates: Candidates, free: NDArray[np.int64], scale: FeatureScale) -> Float64:
+        """How unlike all that was seen some of the sites are, evenly taken; 0 of the others."""
+        away = np.zeros(free.size)
+        some = slice(None, None, -(-free.size // MOST_COMPARED))
+        away[some] = distance_to(scale.latents(candidates.mean[free[some]]), self._seen(scale))
+        return away
+
+    def _second(self, free: NDArray[np.int64]) -> Second | None:
+        """Forecast the second objective, where two are weighed."""
+        surrogates = [learner.surrogate for learner in self._learners if learner.surrogate is not None]
+        if len(surrogates) < 2:
+            return None
+        known = np.stack([surrogate.at_known() for surrogate in surrogates], axis=1)
+        return Second(mean=surrogates[1].mean[free], sd=surrogates[1].sd[free], known=known)
+
+    # -- plan ----------------------------------------------------------------------------------
+
+    @property
+    def _is_planned(self) -> bool:
+        return isinstance(self._goal, TradeOff) and self.config.trade_off.is_planned
+
+    def _ask_for_plan(self, candidates: Candidates) -> None:
+        """Put down what BoTorch is to plan a trade-off from, every few measurements; it takes its time."""
+        scale, size = self._learner.scale, self._learner.size
+        if not self._is_planned or scale is None or not self._learner.revision:
+            return
+        free = self._ledger.free(candidates)
+        if not free.size or not self._plans.is_due(size):
+            return
+        outlook = self._outlook(candidates, free, scale)
+        assert outlook.second is not None
+        offered = np.argsort(-self._goal.scores(outlook), kind="stable")[:MOST_OFFERED]
+        measured = np.argsort(dominated_by(outlook.second.known), kind="stable")[:MOST_MEASURED]
+        sites = [candidates.site(int(index)) for index in free[offered]]
+        moments = []
+        for learner in self._learners:
+            assert learner.surrogate is not None
+            x = np.concatenate([learner.surrogate.known.x[measured], scale.of_sites(sites)])
+            moments.append(learner.surrogate.joint(x))
+        mean, covariance = (np.stack(part) for part in zip(*moments, strict=True))
+        if np.isfinite(mean).all() and np.isfinite(covariance).all():
+            seed = int(np.random.default_rng([self.seed, size]).integers(2**31))
+            reference = reference_of(outlook.second.known)
+            self._plans.ask_for(Request(size, sites, mean, covariance, reference, seed))
+
+    def _planned(self, candidates: Candidates, free: NDArray[np.int64], scale: FeatureScale) -> Choice | None:
+        """Take the first of the planned sites that is still free; None if there is none."""
+        for site in self._plans.sites(self._learner.size):
+            index = candidates.find(site, self.config.min_distance_nm)
+            if index is None or index not in free:
+                continue
+            here = np.array([index], dtype=np.int64)
+            outlook = self._outlook(candidates, here, scale)
+            return Choice(
+                index=index,
+                reason=f"planned for the trade-off: {self._goal.forecast(outlook, 0)}",
+                predicted_mean=self._goal.sign * float(outlook.mean[0]),
+                predicted_sd=float(outlook.sd[0]),
+                acquisition=float(self._goal.scores(outlook)[0]),
+            )
+        return None
+
+    def _log_density(self, candidates: Candidates, scale: FeatureScale) -> Float64:
+        """Of the sites of a frame, computed once."""
+        if self._density is None or self._density[0] is not candidates:
+            self._density = candidates, log_density(scale.latents(candidates.mean))
+        return self._density[1]
+
+    def _goal_now(self) -> Goal:
+        """The goal, or something else by turns where nothing better comes."""
+        stall = self.config.stall
+        if self._goal.direction == "neither" or not stall.after_measurements:
+            return self._goal
+        # The first looks were not meant to find anything better.
+        count = min(self._since_better(), self._learner.size - self.config.initial_points)
+        turn = count - stall.after_measurements + len(self._ledger.pending) + 1
+        if count < stall.after_measurements or turn % stall.every:
+            return self._goal
+        return Widen(self._goal, count, is_by_distance=turn // stall.every % 2 == 0)
+
+    def _since_better(self) -> int:
+        known = self.surrogate.known
+        return since_better(known.y, known.variance)
+
+    def _standing(self) -> Standing:
+        known, candidates, scale = super()._standing(), self._candidates, self._learner.scale
+        if self._goal.direction != "neither" and self._learner.size:
+            known = replace(known, since_better=self._since_better())
+        # Before its first fit the model knows neither how far a forecast reaches nor how sure it is.
+        if candidates is None or not len(candidates) or scale is None or not self._learner.revision:
+            return known
+        return self._goal.standing(known, lambda: self._outlook_on_what_is_left(candidates, scale))
+
+    def _outlook_on_what_is_left(self, candidates: Candidates, scale: FeatureScale) -> Outlook:
+        """Forecast the sites that were not measured; all of them where none is left."""
+        free = self._ledger.free(candidates)
+        return self._outlook(candidates, free if free.size else np.arange(len(candidates)), scale)
 
     # -- live on -------------------------------------------------------------------------------
 
     def checkpoint(self) -> tuple[bytes, Arrays]:
         """Say everything that it knows; see ``Agent``."""
-        state = ExplorerState(
-            site=self._state(),
-            scale=self._scale,
-            surrogate=None if self._surrogate is None else self._surrogate.state(),
-            revision=self._revision,
-            due=list(self._due),
-            fits_asked=self._fits_asked,
-            size_at_due=self._size_at_due,
+        return pack(
+            ExplorerState(
+                site=self._state(),
+                learners=[learner.state() for learner in self._learners],
+                plans=self._plans.requests,
+            ),
+            self.policy,
+            self.settings,
         )
-        return pack(state, self.policy)
 
     def restore(self, facts: bytes, arrays: Arrays) -> None:
-        """Be as the agent was that made this checkpoint; see ``SiteAgent``."""
+        """Be as the agent was that made this checkpoint; see ``SiteAgent``.
+
+        Where it learnt one objective and the configuration now asks for two, or the other way round, all is
+        learnt anew.
+        """
         state = unpack(facts, arrays, ExplorerState, self.policy)
         self._take(state.site)
-        self._scale = state.scale
-        self._revision = state.revision
-        self._due, self._under_way = deque(state.due), None
-        self._fits_asked = state.fits_asked
-        self._size_at_due = state.size_at_due
-        self._surrogate = None
-        if state.scale is not None and state.surrogate is not None:
-            self._surrogate = _surrogate(state.scale.center.size)
-            if self._candidates is not None and len(self._candidates):
-                self._offer(self._candidates)
-            self._surrogate.restore(state.surrogate, self._known())
+        if len(state.learners) != len(self._learners):
+            self._follow_configuration(state.site)
+            self._begin_anew(state.learners[0].revision)
+            return
+        lessons = self._lessons(self.observations)
+        for learner, known, lesson in zip(self._learners, state.learners, lessons, strict=True):
+            learner.restore(known, self._candidates, lesson)
+        self._plans.restore(state.plans)
         self._follow_configuration(state.site)
-
-
-def _surrogate(latent_dim: int) -> Surrogate:
-    """Over latents, then position, as ``FeatureScale.features`` gives them."""
-    return Surrogate((of_latents(0, latent_dim), of_position(latent_dim)))

@@ -32,12 +32,47 @@ def unseen_kind(offered: Float64, seen: Float64) -> tuple[int, str]:
     """
     if not len(seen):
         return int((offered * offered).sum(axis=1).argmin()), "a usual site"
-    away = _distance(offered, seen).min(axis=1)
+    away = distance_to(offered, seen)
     if len(seen) % 2:
         unlike = np.flatnonzero(away > _extent_of_a_kind(offered))
         if unlike.size:
             return _middle_of_largest_group(offered, unlike), "a kind not yet measured"
     return int(away.argmax()), "unlike what was measured"
+
+
+def distance_to(offered: Float64, seen: Float64) -> Float64:
+    """Say how unlike each of the offered atoms is to the one of those seen that is most like it.
+
+    Parameters
+    ----------
+    offered, seen
+        Scaled latents, shapes ``(m, d)`` and ``(k, d)``, ``k`` at least 1.
+
+    Returns
+    -------
+    distance
+        Shape ``(m,)``.
+    """
+    nearest: Float64 = _distance(offered, seen).min(axis=1)
+    return nearest
+
+
+def nearest_alike(offered: Float64, index: int, way_nm: Float64) -> int:
+    """Choose the atom with the shortest way of those that are like another, which is as good to look at.
+
+    Parameters
+    ----------
+    offered
+        As in ``unseen_kind``.
+    index
+        The other one.
+    way_nm
+        To each of the offered, shape ``(m,)``.
+    """
+    is_alike = _distance(offered, offered[index : index + 1])[:, 0] <= _extent_of_a_kind(offered) / 2
+    is_alike[index] = True
+    alike = np.flatnonzero(is_alike)
+    return int(alike[way_nm[alike].argmin()])
 
 
 def _extent_of_a_kind(offered: Float64) -> float:

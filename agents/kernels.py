@@ -92,6 +92,22 @@ def of_latents(first: int, last: int) -> Part:
     )
 
 
+def of_trend(first: int, last: int) -> Part:
+    """A part over latents that hardly bends within a field: the extremes of a look are those of its worth.
+
+    Lengths of several fields leave a Matérn covariance close to a polynomial; so it says beyond what was
+    measured that what rose goes on rising, where shorter lengths go back to the mean.
+    """
+    d = last - first
+    return Part(
+        name="trend",
+        columns=(first, last),
+        lengths=d,
+        length=Prior(log_mean=math.log(10.0) + 0.5 * math.log(d), log_sd=0.7),
+        variance=Prior(log_mean=math.log(10.0), log_sd=1.5),
+    )
+
+
 def of_position(first: int) -> Part:
     """A part over the position ``(x, y)`` in half fields: one length, and less to say than latents."""
     return Part(

@@ -18,10 +18,11 @@ FEW = 8  # places that are sooner compared with all candidates than put into a t
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Aim:
-    """What a suggestion aimed at: a site, and the frame it was seen in."""
+    """What a suggestion aimed at: a site, and the frame it was seen in; and whether a person made it."""
 
     site: Site
     candidates: Candidates
+    is_persons: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,14 +88,32 @@ class Ledger:
         return tuple(aim.site for aim in self._open.values())
 
     @property
+    def last(self) -> Site | None:
+        """Where the beam was sent last, or was; None before the first."""
+        aims = list(self._open.values())
+        if aims:
+            return aims[-1].site
+        return self._measured[-1] if self._measured else None
+
+    @property
     def may_suggest(self) -> bool:
         """Is there room for one more suggestion?"""
-        return (
-            len(self._open) < self._config.max_pending
-            and self._refusals_in_a_row < self._config.max_refusals_per_frame
-            and (self._config.max_per_frame == 0 or self._on_this_frame < self._config.max_per_frame)
-            and (self._config.max_suggestions == 0 or self.issued < self._config.max_suggestions)
-        )
+        return self.room > 0
+
+    @property
+    def room(self) -> int:
+        """How many more suggestions may be made on this frame, as far as is known now."""
+        if self._refusals_in_a_row >= self._config.max_refusals_per_frame:
+            return 0
+        room = self._config.max_pending - len(self._open)
+        most = self._config.max_per_frame
+        return room if most == 0 else min(room, most - self._on_this_frame)
+
+    @property
+    def spent(self) -> str:
+        """Why there will be no suggestion any more; empty while there may be."""
+        most = self._config.max_suggestions
+        return f"{self.issued} suggestions were made, as many as asked for" if 0 < most <= self.issued else ""
 
     def new_frame(self) -> None:
         """A new frame is a new chance after refusals."""
@@ -104,6 +123,15 @@ class Ledger:
     def open(self, identifier: str, aim: Aim) -> None:
         """Note a suggestion that goes out."""
         self._open[identifier] = aim
+        self._on_this_frame += 1
+        self.issued += 1
+
+    def open_for_a_person(self, identifier: str, aim: Aim) -> None:
+        """Note what a person measures: it is under way, and takes nothing of what the agent may suggest."""
+        self._open[identifier] = aim
+
+    def count(self) -> None:
+        """Count a suggestion of no site, such as a scan: it takes its place among those on this frame."""
         self._on_this_frame += 1
         self.issued += 1
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from streamer.messages import Latents, ModelRevision, Outcome, Score, StrainMap, Suggestion
 
-Input = Latents | StrainMap | Outcome
+Input = Latents | StrainMap | Outcome | Suggestion  # a Suggestion is a person's
 Decision = Suggestion | ModelRevision
 
 
@@ -31,8 +31,18 @@ class Agent(Protocol):
         """The name that its suggestions carry: ``explorer``, ``strain``, ``raster``, ``random``."""
         ...
 
-    def tell(self, message: Latents | StrainMap | Outcome, /) -> Score | None:
-        """Take in a frame's candidates, a map of the specimen's strain, or the outcome of a suggestion.
+    @property
+    def stopped(self) -> str:
+        """Why it suggests no more: enough was measured; empty while it goes on."""
+        ...
+
+    @property
+    def last_unreadable(self) -> str:
+        """Why the last spectrum gave no score, in words for a person; empty if it gave one."""
+        ...
+
+    def tell(self, message: Input, /) -> Score | None:
+        """Take in a frame's candidates, a map of the strain, a person's point, or an outcome.
 
         Returns
         -------

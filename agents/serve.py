@@ -9,8 +9,21 @@ import structlog
 
 from agents.history import History
 from agents.protocol import Agent, Input, UnknownOutcome
+from agents.steering import steered
 from streamer.link import Link
-from streamer.messages import Ack, AnyMessage, Bye, Checkpoint, Latents, Outcome, StrainMap
+from streamer.messages import (
+    Ack,
+    AnyMessage,
+    Bye,
+    Checkpoint,
+    Control,
+    Enough,
+    Latents,
+    Outcome,
+    Score,
+    StrainMap,
+    Suggestion,
+)
 
 # Asked this often whether to stop; a message ends the wait at once.
 TURN_S = 0.2
@@ -66,6 +79,7 @@ class _Conversation:
         self._told = 0  # number of the last record that the agent was told
         self._told_since = 0  # the last checkpoint, so many messages
         self._ahead: AnyMessage | None = None  # came when the history was looked for
+        self._said_enough = ""
         self._log = structlog.get_logger()
 
     # -- history -------------------------------------------------------------------------------
@@ -95,6 +109,7 @@ class _Conversation:
 
     def _go_on_from(self, history: History) -> None:
         """Do what the earlier process still owed: scores, suggestions and fits."""
+        self._agent = history.agent
         self._told, self._told_since = history.told, history.count
         if history.problem:
             self._log.warning("checkpoint not used", reason=history.problem)
@@ -142,10 +157,13 @@ class _Conversation:
 
     def _take(self, message: AnyMessage) -> None:
         match message:
-            case Latents() | StrainMap() | Outcome():
+            case Latents() | StrainMap() | Outcome() | Control() | Suggestion():
                 self._told = self._link.last_record
                 self._told_since += 1
-                self._tell(message)
+                if isinstance(message, Control):
+                    self._steer(message)
+                else:
+                    self._tell(message)
             case Ack(status="refused"):
                 self._log.warning("message refused", reason=message.reason)
             case _:
@@ -160,20 +178,53 @@ class _Conversation:
             return
         self._adopt()
         if score is not None:
-            self._link.send(score)
-            self._log.info(
-                "scored", id=score.id, value=score.value, sd=score.variance**0.5, objective=score.objective
+            self._say(score)
+        elif isinstance(message, Outcome) and message.action == "spectrum":
+            self._log.warning(
+                "no score", id=message.id, status=message.status, reason=self._why_no_score(message)
             )
-        elif isinstance(message, Outcome):
-            self._log.warning("no score", id=message.id, status=message.status, reason=_why_no_score(message))
+
+    def _why_no_score(self, outcome: Outcome) -> str:
+        if outcome.status != "ok":
+            return outcome.reason
+        return "the outcome has no spectrum" if outcome.spectrum is None else self._agent.last_unreadable
+
+    def _say(self, score: Score) -> None:
+        self._link.send(score)
+        self._log.info(
+            "scored", id=score.id, value=score.value, sd=score.variance**0.5, objective=score.objective
+        )
+
+    def _steer(self, control: Control) -> None:
+        """Go on as a person wants; where that cannot be, go on as before and say why."""
+        try:
+            self._agent, scores = steered(self._agent, control.settings)
+        except ValueError as error:
+            self._log.warning("not steered", settings=control.settings, reason=str(error))
+            return
+        self._log.info("steered", settings=control.settings, by=control.reason)
+        for score in scores:
+            self._say(score)
 
     def _ask(self) -> None:
-        """Ask until there is no more to suggest."""
+        """Ask until there is no more to suggest; where there will be none, say why, once."""
         while (suggestion := self._agent.ask()) is not None:
             self._link.send(msgspec.structs.replace(suggestion, told=self._told))
             self._log.info(
                 "suggested", id=suggestion.id, position_nm=suggestion.position_nm, reason=suggestion.reason
             )
+
+        self._say_enough()
+
+    def _say_enough(self) -> None:
+        reason = self._agent.stopped
+        if reason and reason != self._said_enough:
+            session = self._link.welcome.session
+            self._link.send(
+                Enough(session=session, policy=self._agent.policy, told=self._told, reason=reason)
+            )
+            self._log.info("enough", reason=reason)
+        self._said_enough = reason
 
     def _adopt(self) -> None:
         """Go on with the fits whose time has come."""
@@ -197,15 +248,3 @@ class _Conversation:
             )
         )
         self._told_since = 0
-
-
-def _why_no_score(outcome: Outcome) -> str:
-    if outcome.status != "ok":
-        return outcome.reason
-    if outcome.spectrum is None:
-        return "the outcome has no spectrum"
-    last_ev = outcome.energy_offset_ev + outcome.energy_step_ev * (outcome.spectrum.size - 1)
-    return (
-        f"the objective cannot be read from the spectrum of {outcome.energy_offset_ev:g} to {last_ev:g} eV; "
-        "check the windows of [agent.objective] and that its counts are finite"
-    )

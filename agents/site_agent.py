@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.candidates import Candidates, Site
-from agents.config import AgentConfig
+from agents.candidates import Candidates, FrameFacts, Site
+from agents.config import AgentConfig, direction_of
+from agents.explanation import ALTERNATIVES, Explanation, Weighed
 from agents.ledger import Aim, Ledger, LedgerState
+from agents.next_scan import Region, Scans, ScansState
 from agents.objective import Objective, ObjectiveConfig, Reading, UnreadableSpectrum
+from agents.protocol import Input
 from agents.snapshot import Arrays, pack, unpack
+from agents.stopping import Standing, Stopping, StoppingState
 from streamer.messages import Float32, Latents, ModelRevision, Outcome, Score, StrainMap, Suggestion
 
 # How the reason of a suggestion begins that a broken model did not take part in.
@@ -36,7 +40,11 @@ class Choice:
     predicted_mean, predicted_sd
         Forecast in the unit of the objective; NaN where there is none.
     acquisition
-        Value of the acquisition function; NaN where there is none.
+        Value of the acquisition function, less the cost; NaN where there is none.
+    dwell_time_us
+        Exposure; None takes the configured one.
+    among
+        What it was chosen from, where a model took part.
     """
 
     index: int
@@ -44,6 +52,17 @@ class Choice:
     predicted_mean: float = math.nan
     predicted_sd: float = math.nan
     acquisition: float = math.nan
+    dwell_time_us: float | None = None
+    among: Weighed | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What was chosen, from which frame, and among how many sites."""
+
+    candidates: Candidates
+    offered: int
+    choice: Choice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,10 +75,14 @@ class Observation:
         Those of the outcome.
     site
         The atom nearest to where the beam was, at the position where it was; None if none was near.
-    spectrum, energy_offset_ev, energy_step_ev
+    spectrum, energy_offset_ev, energy_step_ev, bias_v
         As measured: kept, so that another objective can be read from it.
     reading
         None where the present objective cannot be read from the spectrum.
+    second
+        What the second objective gives; None where there is none, or it cannot be read.
+    unreadable
+        Why there is no reading; empty where there is one.
     """
 
     session: str
@@ -68,7 +91,11 @@ class Observation:
     spectrum: Float32
     energy_offset_ev: float
     energy_step_ev: float
+    bias_v: Float32 | None = None
+    dwell_time_us: float = 0.0
     reading: Reading | None = None
+    second: Reading | None = None
+    unreadable: str = ""
 
 
 class SiteAgentState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, eq=False):
@@ -78,7 +105,9 @@ class SiteAgentState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ----------
     configured, objective
         What the configuration said to look for, and what was looked for in the end.
-    observations, ledger, candidates, counts
+    names
+        Of the objective and of the second one, with the contents of the files that they come from.
+    observations, ledger, candidates, counts, stopping, scans
         As in ``SiteAgent``.
     """
 
@@ -88,6 +117,9 @@ class SiteAgentState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ledger: LedgerState
     candidates: Candidates | None
     counts: dict[str, int]
+    stopping: StoppingState
+    names: tuple[str, ...] = ()
+    scans: ScansState | None = None
 
 
 class SiteAgent(ABC):
@@ -99,6 +131,11 @@ class SiteAgent(ABC):
         None takes the defaults.
     seed
         In place of the configuration's.
+
+    Attributes
+    ----------
+    settings
+        What a person changed of the configuration that the session began with; it is in ``config`` already.
     """
 
     policy: ClassVar[str]
@@ -107,10 +144,16 @@ class SiteAgent(ABC):
         self.config = AgentConfig() if config is None else config
         self.seed = self.config.seed if seed is None else seed
         self.objective = Objective(self.config.objective)
+        second = self.config.second_objective
+        self.second_objective = None if second is None else Objective(second)
         self.observations: list[Observation] = []
+        self.settings: dict[str, Any] = {}
         self._ledger = Ledger(self.config)
         self._candidates: Candidates | None = None
         self._counts: Counter[str] = Counter()
+        self._stopping = Stopping(self.config.stopping)
+        self._scans = Scans(self.config.scan)
+        self._last: Answer | None = None
 
     @abstractmethod
     def _choose(self, candidates: Candidates, free: NDArray[np.int64]) -> Choice:
@@ -129,34 +172,78 @@ class SiteAgent(ABC):
         """Count the fits of the model; 0 where there is none."""
         return 0
 
+    @property
+    def last_unreadable(self) -> str:
+        """Why the last spectrum gave no score; see ``Agent``."""
+        return self.observations[-1].unreadable if self.observations else ""
+
     def statistics(self) -> dict[str, int]:
-        """Count suggestions and how they ended: ``ok``, ``unreadable``, ``missed``, ``refused``, …"""
-        return {"suggested": self._ledger.issued, "pending": len(self._ledger.pending), **self._counts}
+        """Count suggestions and how they ended: ``ok``, ``unreadable`` and why, ``missed``, …"""
+        pending = len(self._ledger.pending) + self._scans.under_way
+        return {"suggested": self._ledger.issued, "pending": pending, **self._counts}
+
+    @property
+    def stopped(self) -> str:
+        """Why it suggests no more; see ``Agent``."""
+        return self._stopping.reason or self._ledger.spent
 
     # -- learn ---------------------------------------------------------------------------------
 
-    def tell(self, message: Latents | StrainMap | Outcome) -> Score | None:
-        """Take in a frame's candidates, a map of the strain or an outcome; see ``Agent``."""
+    def tell(self, message: Input) -> Score | None:
+        """Take in candidates, a map of the strain, a person's point or an outcome; see ``Agent``."""
+        score = self._hear(message)
+        if score is not None:
+            self._stopping.consider(self._standing())
+        return score
+
+    def _standing(self) -> Standing:
+        """Say how far it has come, as far as the policy knows."""
+        return Standing(measured=sum(one.reading is not None for one in self.observations))
+
+    def _hear(self, message: Input) -> Score | None:
         match message:
             case Outcome():
                 return self._tell_outcome(message)
             case StrainMap():
                 self._take_strain(message)
+            case Suggestion():
+                self._note_a_persons(message)
             # a sub-scan shows a part of the field from close by, a batch of patterns a few rows of it
             case Latents(request_id=None, is_delivered=False) if message.encoder == self.config.encoder:
+                before = self._candidates
                 self._candidates = Candidates.of(message, self.config.min_confidence)
+                self._scans.see(self._candidates, before)
                 self._ledger.new_frame()
             case _:
                 pass
         return None
+
+    def _note_a_persons(self, suggestion: Suggestion) -> None:
+        """Expect the outcome of what a person measures at an atom; elsewhere it teaches nothing of one."""
+        candidates = self._candidates
+        if candidates is None or not len(candidates) or suggestion.action != "spectrum":
+            return
+        if suggestion.registration_revision != candidates.frame.registration_revision:
+            return
+        index, distance_nm = candidates.nearest(np.array(suggestion.position_nm, dtype=np.float64))
+        if distance_nm <= self.config.max_miss_nm:
+            aim = Aim(candidates.site(index), candidates, is_persons=True)
+            self._ledger.open_for_a_person(suggestion.id, aim)
 
     def _take_strain(self, _: StrainMap) -> None:
         """Keep a map of the strain; most policies have no use for one."""
         return
 
     def _tell_outcome(self, outcome: Outcome) -> Score | None:
+        if self._scans.end(outcome.id, is_decided=outcome.status != "withdrawn"):
+            self._counts[outcome.status] += 1
+            return None
         aim = self._ledger.close(outcome.id)
         self._counts[outcome.status] += 1
+        if outcome.status == "withdrawn":  # nobody decided on it: the site is as good as before
+            return None
+        if aim.is_persons and outcome.status != "ok":  # nobody here asked for it
+            return None
         if outcome.status != "ok":
             self._ledger.refused(aim.site)
             return None
@@ -174,9 +261,13 @@ class SiteAgent(ABC):
                 spectrum=outcome.spectrum.copy(),
                 energy_offset_ev=outcome.energy_offset_ev,
                 energy_step_ev=outcome.energy_step_ev,
+                bias_v=None if outcome.bias_v is None else outcome.bias_v.copy(),
+                dwell_time_us=outcome.dwell_time_us,
             )
         )
         self._counts["unreadable"] += observation.reading is None
+        if observation.unreadable:
+            self._counts[f"unreadable, {observation.unreadable.partition(':')[0]}"] += 1
         self.observations.append(observation)
         return self._score(observation)
 
@@ -201,20 +292,28 @@ class SiteAgent(ABC):
             The new score of each spectrum that the new objective can be read from.
         """
         self.objective = Objective(config)
-        self.observations = [self._read(observation) for observation in self.observations]
+        self._read_all()
+        self._stopping.begin_anew()
         scores = (self._score(observation) for observation in self.observations)
         return tuple(score for score in scores if score is not None)
 
+    def _read_all(self) -> None:
+        """Read every spectrum anew, in the order in which they came: a novelty looks back."""
+        self._forget_second()
+        self.observations = [self._read(observation) for observation in self.observations]
+
+    def _forget_second(self) -> None:
+        """Let the second objective begin with nothing remembered."""
+        if self.second_objective is not None:
+            self.second_objective = Objective(self.second_objective.config)
+
     def _read(self, observation: Observation) -> Observation:
-        try:
-            reading = self.objective.read(
-                observation.spectrum,
-                energy_offset_ev=observation.energy_offset_ev,
-                energy_step_ev=observation.energy_step_ev,
-            )
-        except UnreadableSpectrum:
-            return replace(observation, reading=None)
-        return replace(observation, reading=reading)
+        """Read both objectives, and let them remember what they have read."""
+        reading, unreadable = _read_by(self.objective, observation)
+        second = None
+        if self.second_objective is not None:
+            second, _ = _read_by(self.second_objective, observation)
+        return replace(observation, reading=reading, second=second, unreadable=unreadable)
 
     def _score(self, observation: Observation) -> Score | None:
         if observation.reading is None:
@@ -225,23 +324,61 @@ class SiteAgent(ABC):
             objective=self.objective.name,
             value=observation.reading.value,
             variance=observation.reading.variance,
-            goal=self.config.goal,
+            goal=direction_of(self.config.goal),
         )
 
     # -- answer --------------------------------------------------------------------------------
 
     def ask(self) -> Suggestion | None:
         """Answer where to measure next; see ``Agent``."""
+        suggestion, last = self.consider(), self._last
+        if suggestion is not None and suggestion.action == "scan":
+            self._issue_scan(suggestion)
+        elif suggestion is not None and last is not None:
+            self._issue(suggestion, Aim(last.candidates.site(last.choice.index), last.candidates))
+        return suggestion
+
+    def consider(self) -> Suggestion | None:
+        """Say what ``ask`` would answer now, without suggesting it; ``explain`` then says why."""
         candidates = self._candidates
-        if candidates is None or not self._ledger.may_suggest:
+        if candidates is None or self.stopped or not self._ledger.may_suggest:
             return None
+        region = self._scans.due(candidates, self._ledger.issued)
+        if region is not None:
+            return self._scan(candidates.frame, region)
         free = self._ledger.free(candidates)
         if free.size == 0:
             return None
         choice = self._choose(candidates, free)
-        suggestion = self._suggestion(candidates, choice)
-        self._issue(suggestion, Aim(candidates.site(choice.index), candidates))
-        return suggestion
+        self._last = Answer(candidates, free.size, choice)
+        return self._suggestion(candidates, choice)
+
+    def explain(self, alternatives: int = ALTERNATIVES) -> Explanation | None:
+        """Say why the last answer of ``ask`` was that, and what would have come next; it changes nothing.
+
+        Parameters
+        ----------
+        alternatives
+            How many sites after the chosen one.
+
+        Returns
+        -------
+        explanation
+            None before this agent has answered: what it only recalled it did not weigh. None after a scan,
+            too, for which no sites were weighed.
+        """
+        last = self._last
+        if last is None:
+            return None
+        choice, among = last.choice, last.choice.among
+        if among is None:
+            return Explanation(reason=choice.reason, offered=last.offered)
+        return Explanation(
+            reason=choice.reason,
+            offered=last.offered,
+            ranking=among.ranking(1 + alternatives),
+            parameters=among.parameters(),
+        )
 
     def _issue(self, suggestion: Suggestion, aim: Aim) -> None:
         self._ledger.open(suggestion.id, aim)
@@ -254,12 +391,11 @@ class SiteAgent(ABC):
             session=frame.session,
             number=frame.number,
             acquired_at_s=frame.acquired_at_s,
-            # The frame's number keeps ids unique when an agent is restarted within a session.
-            id=f"{self.policy}-{self.seed}-{frame.number}-{self._ledger.issued}",
+            id=self._next_id(frame),
             position_nm=(x_nm, y_nm),
             position_sd_nm=candidates.sd_nm(choice.index),
             registration_revision=frame.registration_revision,
-            dwell_time_us=self.config.dwell_time_us,
+            dwell_time_us=choice.dwell_time_us or self.config.dwell_time_us,
             track=int(candidates.track[choice.index]),
             predicted_mean=choice.predicted_mean,
             predicted_sd=choice.predicted_sd,
@@ -268,6 +404,39 @@ class SiteAgent(ABC):
             policy=self.policy,
             model_revision=self.model_revision,
         )
+
+    def _scan(self, frame: FrameFacts, region: Region) -> Suggestion:
+        """Word the scan of a region; its dose is said in spectra, for the current is the instrument's."""
+        scan = self.config.scan
+        beam_us = scan.dwell_time_us * scan.pixels**2
+        self._last = None  # no site was weighed
+        return Suggestion(
+            session=frame.session,
+            number=frame.number,
+            acquired_at_s=frame.acquired_at_s,
+            id=self._next_id(frame),
+            action="scan",
+            position_nm=region.center_nm,
+            registration_revision=frame.registration_revision,
+            dwell_time_us=scan.dwell_time_us,
+            field_of_view_nm=(region.edge_nm, region.edge_nm),
+            shape=(scan.pixels, scan.pixels),
+            reason=f"{region.reason}; {beam_us / 1000:.3g} ms of beam on {region.edge_nm:.3g} × "
+            f"{region.edge_nm:.3g} nm, the dose of {beam_us / self.config.dwell_time_us:.2g} spectra",
+            policy=self.policy,
+            model_revision=self.model_revision,
+        )
+
+    def _next_id(self, frame: FrameFacts) -> str:
+        # The frame's number keeps ids unique when an agent is restarted within a session.
+        return f"{self.policy}-{self.seed}-{frame.number}-{self._ledger.issued}"
+
+    def _issue_scan(self, scan: Suggestion) -> None:
+        self._ledger.count()
+        self._counts["scans"] += 1
+        width_nm = scan.field_of_view_nm[0] if scan.field_of_view_nm is not None else 0.0
+        region = Region(center_nm=scan.position_nm, edge_nm=width_nm)
+        self._scans.begin(scan.id, region, self._ledger.issued)
 
     # -- live on -------------------------------------------------------------------------------
 
@@ -278,6 +447,9 @@ class SiteAgent(ABC):
         """
         if isinstance(decision, ModelRevision):
             self._recall_fit(decision)
+            return
+        if decision.action == "scan":
+            self._issue_scan(decision)
             return
         candidates = self._candidates
         if candidates is None or not len(candidates):
@@ -293,12 +465,13 @@ class SiteAgent(ABC):
 
     def checkpoint(self) -> tuple[bytes, Arrays]:
         """Say everything that it knows; see ``Agent``."""
-        return pack(self._state(), self.policy)
+        return pack(self._state(), self.policy, self.settings)
 
     def restore(self, facts: bytes, arrays: Arrays) -> None:
         """Be as the agent was that made this checkpoint; see ``Agent``.
 
-        Where the configuration asks for another objective than it did then, every spectrum is read anew.
+        Where the configuration asks for another objective than it did then, or a file that it names was
+        changed, every spectrum is read anew.
         """
         state = unpack(facts, arrays, SiteAgentState, self.policy)
         self._take(state)
@@ -312,15 +485,69 @@ class SiteAgent(ABC):
             ledger=self._ledger.state(),
             candidates=self._candidates,
             counts=dict(self._counts),
+            stopping=self._stopping.state(),
+            scans=self._scans.state(),
+            names=self._names(),
         )
+
+    def _names(self) -> tuple[str, ...]:
+        two = (self.objective, self.second_objective)
+        return tuple(one.name for one in two if one is not None)
 
     def _take(self, state: SiteAgentState) -> None:
         self.objective = Objective(state.objective)
+        self._forget_second()
         self.observations = list(state.observations)
         self._ledger.restore(state.ledger)
         self._candidates = state.candidates
         self._counts = Counter(state.counts)
+        self._stopping.restore(state.stopping)
+        self._scans.restore(state.scans)
 
     def _follow_configuration(self, state: SiteAgentState) -> None:
-        if state.configured != self.config.objective:
-            self.change_objective(self.config.objective)
+        is_same = state.configured == self.config.objective
+        if not is_same or state.names != self._names():  # of a file that was changed, or another second one
+            self.change_objective(self.objective.config if is_same else self.config.objective)
+        else:
+            self._remember_all()
+
+    def _remember_all(self) -> None:
+        """Let the objectives remember what an earlier process read."""
+        for objective in (self.objective, self.second_objective):
+            if objective is not None:
+                for one in self.observations:
+                    objective.remember(one.spectrum, one.energy_offset_ev, one.energy_step_ev, one.bias_v)
+
+    def take_over(self, earlier: SiteAgent) -> tuple[Score, ...]:
+        """Go on from where another agent is, with one's own configuration.
+
+        Returns
+        -------
+        scores
+            Of every measurement, where objective or goal are not what they were; else none.
+        """
+        state = earlier._state()
+        self._take(state)
+        self._stopping = Stopping(self.config.stopping)  # what was enough for another goal is not for this
+        self._follow_configuration(state)
+        if (earlier.config.objective, earlier.config.goal) == (self.config.objective, self.config.goal):
+            return ()
+        scores = (self._score(observation) for observation in self.observations)
+        return tuple(score for score in scores if score is not None)
+
+
+def _read_by(objective: Objective, observation: Observation) -> tuple[Reading | None, str]:
+    """Read an objective, and say why not where it cannot be; then let it remember the spectrum."""
+    reading, why_not = None, ""
+    measured = (
+        observation.spectrum,
+        observation.energy_offset_ev,
+        observation.energy_step_ev,
+        observation.bias_v,
+    )
+    try:
+        reading = objective.read(*measured)
+    except UnreadableSpectrum as error:
+        why_not = f"{error.reason}: {error}"
+    objective.remember(*measured)
+    return reading, why_not

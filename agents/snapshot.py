@@ -22,6 +22,7 @@ class _Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     of: str
     sizes: dict[str, int]
     state: msgspec.Raw
+    settings: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -36,7 +37,7 @@ class _Place(msgspec.Struct, frozen=True, array_like=True):
     shape: tuple[int, ...]
 
 
-def pack(state: msgspec.Struct, of: str) -> tuple[bytes, Arrays]:
+def pack(state: msgspec.Struct, of: str, settings: dict[str, Any] | None = None) -> tuple[bytes, Arrays]:
     """Turn a state into facts and flat arrays, bit for bit.
 
     Parameters
@@ -45,6 +46,8 @@ def pack(state: msgspec.Struct, of: str) -> tuple[bytes, Arrays]:
         A Struct of plain values, dataclasses and arrays; an array that is in it twice is kept once.
     of
         Whose state it is; asked for again when it is read.
+    settings
+        What a person had changed of its configuration; see ``settings_of``.
 
     Returns
     -------
@@ -53,7 +56,7 @@ def pack(state: msgspec.Struct, of: str) -> tuple[bytes, Arrays]:
     """
     packer = _Packer()
     body = msgspec.Raw(msgspec.msgpack.encode(state, enc_hook=packer.place))
-    facts = msgspec.msgpack.encode(_Facts(VERSION, of, packer.sizes, body))
+    facts = msgspec.msgpack.encode(_Facts(VERSION, of, packer.sizes, body, settings or {}))
     return facts, {name: np.concatenate(pieces) for name, pieces in packer.pieces.items()}
 
 
@@ -73,6 +76,21 @@ def unpack(facts: bytes, arrays: Arrays, kind: type[State], of: str) -> State:
         reader = _Reader(arrays, said.sizes)
         return msgspec.msgpack.decode(said.state, type=kind, dec_hook=reader.array_at)
     except (ValueError, RecursionError, OverflowError) as error:
+        raise ValueError(f"the checkpoint cannot be used: {error}") from None
+
+
+def settings_of(facts: bytes) -> dict[str, Any]:
+    """Say what a person had changed of the configuration of whoever packed this.
+
+    Raises
+    ------
+    ValueError
+        If it is no checkpoint of this version.
+    """
+    try:
+        _check_version(msgspec.msgpack.decode(facts, type=_Version).version)
+        return msgspec.msgpack.decode(facts, type=_Facts).settings
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the checkpoint cannot be used: {error}") from None
 
 

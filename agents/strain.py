@@ -12,9 +12,9 @@ from scipy.interpolate import RegularGridInterpolator
 from agents.candidates import Candidates, Float64
 from agents.config import AgentConfig, StrainMeasure
 from agents.raster import Raster
-from agents.site_agent import Choice, SiteAgentState
+from agents.site_agent import Choice, SiteAgent, SiteAgentState
 from agents.snapshot import Arrays, pack, unpack
-from streamer.messages import Float32, ScanGeometry, StrainMap
+from streamer.messages import Float32, ScanGeometry, Score, StrainMap
 
 # Share of the nodes around a place that must have a value; not just half, which rounding would decide.
 MIN_WEIGHT = 0.499
@@ -160,7 +160,7 @@ class Strain(Raster):
 
     def checkpoint(self) -> tuple[bytes, Arrays]:
         """Say everything that it knows, the last map too; see ``Agent``."""
-        return pack(StrainState(site=self._state(), known=self._known), self.policy)
+        return pack(StrainState(site=self._state(), known=self._known), self.policy, self.settings)
 
     def restore(self, facts: bytes, arrays: Arrays) -> None:
         """Be as the agent was that made this checkpoint; see ``SiteAgent``."""
@@ -168,3 +168,9 @@ class Strain(Raster):
         self._take(state.site)
         self._known = state.known
         self._follow_configuration(state.site)
+
+    def take_over(self, earlier: SiteAgent) -> tuple[Score, ...]:
+        """Go on from where another agent is; only one of this policy has kept the map."""
+        if isinstance(earlier, Strain):
+            self._known = earlier._known
+        return super().take_over(earlier)

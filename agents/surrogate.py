@@ -163,6 +163,8 @@ class Surrogate:
     ----------
     parts
         Of its covariance; see ``agents.kernels``.
+    width
+        How many features a place has; None for as many as the parts look at.
 
     Attributes
     ----------
@@ -178,9 +180,9 @@ class Surrogate:
         With how many observations it begins once there was a fit; the others are added.
     """
 
-    def __init__(self, parts: tuple[Part, ...]) -> None:
+    def __init__(self, parts: tuple[Part, ...], width: int | None = None) -> None:
         self.parts = parts
-        self.width = max(part.columns[1] for part in parts)
+        self.width = max(part.columns[1] for part in parts) if width is None else width
         self.known = Observations(np.zeros((0, self.width)), np.zeros(0), np.zeros(0))
         self.hyperparameters = Hyperparameters.before_any_fit(parts, NOISE)
         self.unit = Unit()
@@ -220,13 +222,7 @@ class Surrogate:
 
     def expect(self, x: Float64) -> None:
         """Take the outcomes of these places, features ``(p, d)``, to be still to come."""
-        before, self._expected = self._expected, x
-        if self._model is None:
-            return
-        if np.array_equal(before, x[: len(before)]):
-            self._model.expect_more(x[len(before) :])
-        else:
-            self._model.expect(x)
+        self._expected = x
 
     def adopt(self, hyperparameters: Hyperparameters, size: int, used_from: int) -> None:
         """Compute with these from now on.
@@ -277,11 +273,20 @@ class Surrogate:
         mean, variance = self._ready().posterior(x)
         return self.unit.offset + self.unit.size * mean, self._in_unit(variance)
 
+    def joint(self, x: Float64) -> tuple[Float64, Float64]:
+        """Forecast means of places, features ``(k, d)``, and their covariance; see ``posterior``."""
+        mean, covariance = self._ready().joint(x)
+        return self.unit.offset + self.unit.size * mean, self.unit.size**2 * covariance
+
+    def at_known(self) -> Float64:
+        """Forecast at the observed places, shape ``(n,)``: the objective without its noise."""
+        if not len(self.known):
+            return np.zeros(0)
+        return self.unit.offset + self.unit.size * self._ready().at_known()
+
     def best_known(self) -> float:
         """Say the largest forecast among the observed places; noise alone makes no best. NaN without any."""
-        if not len(self.known):
-            return math.nan
-        return self.unit.offset + self.unit.size * float(self._ready().at_known().max())
+        return float(self.at_known().max()) if len(self.known) else math.nan
 
     def _in_unit(self, variance: Float64) -> Float64:
         return self.unit.size * np.sqrt(np.maximum(variance, _LEAST_VARIANCE))
@@ -302,7 +307,7 @@ class Surrogate:
             self._model = _Model(covariance, begun.x, *self.unit.standardised(begun), self.offered)
             for index in range(count, len(self.known)):
                 self._model.tell(*self._last(index))
-            self._model.expect(self._expected)
+        self._model.expect(self._expected)  # what it expects already costs nothing
         return self._model
 
     def _last(self, index: int = -1) -> tuple[Float64, float, float]:
@@ -335,6 +340,7 @@ class _Model:
         self.mean = np.full(len(offered), h.mean)
         self._variance_by_known = np.full(len(offered), covariance.prior_variance)
         self.variance = self._variance_by_known
+        self._expected = x[:0]
         self._forecast()
 
     def _forecast(self) -> None:
@@ -352,23 +358,25 @@ class _Model:
 
     def tell(self, x: Float64, value: float, noise: float) -> None:
         """Add one observation; what is expected is no more."""
-        expected = [one[len(self._value) :] for one in self._places]
         self._forget_expected()
         self._value, noise = np.append(self._value, value), noise + self._covariance.hyperparameters.noise
         self._noise = np.append(self._noise, noise)
         row = self._add(self._covariance.scaled(x[None]), noise, value)
         self.mean += self._factor.residual[-1] * row
         self._variance_by_known -= row * row
-        self._expect(expected)
 
     def expect(self, x: Float64) -> None:
         """Lower the variance around what is still to come, and around nothing else."""
-        self._forget_expected()
-        self.expect_more(x)
-
-    def expect_more(self, x: Float64) -> None:
-        """Lower the variance around these as well."""
-        self._expect(self._covariance.scaled(x))
+        if not np.array_equal(self._expected, x[: len(self._expected)]):
+            self._forget_expected()
+        new = x[len(self._expected) :]
+        self._expected = x
+        if len(new) and self.variance is self._variance_by_known:
+            self.variance = self.variance.copy()
+        scaled = self._covariance.scaled(new)
+        for index in range(len(new)):
+            row = self._add([one[index : index + 1] for one in scaled], self._typical_noise, None)
+            self.variance -= row * row
 
     def posterior(self, x: Float64) -> tuple[Float64, Float64]:
         """Mean and variance at any places, standardised."""
@@ -377,6 +385,14 @@ class _Model:
         mean: Float64 = covariance.hyperparameters.mean + rows.T @ factor.residual
         variance: Float64 = covariance.prior_variance - np.einsum("ij,ij->j", rows, rows)
         return mean, variance
+
+    def joint(self, x: Float64) -> tuple[Float64, Float64]:
+        """Means of any places and their covariance, standardised."""
+        covariance, factor, places = self._covariance, self._factor, self._covariance.scaled(x)
+        rows = factor.solved(covariance.between_scaled(self._places, places))
+        mean: Float64 = covariance.hyperparameters.mean + rows.T @ factor.residual
+        together: Float64 = covariance.between_scaled(places, places) - rows.T @ rows
+        return mean, together
 
     def at_known(self) -> Float64:
         """Means at the observed places, without a covariance: ``y - noise · K⁻¹ (y - mean)``."""
@@ -390,14 +406,8 @@ class _Model:
         known = len(self._value)
         self._factor.shorten(known)
         self._places = [one[:known] for one in self._places]
+        self._expected = self._expected[:0]
         self.variance = self._variance_by_known
-
-    def _expect(self, places: list[Float64]) -> None:
-        if len(places[0]) and self.variance is self._variance_by_known:
-            self.variance = self.variance.copy()
-        for index in range(len(places[0])):
-            row = self._add([one[index : index + 1] for one in places], self._typical_noise, None)
-            self.variance -= row * row
 
     def _add(self, place: list[Float64], noise: float, value: float | None) -> Float64:
         """Add an observation, or an expected one, which has no value; give its row of ``V``."""

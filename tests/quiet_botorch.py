@@ -14,7 +14,11 @@ def load() -> None:
     with warnings.catch_warnings():
         # Its own imports use what torch has deprecated: nothing that a user could do about.
         warnings.simplefilter("ignore", DeprecationWarning)
-        for name in ("botorch.models", "botorch.acquisition.analytic"):
+        for name in (
+            "botorch.models",
+            "botorch.acquisition.analytic",
+            "botorch.acquisition.multi_objective.logei",
+        ):
             importlib.import_module(name)
     import torch
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.config import AgentConfig
+from agents.explanation import feature_weights
 from agents.policies import POLICIES, make_agent
 from agents.protocol import UnknownOutcome
 from agents.site_agent import SiteAgent
@@ -390,3 +391,98 @@ def test_an_agent_decides_on_the_latents_of_its_own_encoder_alone(policy):
         for each in (one, alike):
             each.tell(outcome(suggestion))
             each.refit()
+
+
+def persons(one: SiteAgent, track: int, identifier: str = "operator-1") -> Suggestion:
+    """Make a point that a person takes at an atom of the first frame."""
+    place = latents().positions_nm[track]
+    return Suggestion(
+        session="s",
+        number=0,
+        acquired_at_s=10.0,
+        id=identifier,
+        position_nm=(float(place[0]), float(place[1])),
+        dwell_time_us=1000.0,
+        policy="operator",
+    )
+
+
+def test_what_a_person_measures_teaches_as_if_it_had_been_suggested(policy):
+    one = agent(policy, max_pending=1)
+    one.tell(latents())
+    first = one.ask()
+    point = persons(one, (first.track + 7) % 60)
+    assert one.tell(point) is None
+    score = one.tell(outcome(point))
+    assert score.id == "operator-1"
+    assert one.tell(outcome(first)) is not None
+    assert [observation.site.track for observation in one.observations] == [
+        (first.track + 7) % 60,
+        first.track,
+    ]
+    tracks = {one.ask().track for _ in range(1)}
+    for _ in range(57):
+        following = one.ask()
+        if following is not None:
+            tracks.add(following.track)
+            one.tell(outcome(following))
+    assert (first.track + 7) % 60 not in tracks, "it was measured once more"
+
+
+def test_what_a_person_measures_where_no_atom_is_teaches_nothing(policy):
+    one = agent(policy)
+    one.tell(latents())
+    point = msgspec.structs.replace(persons(one, 0), position_nm=(30.0, 30.0))
+    one.tell(point)
+    with pytest.raises(UnknownOutcome):
+        one.tell(outcome(point))
+
+
+def test_a_persons_point_that_came_to_nothing_changes_nothing(policy):
+    one, other = agent(policy), agent(policy)
+    for each in (one, other):
+        each.tell(latents())
+    point = persons(one, 5)
+    one.tell(point)
+    assert one.tell(outcome(point, status="refused", spectrum=None)) is None
+    assert one.ask().track == other.ask().track
+
+
+def test_an_explanation_is_of_the_last_answer_and_asking_for_it_changes_nothing(policy):
+    one, other = agent(policy), agent(policy)
+    assert one.explain() is None
+    for step in range(16):
+        for each in (one, other):
+            each.tell(latents(number=step))
+        one.consider()
+        suggestion, unasked = one.ask(), other.ask()
+        assert msgspec.msgpack.encode(suggestion) == msgspec.msgpack.encode(unasked)
+        why = one.explain()
+        assert (why.reason, why.offered) == (suggestion.reason, 60 - step)
+        for each in (one, other):
+            each.tell(outcome(suggestion))
+            each.refit()
+        assert one.explain() == why
+
+
+def test_an_explorer_explains_its_choice_by_the_sites_that_came_next():
+    one = agent("explorer")
+    session(one, 14)
+    suggestion, why = one.ask(), one.explain()
+    first, *rest = why.ranking
+    assert (first.position_nm, first.track) == (suggestion.position_nm, suggestion.track)
+    assert (first.predicted_mean, first.predicted_sd) == (suggestion.predicted_mean, suggestion.predicted_sd)
+    assert first.acquisition == suggestion.acquisition
+    assert len(rest) == 5
+    assert sorted(rest, key=lambda site: -site.acquisition) == rest
+    one.tell(outcome(suggestion, status="refused"))
+    assert one.ask().track == rest[0].track, "the next best was not the next choice"
+    assert sum(feature_weights(why.parameters).values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("policy", ["raster", "random"])
+def test_an_agent_without_a_model_ranks_nothing(policy):
+    one = agent(policy)
+    one.tell(latents())
+    one.ask()
+    assert (one.explain().ranking, one.explain().parameters) == ((), {})

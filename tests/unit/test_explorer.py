@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from agents.config import AgentConfig
-from agents.explorer import ADOPTED_AFTER, Explorer
+from agents.explorer import Explorer
+from agents.learner import ADOPTED_AFTER
 from agents.objective import ObjectiveConfig
 from agents.random import Random
 from agents.site_agent import SiteAgent
@@ -218,10 +219,10 @@ def test_an_atom_that_a_new_encoder_has_not_seen_teaches_nothing_until_it_has():
     frame = world.frame(8)
     away = sorted(measured)[:5]
     agent.tell(by_new_encoder(frame, np.flatnonzero(~np.isin(frame.track, away))))
-    assert len(agent._surrogate.known) == 24 - 5
+    assert len(agent.surrogate.known) == 24 - 5
     assert agent.ask().track not in measured  # what was measured stays measured
     agent.tell(by_new_encoder(world.frame(9)))
-    assert len(agent._surrogate.known) == 24
+    assert len(agent.surrogate.known) == 24
     assert {one.site.model_revision for one in agent.observations} == {"new"}
 
 
@@ -232,7 +233,7 @@ def test_an_outcome_that_comes_after_a_change_of_the_encoder_is_not_lost():
     under_way = agent.ask()
     agent.tell(by_new_encoder(world.frame(9)))
     agent.tell(world.outcome(under_way))
-    assert len(agent._surrogate.known) == 25
+    assert len(agent.surrogate.known) == 25
     site = agent.observations[-1].site
     assert (site.model_revision, site.track) == ("new", under_way.track)
 
@@ -276,22 +277,33 @@ def test_a_model_that_is_not_finite_decides_nothing_and_says_so(broken):
     agent, world = Explorer(unlimited()), World(0)
     explore(agent, world, 24)
     before = agent.statistics()["model not finite"]
-    agent._surrogate.adopt(replace(agent._surrogate.hyperparameters, **broken), 24, 24)
+    (model,) = agent.surrogate.models
+    model.adopt(replace(model.hyperparameters, **broken), 24, 24)
     suggestion = agent.ask()
     assert suggestion.reason.startswith("the model is not finite; first look: ")
     assert np.isnan([suggestion.predicted_mean, suggestion.predicted_sd, suggestion.acquisition]).all()
     assert agent.statistics()["model not finite"] == before + 1 == 1
 
 
+@pytest.mark.parametrize("goal", ["map", "level_set"])
+def test_a_model_that_is_not_finite_draws_no_first_site_either(goal):
+    agent, world = Explorer(msgspec.structs.replace(unlimited(), goal=goal, level=0.0)), World(0)
+    explore(agent, world, 3)
+    (model,) = agent.surrogate.models
+    model.adopt(replace(model.hyperparameters, lengths=(np.full(4, np.nan), np.ones(1))), 3, 3)
+    assert agent.ask().reason.startswith("the model is not finite; first look: ")
+
+
 def test_a_fit_that_finds_no_number_leaves_the_last_one_and_is_counted(monkeypatch):
     agent, world = Explorer(unlimited()), World(0)
     explore(agent, world, 24)
     revision = agent.model_revision
-    before = agent._surrogate.hyperparameters
+    (model,) = agent.surrogate.models
+    before = model.hyperparameters
     monkeypatch.setattr("agents.evidence.of_vector", lambda vector, parts: replace(before, mean=np.nan))
     explore(agent, world, 6)
     assert agent.model_revision > revision
-    assert agent._surrogate.hyperparameters is before
+    assert model.hyperparameters is before
     assert agent.statistics()["fits without result"] == agent.model_revision - revision
     assert agent.ask().reason.startswith(("expected", "hardly"))
 
@@ -344,7 +356,8 @@ def test_what_is_seen_beside_the_candidates_begins_nothing_anew():
     agent, world = Explorer(unlimited()), World(0)
     explore(agent, world, 24)
     agent.tell(world.frame(8))
-    begun_with = agent.surrogate.begun_with
+    (model,) = agent.surrogate.models
+    begun_with = model.begun_with
     agent.tell(world.outcome(agent.ask()))
     agent.tell(world.frame(8, encoder="beside"))
-    assert (agent.surrogate.begun_with, len(agent.surrogate.known)) == (begun_with, begun_with + 1)
+    assert (model.begun_with, len(model.known)) == (begun_with, begun_with + 1)

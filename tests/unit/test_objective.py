@@ -138,3 +138,13 @@ def test_the_name_says_what_and_in_which_unit():
     peak = ObjectiveConfig(kind="peak_position", label="plasmon", window_ev=(5.0, 30.0))
     assert Objective(peak).name == "plasmon peak position (eV)"
     assert Objective(ObjectiveConfig(label="", normalise="none")).name == "99–120 eV band integral (counts)"
+
+
+def test_a_value_that_was_read_elsewhere_is_taken_as_it_came():
+    objective = Objective(ObjectiveConfig(kind="value"))
+    reading = objective.read(np.array([-3.5, 0.25]), energy_offset_ev=0.0, energy_step_ev=1.0)
+    assert (reading.value, reading.variance) == (-3.5, 0.0625)
+    assert objective.name == "value"
+    for wrong in ([1.0], [1.0, 0.0], [1.0, -1.0], [1.0, 2.0, 3.0]):
+        with pytest.raises(UnreadableSpectrum, match="two numbers in place of a spectrum"):
+            objective.read(np.array(wrong), energy_offset_ev=0.0, energy_step_ev=1.0)
