@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from agents.config import AgentConfig
+from agents.objective import Objective
 from simulators.afm import AfmConfig
 from simulators.diffraction import DiffractionConfig
 from simulators.eels import EelsConfig
@@ -65,6 +66,22 @@ def read_run_config(path: Path | None) -> RunConfig:
         In one line: the file, the key, what is wrong with it and what would do.
     """
     return check(read_tables(path), "" if path is None else f"{path}: ")
+
+
+def check_files(agent: AgentConfig, origin: str = "") -> None:
+    """Open the files that an agent's objectives name, before anything is started.
+
+    Raises
+    ------
+    ConfigError
+        In one line: the file, its line if it has an error there, and what would do.
+    """
+    for name in ("objective", "second_objective"):
+        try:
+            if (config := getattr(agent, name)) is not None:
+                Objective(config)
+        except ValueError as error:
+            raise ConfigError(f"{origin}agent.{name}{str(error).removeprefix('objective')}") from None
 
 
 def check(tables: Tables, origin: str = "") -> RunConfig:

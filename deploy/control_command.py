@@ -13,13 +13,14 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deploy.refusals import fail, refuse
 
 if TYPE_CHECKING:
+    from agents.config import AgentConfig
     from streamer.keys import PeerKeys
     from streamer.link import Link
     from streamer.messages import Ack, AnyMessage, Control, Outcome, Role, Status, Suggestion
@@ -33,7 +34,7 @@ STATUS_S = 1.0
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="Pause, resume, stop, [bold]abort[/bold] or steer a loop that runs. It is all kept in the journal.",
+    help="Pause, resume, stop, [bold]abort[/bold], approve or steer a loop that runs. All is journalled.",
 )
 
 Connect = Annotated[
@@ -212,6 +213,139 @@ def veto(
     )
 
 
+@app.command()
+def mode(
+    mode: Annotated[
+        str,
+        typer.Argument(
+            metavar="auto|confirm|advise",
+            help="[bold]auto[/bold] measures what the agent suggests; [bold]confirm[/bold] waits for your "
+            "word on each; [bold]advise[/bold] only shows it.",
+        ),
+    ],
+    connect: Connect = None,
+    session_folder: SessionFolder = None,
+    key: Key = None,
+    reason: Reason = "",
+) -> None:
+    """Say who decides: the agent, you and the agent, or you alone. What waits is given back to the agent."""
+    _decide(_Console(connect, session_folder, key), "mode", f"the mode is {mode}", reason, mode=mode)
+
+
+Seen = Annotated[
+    int | None,
+    typer.Option(
+        help="Revision that you saw: if anything was changed since, nothing is done.",
+        show_default="for an ID whatever it is; else what is shown",
+    ),
+]
+
+
+@app.command()
+def approve(
+    identifiers: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ID]...", help="Suggestions that wait; without any you are asked one by one."
+        ),
+    ] = None,
+    seen: Seen = None,
+    connect: Connect = None,
+    session_folder: SessionFolder = None,
+    key: Key = None,
+    reason: Reason = "",
+) -> None:
+    """Let a suggestion that waits be measured; the limits of dose and field hold all the same."""
+    console = _Console(connect, session_folder, key)
+    if identifiers:
+        for identifier in identifiers:
+            _decide(console, "approve", f"approved: {identifier}", reason, identifier=identifier, seen=seen)
+        return
+    status = console.status()
+    if status is None:
+        refuse("what waits cannot be seen from here; name the ID, or give --session-folder")
+    if not status.waiting:
+        typer.echo(f"nothing waits; the mode is {status.mode}")
+    for identifier, words in status.waiting.items():
+        answer = typer.prompt(f"{identifier} {words}\n  measure it? [y/n/q]", default="n", show_default=False)
+        if answer.startswith("q"):
+            return
+        action, done = ("approve", "approved") if answer.startswith("y") else ("decline", "declined")
+        said = status.revision if seen is None else seen
+        _decide(console, action, f"{done}: {identifier}", reason, identifier=identifier, seen=said)
+
+
+@app.command()
+def decline(
+    identifier: Annotated[str, typer.Argument(metavar="ID", help="A suggestion that waits.")],
+    connect: Connect = None,
+    session_folder: SessionFolder = None,
+    key: Key = None,
+    reason: Reason = "",
+) -> None:
+    """Let a suggestion that waits not be measured; the agent looks elsewhere for a while."""
+    _decide(
+        _Console(connect, session_folder, key),
+        "decline",
+        f"declined: {identifier}",
+        reason,
+        identifier=identifier,
+    )
+
+
+@app.command()
+def steer(
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUE...",
+            help="As in the table [bold]\\[agent][/bold] of the configuration: goal=minimise, policy=random, "
+            "objective.window_ev=[10,40]; or a .toml file with such a table.",
+        ),
+    ],
+    connect: Connect = None,
+    session_folder: SessionFolder = None,
+    key: Key = None,
+    reason: Reason = "",
+) -> None:
+    """Change goal, objective or policy of the agent while it works; it keeps all that was measured."""
+    console = _Console(connect, session_folder, key)
+    table = _settings_of(settings, console.agent_config())
+    said = ", ".join(f"{name} = {value}" for name, value in table.items())
+    _decide(console, "steer", f"the agent is told: {said}", reason, settings=table)
+
+
+def _settings_of(words: list[str], config: AgentConfig | None) -> dict[str, Any]:
+    """Read what the agent is to be told, and see that one of this configuration, if known, could use it."""
+    import tomllib
+
+    from agents.config import with_settings
+
+    try:
+        if len(words) == 1 and words[0].endswith(".toml"):
+            table: dict[str, Any] = tomllib.loads(Path(words[0]).read_text(encoding="utf-8")).get("agent", {})
+        else:
+            table = tomllib.loads("\n".join(map(_as_toml, words)))
+        if not table:
+            refuse(f"{words[0]}: no [agent] table in it")
+        if config is not None:
+            with_settings(config, table)
+    except OSError as error:
+        refuse(f"{words[0]}: cannot be read: {error.strerror}")
+    except ValueError as error:
+        refuse(error)
+    return table
+
+
+def _as_toml(word: str) -> str:
+    """Write ``goal=map`` as TOML does, with quotes where the value is a word."""
+    name, equals, value = word.partition("=")
+    if not equals:
+        refuse(f"{word}: say KEY=VALUE, such as goal=minimise")
+    is_word = re.fullmatch(r"[A-Za-z_][\w./ -]*", value) and value not in ("true", "false", "inf", "nan")
+    return f'{name} = "{value}"' if is_word else f"{name} = {value}"
+
+
 # A negative coordinate looks like an option.
 @app.command(context_settings={"ignore_unknown_options": True})
 def point(
@@ -282,6 +416,7 @@ class _Console:
 
     def __init__(self, connect: str | None, session_folder: Path | None, key: Path | None) -> None:
         self.view_address: str | None = None
+        self._folder: Path | None = None
         self._key = key
         if connect is not None and session_folder is not None:
             refuse("say either --connect or --session-folder")
@@ -298,8 +433,20 @@ class _Console:
         endpoints = read_endpoints(folder)
         if endpoints is None:
             refuse(f"{folder}: no streamer serves there; give another folder, or the address by --connect")
-        self.view_address = endpoints.view_address
+        self.view_address, self._folder = endpoints.view_address, folder
         return endpoints.address
+
+    def agent_config(self) -> AgentConfig | None:
+        """Read how the session's agent was configured; None where its folder is not at hand."""
+        from agents.config import load_agent_config
+        from streamer.config_file import ConfigError
+
+        if self._folder is None or not (path := self._folder / "config.toml").exists():
+            return None
+        try:
+            return load_agent_config(path)
+        except ConfigError as error:
+            refuse(error)
 
     def keys(self, role: Role | None) -> PeerKeys | None:
         from streamer.keys import KeysError, PeerKeys
@@ -369,6 +516,9 @@ def _decide(
     identifier: str = "",
     position_nm: tuple[float, float] | None = None,
     radius_nm: float = 0.0,
+    mode: str | None = None,
+    settings: dict[str, Any] | None = None,
+    seen: int | None = None,
 ) -> None:
     """Say it to the streamer, wait until it is in the journal, and tell what came of it."""
     from streamer.messages import Control
@@ -380,6 +530,9 @@ def _decide(
             position_nm=position_nm,
             radius_nm=radius_nm,
             reason=reason,
+            mode=mode,  # type: ignore[arg-type]
+            settings=settings or {},
+            seen=-1 if seen is None else seen,
         )
     except ValueError as error:
         refuse(error)

@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.spatial import cKDTree
 
-from agents.config import AgentConfig, load_agent_config
+from agents.config import AgentConfig, GoalName, direction_of, load_agent_config
+from agents.next_scan import ScanConfig
 from agents.objective import Objective, UnreadableSpectrum
 from agents.policies import make_agent
 from agents.site_agent import SiteAgent
@@ -39,10 +40,6 @@ from streamer.segment import Record
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Float64 = NDArray[np.float64]
 _NEAR_THE_BEST = 0.05
-_PER_ATOM = (
-    "mean", "sd", "angle_rad", "angle_sd_rad", "offset_nm", "offset_sd_nm", "class_probability", "novelty",
-    "confidence", "track", "positions_px", "positions_nm", "position_covariance_nm2",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +105,7 @@ class Counterfactual(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     objective: str
-    goal: str
+    goal: GoalName
     pool: int
     unreadable: int
     never_taken: int
@@ -137,15 +134,14 @@ class Pool:
         """Take in a recorded outcome, if there is a spectrum in it that can be read."""
         if outcome.status != "ok" or outcome.spectrum is None or outcome.position_nm is None:
             return
+        measured = (outcome.spectrum, outcome.energy_offset_ev, outcome.energy_step_ev, outcome.bias_v)
         try:
-            reading = self._objective.read(
-                outcome.spectrum,
-                energy_offset_ev=outcome.energy_offset_ev,
-                energy_step_ev=outcome.energy_step_ev,
-            )
+            reading = self._objective.read(*measured)
         except UnreadableSpectrum:
             self.unreadable += 1
             return
+        finally:
+            self._objective.remember(*measured)
         self.all.append(Measured(outcome, revision, reading.value))
         self._is_taken.append(False)
 
@@ -172,8 +168,9 @@ class Pool:
                 if distance <= reach_nm:
                     of_atom.setdefault(atom, index)  # of two at one atom, the earlier first
         rows = sorted(of_atom)
-        known = {name: getattr(latents, name) for name in _PER_ATOM}
-        kept = {name: array[rows] for name, array in known.items() if array is not None}
+        # All arrays of a frame's latents are of its atoms.
+        said = msgspec.structs.asdict(latents).items()
+        kept = {name: value[rows] for name, value in said if isinstance(value, np.ndarray)}
         return msgspec.structs.replace(latents, **kept), [of_atom[row] for row in rows]
 
     def take(self, index: int) -> Measured:
@@ -300,8 +297,9 @@ def compare(folder: Path, config: AgentConfig) -> Counterfactual:
     ValueError
         If no recorded spectrum can be read by the objective; the text says what would do.
     """
-    agent = make_agent(config)
-    pool = read_pool(folder, agent.objective)
+    # A scan cannot be made of a recording.
+    agent = make_agent(msgspec.structs.replace(config, scan=ScanConfig()))
+    pool = read_pool(folder, Objective(config.objective))  # one that remembers, remembers for the pool
     if not pool.all:
         raise ValueError(
             f"none of the {pool.unreadable} recorded spectra can be read as {agent.objective.name}; choose "
@@ -309,7 +307,7 @@ def compare(folder: Path, config: AgentConfig) -> Counterfactual:
         )
     other = OtherAgent(agent, pool)
     other.decide(read_turns(folder, pool, config.encoder))
-    sign = 1.0 if config.goal == "maximise" else -1.0
+    sign = _sign(config.goal)
     site_values = sign * np.array([measured.value for measured in pool.all])
     level = near_best(site_values)
     return Counterfactual(
@@ -323,6 +321,11 @@ def compare(folder: Path, config: AgentConfig) -> Counterfactual:
         chance_to_best=draws_to_find(len(site_values), int((site_values >= site_values.max()).sum())),
         chance_to_near_best=draws_to_find(len(site_values), int((site_values >= level).sum())),
     )
+
+
+def _sign(goal: GoalName) -> float:
+    """What turns values so that larger is better; where nothing is best, the largest is looked at."""
+    return -1.0 if direction_of(goal) == "minimise" else 1.0
 
 
 def near_best(values: Float64) -> float:
@@ -344,7 +347,7 @@ def _learnt(name: str, values: Float64, pool: Float64, sign: float) -> Learnt:
 
 def draw(found: Counterfactual, path: Path) -> None:
     """Draw both learning curves, and that of chance, into a PNG."""
-    sign = 1.0 if found.goal == "maximise" else -1.0
+    sign = _sign(found.goal)
     luck = chance(sign * np.array(found.recorded.values), found.pool)
     low, high = sorted((sign * luck.low, sign * luck.high), key=lambda curve: float(curve.sum()))
     curves = [

@@ -333,6 +333,7 @@ def path_figure(
     orders: Sequence[int],
     refused_px: Array,
     objective: str,
+    scanned_px: Sequence[tuple[int, Array]] = (),
 ) -> Figure:
     """Draw where it was measured, numbered in order and coloured by value, on the corrected frame.
 
@@ -342,6 +343,8 @@ def path_figure(
         ``(row, col)`` shape ``(k, 2)``, the objective (NaN where there is none), and the number to write.
     refused_px
         Where it was suggested and refused or failed, ``(row, col)``, shape ``(r, 2)``.
+    scanned_px
+        Number and corners in turn, ``(row, col)``, shape ``(4, 2)``, of what was scanned again.
     """
     with mpl.rc_context(STYLE):
         figure = new_figure(7.2, 6.2)
@@ -377,18 +380,21 @@ def path_figure(
             )
             axes.legend(loc="upper right", facecolor="white", framealpha=0.85, frameon=True, fontsize=8)
         for (row, col), order in zip(visited_px, orders, strict=True):
-            text = axes.annotate(
-                str(order),
-                (col, row),
-                xytext=(4, 4),
-                textcoords="offset points",
-                fontsize=6.5,
-                color="white",
-                zorder=4,
-            )
-            text.set_clip_on(True)
-            text.set_path_effects([withStroke(linewidth=1.6, foreground="black")])
+            _number(axes, order, (col, row), "white")
+        for order, corners in scanned_px:
+            closed = np.concatenate([corners, corners[:1]])
+            axes.plot(closed[:, 1], closed[:, 0], color=ORANGE, linewidth=1.2, alpha=0.8, zorder=2)
+            _number(axes, order, (corners[0, 1], corners[0, 0]), ORANGE)
         return figure
+
+
+def _number(axes: Axes, order: int, place: tuple[float, float], colour: str) -> None:
+    """Write the number of a measurement beside its place ``(col, row)``."""
+    text = axes.annotate(
+        str(order), place, xytext=(4, 4), textcoords="offset points", fontsize=6.5, color=colour, zorder=4
+    )
+    text.set_clip_on(True)
+    text.set_path_effects([withStroke(linewidth=1.6, foreground="black")])
 
 
 def spectrum_figure(
@@ -429,6 +435,32 @@ def spectrum_figure(
         handles, labels = whole.get_legend_handles_labels()
         unique = dict(zip(labels, handles, strict=True))
         whole.legend(unique.values(), unique.keys(), fontsize=7.5)
+        return figure
+
+
+def loop_figure(bias_v: Array, best: Array, typical: Array | None, unit: str) -> Figure:
+    """Draw the best hysteresis loop and a typical one, from the first point of the sweep (a dot).
+
+    Parameters
+    ----------
+    bias_v
+        Of the tip, in the order of the sweep, shape ``(n,)``.
+    best, typical
+        Response, shape ``(n,)``.
+    unit
+        Of the response.
+    """
+    with mpl.rc_context(STYLE):
+        figure = new_figure(6.2, 3.6)
+        axes = figure.subplots()
+        if typical is not None:
+            axes.plot(
+                bias_v, typical, ".-", color=GREY, linewidth=0.9, markersize=3, label="median of the others"
+            )
+        axes.plot(bias_v, best, ".-", color=BLUE, linewidth=1.1, markersize=3, label="best")
+        axes.plot(bias_v[:1], best[:1], "o", color=BLUE, markersize=6)
+        axes.set(xlabel="bias of the tip / V", ylabel=f"response / {unit}")
+        axes.legend(fontsize=7.5)
         return figure
 
 

@@ -177,11 +177,16 @@ def _suggestions(status: Status, rows: int) -> Panel:
 
 
 def _alarms(status: Status | None, around: Around) -> list[Text]:
-    """Say in a line each why the loop is held, and which processes were started again."""
+    """Say in a line each why the loop is held, who decides, and which processes were started again."""
     alarms = []
     if status is not None and status.held:
         words = f"held, beam parked: {'; '.join(status.held)}"
         alarms.append(Text(words, style=STATE_STYLES["held"], overflow="ellipsis", no_wrap=True))
+    if status is not None and status.mode != "auto":
+        words = f"mode {status.mode}: nothing the agent suggests is measured"
+        if status.mode == "confirm":
+            words = f"mode confirm: {len(status.waiting)} wait for you (probeloop control approve)"
+        alarms.append(Text(words, style="yellow", overflow="ellipsis", no_wrap=True))
     if around.restarts:
         *earlier, last = around.restarts
         words = last + (f", and {len(earlier)} before" if earlier else "")
@@ -252,6 +257,8 @@ def line(status: Status, around: Around | None = None) -> str:
     around = around or Around()
     latents = around.latents.in_one()
     held = f"({'; '.join(status.held)}) " if status.held else ""
+    if status.mode != "auto":
+        held += f"({status.mode}: {len(status.waiting)} wait) "
     return (
         f"{clock_text(around.elapsed_s):>6} {status.state:<8} {held}"
         f"frames {frames.get('published', 0)}/{frames.get('received', 0)} "

@@ -253,12 +253,12 @@ def _tables(config: Path | None, changes: dict[str, Any]) -> dict[str, Any]:
 
     if config is None:
         return override({}, changes)
-    from deploy.config import check
+    from deploy.config import check, check_files
     from streamer.config_file import ConfigError, read_tables
 
     try:
         tables = read_tables(config)
-        check(tables, f"{config}: ")
+        check_files(check(tables, f"{config}: ").agent, f"{config}: ")
     except ConfigError as error:
         refuse(error)
     if tables.get("streamer", {}).get("hub", {}).get("keys"):
@@ -376,6 +376,38 @@ def report(
     except (OSError, ValueError) as error:
         refuse(error)
     typer.echo(str(path))
+
+
+@app.command()
+def explain(
+    session_folder: Annotated[Path, typer.Argument(help="Folder of a session.")],
+    which: Annotated[
+        str,
+        typer.Argument(help="Id of a suggestion, or its number in the report.", show_default="the last"),
+    ] = "",
+    alternatives: Annotated[
+        int, typer.Option(min=0, help="So many of the sites that would have come next.")
+    ] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say [bold]why it was measured there[/bold]: what was expected, and what else would have come next.
+
+    The session is decided anew up to that suggestion.
+    """
+    import msgspec
+
+    from deploy.explain_command import NotSuggestedError, as_facts, find, print_why, read_course, weigh
+
+    try:
+        course = read_course(session_folder)
+        one = find(course, which)
+        explanation = weigh(session_folder, one, alternatives)
+    except (OSError, ValueError, NotSuggestedError) as error:
+        refuse(error)
+    if as_json:
+        typer.echo(msgspec.json.encode(as_facts(one, explanation)))
+    else:
+        print_why(_console(), course, one, explanation)
 
 
 @app.command()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from agents.config import AgentConfig
+from agents.config import AgentConfig, direction_of
 from agents.objective import Objective, UnreadableSpectrum
 from deploy.session import Measurement, Session, Truth
 from streamer.messages import PairNm
@@ -62,19 +62,41 @@ class Material:
     agent: AgentConfig
     load_encoder: Callable[[], Encoder]
 
+    @cached_property
+    def objective(self) -> Objective | None:
+        """What a spectrum was worth, as the agent was told; None where a file of it is gone or changed."""
+        try:
+            objective = Objective(self.agent.objective)
+        except ValueError:
+            return None
+        is_of_a_file = self.agent.objective.kind in ("file", "similarity")
+        return None if is_of_a_file and self._said not in ("", objective.name) else objective
+
     @property
-    def objective(self) -> Objective:
-        """What a spectrum was worth, as the agent was told."""
-        return Objective(self.agent.objective)
+    def objective_name(self) -> str:
+        """The objective in words, as the agent said it with its scores."""
+        if self._said or self.objective is None:
+            return self._said or self.agent.objective.kind
+        return self.objective.name
+
+    @property
+    def _said(self) -> str:
+        scores = (m.score for m in self.session.measurements)
+        return next((score.objective for score in scores if score is not None), "")
 
     @property
     def sign(self) -> float:
-        """1 where the largest value was looked for, -1 where the smallest."""
-        return -1.0 if self.agent.goal == "minimise" else 1.0
+        """-1 where the smallest value was looked for, else 1."""
+        return -1.0 if direction_of(self.agent.goal) == "minimise" else 1.0
+
+    @property
+    def has_best(self) -> bool:
+        """Was a best value looked for, or something else?"""
+        return direction_of(self.agent.goal) != "neither"
 
     @cached_property
     def best(self) -> Measurement | None:
-        """The measurement with the best value; None if none gave one."""
+        """The measurement with the best value, or else the largest; None if none gave one."""
         return max(self.session.measured, key=lambda m: self.sign * m.value, default=None)
 
     @cached_property
@@ -82,6 +104,8 @@ class Material:
         """The true sites that the encoder saw in the last frame; None where the truth is not known."""
         session = self.session
         if session.truth is None or session.truth.spectra is None or session.latents is None:
+            return None
+        if self.objective is None:
             return None
         positions = session.truth.positions_nm + np.asarray(true_shift_nm(session))
         values = _true_values(session.truth, session.truth.spectra, self.objective, self.agent.dwell_time_us)

@@ -11,6 +11,7 @@ import math
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.config import AgentConfig
-from agents.objective import ObjectiveConfig
+from agents.objective import Objective, ObjectiveConfig
 from deploy import distortion_figures, figures
+from deploy.agent_sections import why
 from deploy.distortion import columns_motion, flag_rows, in_words
 from deploy.html_parts import counted, facts, folded, nothing, paragraph, picture, table
 from deploy.latent_course import WORDS, Words
 from deploy.latent_sections import read_outs
-from deploy.learning_curve import best_so_far, chance, draws_to_find, measurements_to_reach, reading_order
+from deploy.learning_section import learning
 from deploy.live_view import clock_text, in_stage_order, milliseconds_text, number_text, position_text
 from deploy.material import NEAR_NM, Material, nearest, true_drift_nm
 from deploy.session import Measurement, Session, read_session
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from models.encoder import Encoder
 
 Float64 = NDArray[np.float64]
-GOOD_ENOUGH = 0.95
 GRID = 9
 EVENTS_SHOWN = 200
 
@@ -125,10 +126,15 @@ def _story(material: Material) -> str:
     else:
         told.append(
             f"{counted(len(session.measured), 'measurement')} gave a value; "
-            f"the best, {number_text(best.value)} ({material.objective.name}), "
+            f"the {_best_word(material)}, {number_text(best.value)} ({material.objective_name}), "
             f"came as number {best.order} at {position_text(best.position_nm)}."
         )
+    told += [f"{e.detail[:1].upper()}{e.detail[1:]}." for e in session.events if e.what == "enough"]
     return " ".join(told)
+
+
+def _best_word(material: Material) -> str:
+    return "best" if material.has_best else "largest"
 
 
 def _words(session: Session) -> Words:
@@ -176,10 +182,13 @@ def _fact_rows(material: Material) -> list[tuple[str, str]]:
     if session.latents is not None:
         rows.append(("encoder's weights", session.latents.model_revision))
     rows.append(("policy, seed", f"{_policy(session, material.agent)}, {material.agent.seed}"))
-    rows.append(("objective", f"{material.agent.goal} {material.objective.name}"))
+    rows.append(("goal, objective", f"{material.agent.goal}, {material.objective_name}"))
     if material.best is not None:
         rows.append(
-            ("best", f"{number_text(material.best.value)} at {position_text(material.best.position_nm)}")
+            (
+                _best_word(material),
+                f"{number_text(material.best.value)} at {position_text(material.best.position_nm)}",
+            )
         )
     return rows
 
@@ -251,7 +260,7 @@ def latent_space(material: Material) -> str:
     found = atoms >= 0
     values = np.array([m.value for m in measured])[found] if measured else np.empty(0)
     figure = figures.latents_figure(
-        latents.mean, latents.positions_px, latents.geometry, atoms[found], values, material.objective.name
+        latents.mean, latents.positions_px, latents.geometry, atoms[found], values, material.objective_name
     )
     return picture(
         figure,
@@ -350,7 +359,9 @@ def _path_picture(material: Material) -> str:
         return nothing("There is no corrected frame to draw the path on.")
     geometry = session.atoms.frame.geometry
     placed = [m for m in session.measurements if m.position_nm is not None]
-    visited = [m for m in placed if m.outcome.status == "ok"]
+    done = [m for m in placed if m.outcome.status == "ok"]
+    visited = [m for m in done if m.outcome.action == "spectrum"]
+    scanned = [m for m in done if m.outcome.action == "scan"]
     refused = [m for m in placed if m.outcome.status != "ok"]
     figure = figures.path_figure(
         figures.smoothed(session.atoms.frame.image[0], session.atoms.positions_px),
@@ -359,13 +370,30 @@ def _path_picture(material: Material) -> str:
         np.array([m.value for m in visited]),
         [m.order for m in visited],
         _pixels(geometry, refused),
-        material.objective.name,
+        material.objective_name,
+        [(m.order, corners) for m in scanned if len(corners := _corners_px(geometry, m))],
     )
+    again = f" squares are {counted(len(scanned), 'sub-scan')};" if scanned else ""
     return picture(
         figure,
-        f"{counted(len(visited), 'measurement')} in the order of the numbers, on the last corrected frame; "
-        f"{counted(len(refused), 'request')} came to nothing.",
+        f"{counted(len(visited), 'measurement')} in the order of the numbers, on the last corrected frame;"
+        f"{again} {counted(len(refused), 'request')} came to nothing.",
     )
+
+
+def _corners_px(geometry: ScanGeometry, measurement: Measurement) -> Float64:
+    """Find the corners of a sub-scan, in turn, shape ``(4, 2)``; none where nobody says how large it was."""
+    said = measurement.suggestion
+    if said is None or said.field_of_view_nm is None or measurement.position_nm is None:
+        return np.zeros((0, 2))
+    turned_rad = geometry.rotation_rad if said.rotation_rad is None else said.rotation_rad
+    scan = ScanGeometry(
+        shape=(2, 2),
+        field_of_view_nm=said.field_of_view_nm,
+        center_nm=measurement.position_nm,
+        rotation_rad=turned_rad,
+    )
+    return geometry.to_px(scan.to_nm(np.array([(-0.5, -0.5), (-0.5, 1.5), (1.5, 1.5), (1.5, -0.5)])))
 
 
 def _pixels(geometry: ScanGeometry, measurements: Sequence[Measurement]) -> Float64:
@@ -386,97 +414,30 @@ def _best_spectrum(material: Material) -> str:
         if m is not best and m.outcome.spectrum is not None and len(m.outcome.spectrum) == len(counts)
     ]
     typical = np.median(others, axis=0) if others else None
+    if outcome.bias_v is not None:
+        unit = material.agent.objective.response_unit
+        return picture(
+            figures.loop_figure(outcome.bias_v, counts, typical, unit),
+            f"The loop of measurement {best.order}, the best, with {number_text(best.value)}; "
+            f"{outcome.dwell_time_us / 1000:g} ms.",
+        )
     return picture(
         figures.spectrum_figure(energy, counts, typical, objective_windows(material.agent.objective)),
-        f"The spectrum of measurement {best.order}, the best, with {number_text(best.value)}; "
-        f"exposure {outcome.dwell_time_us / 1000:g} ms.",
+        f"The spectrum of measurement {best.order}, the {_best_word(material)}, "
+        f"with {number_text(best.value)}; exposure {outcome.dwell_time_us / 1000:g} ms.",
     )
 
 
 def objective_windows(config: ObjectiveConfig) -> list[tuple[str, float, float, str]]:
     """List the energy windows that an objective reads, as ``(name, from_ev, to_ev, colour)``."""
-    windows = [
-        (
-            "band" if config.kind == "band_integral" else "search for the peak",
-            *config.window_ev,
-            figures.ORANGE,
-        )
-    ]
-    if config.kind == "band_integral" and config.background_model != "none":
-        windows.append(("background", *config.background_ev, figures.GREEN))
-    if config.kind == "band_integral" and config.normalise == "reference":
-        windows.append(("reference", *config.reference_ev, figures.GREY))
-    return windows
-
-
-def learning(material: Material) -> str:
-    """Show how fast the best was found, against the baselines where the truth is known."""
-    measured = material.session.measured
-    if not measured:
-        return nothing("No measurement gave a value, so there is nothing to learn from.")
-    values = np.array([m.value for m in measured])
-    sites, sign = material.sites, material.sign
-    if sites is None:
-        curve = figures.Curve(
-            name="best measured", values=sign * best_so_far(sign * values), colour=figures.BLUE
-        )
-        figure = figures.learning_figure(values, [curve], None, material.objective.name)
-        return picture(figure, "Best value so far.") + nothing(
-            "The truth is not known here, so there are no baselines to compare with."
-        )
-    on_site = nearest(sites.positions_nm, [m.position_nm for m in measured], NEAR_NM)
-    true_values = np.where(on_site >= 0, sites.values[on_site], np.nan)
-    curves = _curves(sign * true_values, sign * sites.values, sites.positions_nm)
-    best_possible = float((sign * sites.values).max())
-    signed = [
-        figures.Curve(
-            name=c.name,
-            values=sign * c.values,
-            colour=c.colour,
-            low=None if c.low is None else sign * c.low,
-            high=None if c.high is None else sign * c.high,
-        )
-        for c in curves
-    ]
-    figure = figures.learning_figure(values, signed, sign * best_possible, material.objective.name)
-    caption = (
-        f"Best true value so far, among the {len(sites.values):,} sites to choose from. "
-        "Random: expectation over all orders, with the band from the tenth to the ninetieth percentile. "
-        "Dots: values as measured, with their noise."
-    )
-    return picture(figure, caption) + paragraph(_verdict(curves[0].values, sign * sites.values))
-
-
-def _curves(true_values: Float64, site_values: Float64, positions_nm: Float64) -> list[figures.Curve]:
-    steps = len(true_values)
-    random = chance(site_values, steps)
-    raster = best_so_far(site_values[reading_order(positions_nm, steps)])
-    return [
-        figures.Curve(name="this session", values=best_so_far(true_values), colour=figures.BLUE),
-        figures.Curve(
-            name="random", values=random.mean, colour=figures.ORANGE, low=random.low, high=random.high
-        ),
-        figures.Curve(name="raster", values=raster, colour=figures.GREEN),
-    ]
-
-
-def _verdict(reached: Float64, site_values: Float64) -> str:
-    """Compare the number of measurements to come near the best with chance."""
-    best = float(site_values.max())
-    span = best - float(np.median(site_values))
-    level = best - (1 - GOOD_ENOUGH) * (abs(best) if best > 0 else span)
-    good = int((site_values >= level).sum())
-    by_chance = draws_to_find(len(site_values), good)
-    count = measurements_to_reach(reached, level)
-    how_near = f"within {1 - GOOD_ENOUGH:.0%} of the best possible"
-    session = f"This session did not come {how_near}."
-    if count is not None:
-        session = f"This session came {how_near} after {counted(count, 'measurement')}."
-    of = "is 1 site" if good == 1 else f"are {good:,} sites"
-    return (
-        f"{session} There {of} as good as that; random order finds the first "
-        f"after {by_chance:,.0f} on average."
-    )
+    try:
+        windows = Objective(config).windows
+    except ValueError:  # a file of it is gone
+        return []
+    colours = {"background": figures.GREEN, "reference": figures.GREY}
+    bands = [what for what, _, _ in windows if what not in colours]
+    colours |= dict(zip(bands, cycle((figures.ORANGE, figures.RED, figures.BLUE)), strict=False))
+    return [(what, low, high, colours[what]) for what, low, high in windows]
 
 
 def drift(material: Material) -> str:
@@ -637,6 +598,7 @@ SECTIONS: tuple[tuple[str, Callable[[Material], str]], ...] = (
     ("What the latents say", latents_in_all),
     ("Where it was measured", path),
     ("How fast the best was found", learning),
+    ("Why there", why),
     ("Drift", drift),
     ("Distortion", distortion),
     ("Refusals and events", events),
@@ -661,6 +623,7 @@ th, td { text-align: left; padding: .18rem .9rem .18rem 0; border-bottom: 1px so
 .nothing { color: #555; font-style: italic; }
 pre { font-size: .8rem; background: #f6f6f6; padding: .8rem; overflow-x: auto; white-space: pre-wrap; }
 details { margin: .6rem 0; } summary { cursor: pointer; }
+details details { margin: .15rem 0 .15rem 1.2rem; }
 @media (max-width: 800px) { .columns { grid-template-columns: 1fr; } }
 @media print { body { margin: 0; max-width: none; font-size: 11px; } figure, tr { break-inside: avoid; }
                h2 { break-after: avoid; } }

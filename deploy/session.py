@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.agent_course import AgentCourse
 from deploy.latent_course import Kind, LatentCourse, kind_of_sites
 from streamer.journal import read_messages
 from streamer.messages import (
@@ -198,6 +199,8 @@ class Session:
         The name by which it said Hello, the last one; empty if it is not in the journal.
     course
         What the latents of all frames came to.
+    agent_course
+        What the agents suggested and what came of it.
     beside
         The last latents of each encoder beside the main one, by its name.
     true_order
@@ -227,6 +230,7 @@ class Session:
     truth: Truth | None = None
     instrument: str = ""
     course: LatentCourse = field(default_factory=LatentCourse)
+    agent_course: AgentCourse = field(default_factory=AgentCourse)
     beside: dict[str, Latents] = field(default_factory=dict)
     true_order: Float64 | None = None
 
@@ -297,6 +301,7 @@ def gather(folder: Path, messages: Iterable[tuple[float, AnyMessage]]) -> Sessio
     for received_s, message in messages:
         if isinstance(message, Latents):
             session.course.add(message)
+        session.agent_course.add(message)
         if math.isnan(session.first_received_s):
             session.first_received_s = received_s
         session.last_received_s = received_s

@@ -24,10 +24,11 @@ from rich.table import Table
 from agents.history import History
 from agents.policies import make_agent
 from agents.protocol import Agent, Decision
+from deploy.agent_records import rows_and_agent
 from deploy.config import RunConfig, read_run_config
 from deploy.refusals import refuse
 from streamer import weights
-from streamer.admission import OUT_OF_SEASON
+from streamer.admission import DECLINED, OUT_OF_SEASON
 from streamer.calibrations import of_session
 from streamer.codec import Numbered, WireError
 from streamer.compiled import start_anew_if_compiled
@@ -36,10 +37,10 @@ from streamer.journal import read_records
 from streamer.messages import (
     AnyMessage,
     Checkpoint,
+    Control,
     EncoderInUse,
     Event,
     Frame,
-    Hello,
     Latents,
     ModelRevision,
     Outcome,
@@ -48,8 +49,9 @@ from streamer.messages import (
     Score,
     Suggestion,
 )
+from streamer.oversight import BY_A_PERSON
 from streamer.pipeline import Pipeline
-from streamer.progress import Progress, row_name
+from streamer.progress import Progress
 from streamer.recovery import facts_of, latest_before, pipeline_state_of
 from streamer.segment import Damage, Record
 from streamer.weights import Shelf
@@ -347,7 +349,8 @@ class AgentCheck:
         """Compare the scores; a restarted agent may have told them later than its suggestions."""
         self._history.finish()
         for record, score in self._scores:
-            now = self._history.scores.get(score.id)
+            said = self._history.scores.get(score.id)
+            now = said.pop(0) if said else None
             if now is not None or not self._is_lost:
                 self._findings.compare("scores", record, f"score {score.id}", score, now)
         if self._unasked:
@@ -374,8 +377,6 @@ class EnvelopeCheck:
 
     Parameters
     ----------
-    envelope
-        Of ``progress``, in the state before the record.
     findings
         Where the result goes.
     """
@@ -385,11 +386,17 @@ class EnvelopeCheck:
         self._verdicts: dict[str, Request | str] = {}
         self.out_of_season = 0
 
-    def take(self, envelope: Envelope, record: Record, message: AnyMessage) -> None:
-        """Take the next record, before the envelope does."""
+    def take(self, progress: Progress, record: Record, message: AnyMessage) -> None:
+        """Take the next record, before it is applied to where the session stands."""
+        envelope = progress.envelope
         match message:
             case Suggestion():
                 self._verdicts[message.id] = _verdict(envelope, message, record.monotonic_s)
+            case Control(action="approve") if (waited := progress.oversight.find(message.id)) is not None:
+                verdict = _verdict(envelope, waited, record.monotonic_s, has_waited=True)
+                self._verdicts[message.id] = verdict
+            case Outcome(status="withdrawn") if message.id in self._verdicts:
+                del self._verdicts[message.id]  # nobody decided on it
             case Request() if message.id in self._verdicts:
                 now = self._verdicts.pop(message.id)
                 self._findings.compare("requests", record.number, f"request {message.id}", message, now)
@@ -406,20 +413,22 @@ class EnvelopeCheck:
         if self.out_of_season:
             self._findings.notes.append(
                 f"{self.out_of_season} refusals followed from the state of the session "
-                f"({', '.join(OUT_OF_SEASON)}), which is no decision"
+                f"({', '.join(OUT_OF_SEASON)}) or from a person, which is no decision of the envelope"
             )
 
     def _take_refusal(self, record: int, refusal: Outcome) -> None:
         now = self._verdicts.pop(refusal.id)
-        if refusal.reason.partition(": ")[0] in OUT_OF_SEASON:
+        if refusal.reason.partition(": ")[0] in (*OUT_OF_SEASON, DECLINED):
             self.out_of_season += 1
             return
         self._findings.compare("requests", record, f"refusal of {refusal.id}", refusal.reason, now)
 
 
-def _verdict(envelope: Envelope, suggestion: Suggestion, now_s: float) -> Request | str:
+def _verdict(
+    envelope: Envelope, suggestion: Suggestion, now_s: float, *, has_waited: bool = False
+) -> Request | str:
     try:
-        return envelope.review(suggestion, now_s)
+        return envelope.review(suggestion, now_s, has_waited=has_waited)
     except RefusedError as refusal:
         return str(refusal)
 
@@ -496,19 +505,10 @@ class Verifier:
 
     def _find_agent(self, folder: Path) -> None:
         """Find the peer whose decisions the session's [agent] table describes."""
-        rows: dict[str, str] = {}
         policy = self._config.agent.policy
-        for _, numbered in self._read(folder, ("hello", "suggestion", "checkpoint")):
-            message = numbered.message
-            if isinstance(message, Hello):
-                rows[message.instance] = row_name(message)
-            elif isinstance(message, Checkpoint) and message.of == "streamer" and not rows:
-                # The journal may begin after the agent's Hello.
-                rows |= facts_of(message).progress.instances
-            elif isinstance(message, Suggestion) and message.policy == policy and numbered.sender in rows:
-                self._row = rows[numbered.sender]
-                return
-        self._note(f"the journal has no suggestion of an agent of the policy {policy}: none was checked")
+        _, self._row = rows_and_agent(folder, policy)
+        if not self._row:
+            self._note(f"the journal has no suggestion of an agent of the policy {policy}: none was checked")
 
     def _begin_at(self, record: int, folder: Path) -> None:
         """Come to terms with records that are missing before this one."""
@@ -555,7 +555,7 @@ class Verifier:
         self._frames.take(record.number, message)
         if record.number <= self._known:
             return
-        self._envelope.take(self._progress.envelope, record, message)
+        self._envelope.take(self._progress, record, message)
         if record.number >= self._agent_from and self._concerns_the_agent(numbered):
             self._agent.take(record.number, message)
         self._progress.apply(record.number, numbered, now_s=record.monotonic_s)
@@ -565,6 +565,8 @@ class Verifier:
     def _concerns_the_agent(self, numbered: Numbered) -> bool:
         """Was it told to the agent, or did the agent send it?"""
         match numbered.message:
+            case Suggestion(policy=policy) if policy == BY_A_PERSON:
+                return self._row in self._progress.recipients(numbered.message)
             case Suggestion() | ModelRevision() | Score():
                 return self._row != "" and self._progress.instances.get(numbered.sender) == self._row
             case _:

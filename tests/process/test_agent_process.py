@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from agents.config import AgentConfig
+from agents.notebook import Chooser
+from agents.objective import ObjectiveConfig
 from agents.policies import make_agent
 from agents.serve import serve
 from streamer.codec import Numbered, decode, decode_numbered
@@ -23,6 +25,7 @@ from streamer.messages import (
     AnyMessage,
     Bye,
     Checkpoint,
+    Enough,
     Hello,
     Latents,
     ModelRevision,
@@ -345,6 +348,10 @@ def test_the_explorer_begins_as_soon_as_the_raster(streamer, start):
         ("[agent]\npolcy = 'raster'", "unknown field `polcy`"),
         ("[agent]\nmax_pending = 0", "agent.max_pending is 0; it takes 1 to 64"),
         ("[agent.objective]\nwindow_ev = [120.0, 99.0]", "objective.window_ev is (120.0, 99.0)"),
+        (
+            "[agent.objective]\nkind = 'file'\nfile = 'none.py'",
+            "agent.objective.file: none.py: there is no such",
+        ),
         ("[agent", "Expected"),
     ],
 )
@@ -398,3 +405,54 @@ def test_agent_gives_up_on_a_streamer_that_says_nothing_for_long() -> None:
     finally:
         link.abandon()
         router.close(0)
+
+
+def test_an_agent_in_a_notebook_suggests_what_the_one_on_the_wire_does(streamer, start, tmp_path: Path):
+    config = tmp_path / "config.toml"
+    config.write_text(
+        "[agent]\nmax_pending = 1\nmax_per_frame = 0\nseed = 5\nmin_distance_nm = 0.05\n", encoding="utf-8"
+    )
+    seen = latents(0)
+    low, high = (end(axis=0).astype(float) for end in (seen.positions_nm.min, seen.positions_nm.max))
+    width, middle = tuple((high - low).tolist()), tuple(((low + high) / 2).tolist())
+    box = ScanGeometry(shape=(8, 8), field_of_view_nm=width, center_nm=middle)
+    chooser = Chooser(
+        seen.positions_nm, seen.mean, seen.sd, objective=ObjectiveConfig(), seed=5, min_distance_nm=0.05
+    )
+    process = start("--config", str(config))
+    streamer.pump(lambda: streamer.hello is not None)
+    streamer.send(msgspec.structs.replace(seen, geometry=box))
+    for step in range(1, 17):
+        streamer.wait_for(Suggestion, step)
+        suggestion = streamer.all(Suggestion)[-1]
+        (proposal,) = chooser.suggest()
+        said = {k: v for k, v in msgspec.structs.asdict(suggestion).items() if hasattr(proposal, k)}
+        mine = {name: getattr(proposal, name) for name in said}
+        assert len(said) == 5
+        assert msgspec.msgpack.encode(mine) == msgspec.msgpack.encode(said)
+        came = outcome(suggestion)
+        chooser.ingest(proposal.id, came.spectrum)
+        streamer.send(came)
+    assert streamer.all(ModelRevision)
+    streamer.send(Bye())
+    process.communicate(timeout=PATIENCE_S)
+
+
+def test_an_agent_that_has_enough_says_why_once_and_stays(streamer, start, tmp_path: Path):
+    config = tmp_path / "config.toml"
+    config.write_text("[agent]\nmax_pending = 1\n[agent.stopping]\nmeasurements = 2", encoding="utf-8")
+    process = start("--config", str(config))
+    streamer.pump(lambda: streamer.hello is not None)
+    for number in range(2):
+        streamer.send(latents(number))
+        streamer.wait_for(Suggestion, number + 1)
+        streamer.send(outcome(streamer.all(Suggestion)[-1]))
+    streamer.wait_for(Enough, 1)
+    for number in range(2, 5):
+        streamer.send(latents(number))
+    streamer.send(Bye())
+    _, log = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, log
+    streamer.pump(lambda: not streamer.router.receive(0.05))
+    assert [said.reason for said in streamer.all(Enough)] == ["2 spectra were measured, as many as asked for"]
+    assert len(streamer.all(Suggestion)) == 2

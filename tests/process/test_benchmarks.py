@@ -11,6 +11,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FIGURES = {
+    "adversary": ("unsafe_let_through", "needlessly_refused", "review_us"),
     "ask": ("p95_ms_4096_n20", "worst_during_refit_ratio", "speedup_vs_botorch", "acquisition_gap"),
     "distortion": (
         "residual_px",
@@ -57,6 +58,7 @@ FIGURES = {
         "restart_s",
         "suggestions_differ",
     ),
+    "objectives": ("band_integral_ms_400", "composition_ms_400", "novelty_ms_400", "loop_area_ms_400"),
     "find": (
         "precision",
         "recall",
@@ -64,6 +66,17 @@ FIGURES = {
         "z_rms",
         "finder_ms_p50_1_thread",
         "finder_ms_p50_2_threads",
+    ),
+    "goals": ("map_points_ratio", "level_missed", "batch_greedy", "batch_thompson", "stall_on", "stall_off"),
+    "sample_efficiency": (
+        "plasmon_median",
+        "plasmon_random_median",
+        "ferro_ratio",
+        "unseen_ratio",
+        "map_points_ratio",
+        "travel_ratio",
+        "points_ratio_travel",
+        "unsafe_let_through",
     ),
     "invariance": (
         "ari_180",
@@ -113,6 +126,7 @@ FIGURES = {
         "afm_orientations_recovered",
         "same_bytes_on_any_number_of_threads",
     ),
+    "travel": ("travel_ratio", "points_ratio_travel"),
     "wire": (
         "ratio_to_raw_zmq_1mb",
         "ratio_to_raw_zmq_1mb_journal",
@@ -124,7 +138,11 @@ FIGURES = {
 # What needs hardware that a machine may not have: measured, or said not to be.
 HARDWARE = {"encode": ("gpu_frame_ms_p50", "gpu_windows_per_s", "gpu_copy_share")}
 # What must be 0, however short the run.
-NEVER = ("frames_lost", *(name for name in FIGURES["faults"] if name != "restart_s"))
+NEVER = (
+    "frames_lost",
+    *FIGURES["adversary"][:2],
+    *(name for name in FIGURES["faults"] if name != "restart_s"),
+)
 
 
 def test_every_benchmark_is_listed_here():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from streamer.messages import Command, Control, Frame, Outcome, Request, Suggestion
+from streamer.messages import Command, Control, Frame, Outcome, Request, Score, Suggestion
 from tests.process.whole_run import ENVIRONMENT, WholeRun
 
 
@@ -95,6 +95,7 @@ def test_pause_resume_point_veto_abort_and_stop_do_what_they_say_and_are_kept(ru
     assert len(asked) == 4
     done = {one.id for _, one in run.messages(Outcome) if one.status == "ok"}
     assert len(asked & done) == len(asked & {one.id for _, one in run.messages(Request)}) == 1
+    assert asked & done <= {score.id for _, score in run.messages(Score)}, "the agent did not learn from it"
     times = [at_s for at_s, _ in run.messages(Frame)]
     aborted_s = next(at_s for at_s, one in run.messages(Control) if one.action == "abort")
     assert max(times) < aborted_s + 0.5
@@ -127,3 +128,51 @@ def test_what_makes_no_sense_is_refused_in_one_line(
     run = WholeRun.__new__(WholeRun)
     run.folder = tmp_path
     assert control(run, *words) == (2, f"probeloop: {says}")
+
+
+def waiting(run: WholeRun) -> dict[str, str]:
+    status = run.status()
+    return {} if status is None else status.waiting
+
+
+@pytest.mark.timeout(300)
+def test_in_confirm_mode_nothing_is_measured_without_a_word_and_the_session_is_decided_anew_the_same(
+    run: WholeRun,
+) -> None:
+    run.wait_for_frames(12)
+    assert control(run, "mode", "confirm") == (0, "the mode is confirm")
+    run.wait_for("suggestions to wait", lambda: len(waiting(run)) == 2)
+    granted = run.status().requests_granted
+    first, second = waiting(run)
+    run.wait_for_frames(6)
+    assert list(waiting(run)) == [first, second]
+    assert run.status().requests_granted == granted, "something was measured that nobody approved"
+
+    assert control(run, "approve", first, "--seen", "1") == (0, f"approved: {first}")
+    run.wait_for("it to be measured", lambda: run.status().requests_granted == granted + 1)
+    code, said = control(run, "approve", first)
+    assert (code, said) == (
+        1,
+        "probeloop: refused: not waiting: no suggestion of this id waits; see the live view",
+    )
+    assert control(run, "decline", second) == (0, f"declined: {second}")
+
+    code, said = control(run, "steer", "goal=minimise", "objective.label=least")
+    assert (code, said) == (0, "the agent is told: goal = minimise, objective = {'label': 'least'}")
+    run.wait_for("other suggestions", lambda: waiting(run) and {first, second}.isdisjoint(waiting(run)))
+    third = next(iter(waiting(run)))
+    code, said = control(run, "approve", third, "--seen", "1")
+    assert code == 1
+    assert "you saw revision 1 of how it is decided and it is now 2; look again" in said
+    assert control(run, "mode", "auto", "--reason", "it does well")[0] == 0
+    run.wait_for("it to go on by itself", lambda: run.status().requests_granted > granted + 4)
+    assert control(run, "stop")[0] == 0
+    assert "stopped by the operator" in run.end()
+    assert run.process.returncode == 0
+
+    scored = [score for _, score in run.messages(Score)]
+    anew = [score for score in scored if score.objective.startswith("least") and score.goal == "minimise"]
+    assert len({score.id for score in anew}) == len(anew) >= len({score.id for score in scored}) - 1
+    command = [sys.executable, "-m", "deploy.local", "replay", str(run.folder), "--verify"]
+    verified = subprocess.run(command, capture_output=True, text=True, timeout=200, env=ENVIRONMENT)
+    assert verified.returncode == 0, verified.stdout + verified.stderr

@@ -8,14 +8,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
 from deploy import local
 from deploy.bench import find_benchmarks, run_benchmarks
-from deploy.control_command import _what_came
+from deploy.control_command import _Console, _settings_of, _what_came
 from deploy.doctor import (
     Finding,
     as_table,
@@ -26,12 +28,12 @@ from deploy.doctor import (
     is_fit,
 )
 from deploy.run_session import choose_addresses, prepare_folder
-from deploy.supervise import Service
+from deploy.supervise import Endpoints, Service
 from simulators.stem import StemConfig
 from streamer.config_file import ConfigError, convert
 from streamer.messages import Outcome
 
-COMMANDS = ("run", "replay", "simulate", "stream", "agent", "report", "doctor", "bench", "control")
+COMMANDS = ("run", "replay", "simulate", "stream", "agent", "report", "explain", "doctor", "bench", "control")
 LOADED_BY_NOBODY_WHO_ASKS_FOR_HELP = ("torch", "numpy", "zmq", "matplotlib", "botorch", "numba", "scipy")
 
 
@@ -270,3 +272,13 @@ def test_the_doctor_fails_on_what_is_wrong_and_not_on_what_is_a_note() -> None:
     with console.capture() as capture:
         console.print(as_table([note, wrong]))
     assert "install it" in capture.get()
+
+
+def test_a_change_is_checked_against_the_configuration_of_the_session(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[agent.objective]\nkind = "loop_area"\n')
+    endpoints = Endpoints(address="ipc://a", view_address="ipc://v", metrics_url="", session="s", pid=1)
+    (tmp_path / "endpoints.json").write_bytes(msgspec.json.encode(endpoints))
+    config = _Console(None, tmp_path, None).agent_config()
+    assert _settings_of(["objective.response_unit=nm"], config) == {"objective": {"response_unit": "nm"}}
+    with pytest.raises(typer.Exit):
+        _settings_of(["objective.window_ev=[10,40]"], config)

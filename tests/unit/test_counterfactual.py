@@ -113,13 +113,15 @@ def test_only_measured_atoms_are_offered_with_all_that_is_known_of_them(
     assert pool.left == 4
 
 
-def test_an_offered_atom_keeps_the_covariance_of_its_own_position(session: Path) -> None:
+def test_an_offered_atom_keeps_all_that_is_said_of_it(session: Path) -> None:
     pool = pool_of(session)
     frame = next(turn for turn in read_turns(session, pool) if turn is not None)
-    covariance = np.arange(4.0 * len(frame.track), dtype=np.float32).reshape(-1, 2, 2)
-    offered, _ = pool.in_sight(replace(frame, position_covariance_nm2=covariance), 0.02)
-    assert offered.position_covariance_nm2 is not None
-    np.testing.assert_array_equal(offered.position_covariance_nm2, covariance[[4, 7, 10, 13, 16]])
+    n, rows = len(frame.track), [4, 7, 10, 13, 16]
+    said = {name: np.arange(n, dtype=np.float32) for name in ("gain", "defocus", "novelty", "confidence")}
+    said["position_covariance_nm2"] = np.arange(4.0 * n, dtype=np.float32).reshape(-1, 2, 2)
+    offered, _ = pool.in_sight(replace(frame, **said), 0.02)
+    for name, values in said.items():
+        np.testing.assert_array_equal(getattr(offered, name), values[rows])
 
 
 def test_a_measurement_of_another_registration_or_far_from_every_atom_is_out_of_sight(session: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -464,6 +465,32 @@ def test_trajectories_do_not_go_on_over_a_new_registration() -> None:
     summary = columns_motion(gathered(old + anew))
     assert summary is not None
     assert summary.frames == 12
+
+
+def scan(order: int, **said: Any) -> list[Message]:
+    """Ask for a sub-scan of 0.4 x 0.2 nm, and make it."""
+    suggestion, outcome = refusal(order)
+    asked = {"action": "scan", "field_of_view_nm": (0.4, 0.2), "shape": (8, 8)} | said
+    made = {"status": "ok", "action": "scan", "scan_position_nm": (0.4, 0.4), "position_nm": (0.4, 0.4)}
+    return [replace(suggestion, **asked), replace(outcome, **made)]
+
+
+def test_sub_scans_are_squares_on_the_path_and_no_measurements_of_a_point() -> None:
+    told = [*messages(measured=3, refused=1), *scan(90)]
+    text = report.path(material(gathered(told)))
+    assert "3 measurements in the order of the numbers" in text
+    assert "squares are 1 sub-scan; 1 request came to nothing" in text
+    assert "squares" not in report.path(material(gathered(messages(measured=3))))
+
+
+def test_the_corners_of_a_sub_scan_are_where_it_was_turned_to() -> None:
+    session = gathered(scan(1))
+    geometry = ScanGeometry(shape=(100, 100), field_of_view_nm=(1.0, 1.0))
+    corners = geometry.to_nm(report._corners_px(geometry, session.measurements[0]))
+    assert corners == pytest.approx(np.array([(0.2, 0.3), (0.6, 0.3), (0.6, 0.5), (0.2, 0.5)]))
+    turned = gathered(scan(1, rotation_rad=np.pi / 2)).measurements[0]
+    corners = geometry.to_nm(report._corners_px(geometry, turned))
+    assert np.ptp(corners, axis=0) == pytest.approx((0.2, 0.4))
 
 
 def test_too_few_frames_to_follow_columns_are_told_in_words() -> None:

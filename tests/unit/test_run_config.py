@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.config import RunConfig, check, read_run_config
+from deploy.config import RunConfig, check, check_files, read_run_config
 from deploy.run_session import complete_config
 from deploy.tables import override, to_toml
 from streamer.config_file import ConfigError
@@ -143,6 +143,17 @@ def test_what_toml_cannot_hold_is_refused() -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_examples_are_configurations(path: Path) -> None:
     assert read_run_config(path) != RunConfig()
+
+
+def test_files_of_an_objective_are_opened_before_anything_starts(tmp_path: Path) -> None:
+    own = write(tmp_path / "own.py", "def value(spectrum, axis)\n    return 1\n")
+    config = check({"agent": {"second_objective": {"kind": "file", "file": str(own)}}})
+    with pytest.raises(
+        ConfigError, match=r"run.toml: agent.second_objective.file: .*own.py, line 1: SyntaxError"
+    ):
+        check_files(config.agent, "run.toml: ")
+    write(own, "def value(spectrum, axis):\n    return 1\n")
+    check_files(config.agent)
 
 
 def test_there_are_examples() -> None:

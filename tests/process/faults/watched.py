@@ -33,6 +33,14 @@ class Watched:
     def policy(self) -> str:
         return self._agent.policy
 
+    @property
+    def stopped(self) -> str:
+        return self._agent.stopped
+
+    @property
+    def last_unreadable(self) -> str:
+        return self._agent.last_unreadable
+
     def tell(self, message: Latents | Outcome, /) -> Score | None:
         if isinstance(message, Latents):
             self._last[1] = str(message.number)
