@@ -161,9 +161,10 @@ def naive_s(session: Session, repeats: int) -> float:
     from botorch.optim import optimize_acqf_discrete
     from gpytorch.mlls import ExactMarginalLogLikelihood
 
-    known = session.agent.surrogate.known
+    (model,) = session.agent.surrogate.models
+    known = model.known
     x, y = torch.from_numpy(known.x), torch.from_numpy(known.y)[:, None]
-    choices = torch.from_numpy(session.agent.surrogate.offered)
+    choices = torch.from_numpy(model.offered)
     took = []
     for _ in range(repeats):
         begun_s = time.perf_counter()
@@ -184,7 +185,7 @@ def acquisition_gap(side: int, measured: int) -> float:
 
     session = Session(side, measured, pending=1)
     (chosen,) = session.open
-    surrogate = session.agent.surrogate
+    (surrogate,) = session.agent.surrogate.models
     best = (surrogate.best_known() - surrogate.unit.offset) / surrogate.unit.size
     free = np.setdiff1d(np.arange(side * side), session.measured)
     with torch.no_grad():
