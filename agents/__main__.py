@@ -54,7 +54,7 @@ def _run(
     import structlog
 
     from agents.config import load_agent_config, overridden
-    from agents.policies import make_agent
+    from agents.policies import make_agent, name_of
     from agents.serve import serve
     from streamer.keys import KeysError, PeerKeys
     from streamer.link import Link
@@ -76,7 +76,7 @@ def _run(
     log.info("configuration", **msgspec.to_builtins(settings))
     log.info("objective", name=agent.objective.name)
     every = settings.checkpoint_every
-    name = f"agent {agent.policy}"
+    name = name_of(agent.policy)
     try:
         with Link(connect, role="agent", name=name, timeout_s=timeout_s, keys=keys) as link:
             reason = serve(agent, link, lambda: bool(stopped), checkpoint_every=every)

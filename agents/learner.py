@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -239,7 +239,10 @@ class Learner:
     def restore(
         self, state: LearnerState, candidates: Candidates | None, measured: Sequence[Measured]
     ) -> None:
-        """Be as the learner was that said this, with what was on offer and measured then."""
+        """Be as the learner was that said this, with what was on offer and measured then.
+
+        Another fold of the angle than it had is other features, of which all is learnt anew.
+        """
         self.scale, self.surrogate, self.revision = state.scale, None, state.revision
         self.fits_without_result = state.fits_without_result
         self._due, self._under_way = deque(state.due), None
@@ -247,9 +250,15 @@ class Learner:
         if state.scale is None or state.surrogate is None:
             return
         self.surrogate = self._portfolio(state.scale.center.size)
+        is_same = state.scale.angle_fold == self._angle_fold
+        if not is_same:
+            self.scale = replace(state.scale, angle_fold=self._angle_fold)
         if candidates is not None and len(candidates):
             self.offer(candidates)
-        self.surrogate.restore(state.surrogate, self._observations(measured))
+        if is_same:
+            self.surrogate.restore(state.surrogate, self._observations(measured))
+        else:
+            self.tell_all(measured)
 
     def _portfolio(self, latent_dim: int) -> Portfolio:
         parts: dict[str, tuple[Part, ...]] = {name: parts_of(name, latent_dim) for name in self._features}

@@ -15,3 +15,8 @@ POLICIES: dict[str, type[SiteAgent]] = {kind.policy: kind for kind in (Explorer,
 def make_agent(config: AgentConfig, seed: int | None = None) -> SiteAgent:
     """Make the agent that the configuration names; a seed given here is used in place of its own."""
     return POLICIES[config.policy](config, seed)
+
+
+def name_of(policy: str) -> str:
+    """Name the process whose configuration has this policy, also once it is steered to another."""
+    return f"agent {policy}"

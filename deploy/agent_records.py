@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from agents.policies import name_of
 from streamer.codec import Numbered, WireError
 from streamer.journal import read_records
 from streamer.messages import (
@@ -68,14 +69,17 @@ def rows_and_agent(folder: Path, policy: str) -> tuple[dict[str, str], str]:
     rows
         Name of the row, as in ``Progress``, by the instance.
     agent
-        Which of them first suggested by this policy; empty if none did.
+        Which of them first suggested by this policy. If none did, the one that a process of this policy is
+        named: it was steered to another before it suggested anything. Empty without either.
     """
     rows: dict[str, str] = {}
-    sender = ""
+    sender = named = ""
     for _, numbered in _numbered(folder, ("hello", "checkpoint", "suggestion")):
         match numbered.message:
             case Hello() as hello:
                 rows[hello.instance] = row_name(hello)
+                if hello.role == "agent" and hello.name == name_of(policy):
+                    named = row_name(hello)
             case Checkpoint(of="streamer") as checkpoint if not rows:  # the journal may begin after the Hello
                 from streamer.recovery import facts_of
 
@@ -84,7 +88,7 @@ def rows_and_agent(folder: Path, policy: str) -> tuple[dict[str, str], str]:
                 sender = sender or numbered.sender
             case _:
                 pass
-    return rows, rows.get(sender, "")
+    return rows, rows.get(sender, named)
 
 
 def _is_cut_off(folder: Path) -> bool:

@@ -420,7 +420,7 @@ def test_what_a_person_measures_teaches_as_if_it_had_been_suggested(policy):
         (first.track + 7) % 60,
         first.track,
     ]
-    tracks = {one.ask().track for _ in range(1)}
+    tracks = {one.ask().track}
     for _ in range(57):
         following = one.ask()
         if following is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 import pytest
 
 from agents.config import AgentConfig, with_settings
@@ -14,6 +15,7 @@ from agents.stopping import StoppingConfig
 from streamer.messages import Checkpoint, Control, Suggestion
 from tests.contract.test_agents import agent, latents, outcome, session
 
+BY_ANGLE = {"features": ("latents + angle",)}
 OTHER_BAND = {"objective": {"window_ev": [130.0, 150.0], "background_ev": [100.0, 125.0], "label": "later"}}
 
 
@@ -32,11 +34,11 @@ def test_another_policy_goes_on_with_what_was_measured_and_with_what_is_under_wa
     assert after.policy == following
     assert after.statistics()["ok"] == 12
     assert after.tell(outcome(under_way)) is not None, "an outcome under way was lost"
-    later = [after.ask() for _ in range(1)]
+    later = after.ask()
     taken = {one.track for one in [*made, under_way]}
-    assert later[0].track not in taken
-    assert later[0].policy == following
-    assert len({one.id for one in [*made, under_way, *later]}) == 14, "an id was used again"
+    assert later.track not in taken
+    assert later.policy == following
+    assert len({one.id for one in [*made, under_way, later]}) == 14, "an id was used again"
 
 
 def test_another_goal_turns_the_sign_and_scores_all_anew(policy):
@@ -107,6 +109,20 @@ def test_a_restored_agent_remembers_nothing_of_its_own_from_before(policy):
         back.tell(latents(number=50))
         back.tell(outcome(back.ask()))
     assert other.observations[-1].second == one.observations[-1].second
+
+
+def test_an_angle_that_is_configured_otherwise_is_learnt_anew_after_a_restart():
+    one, same, other = (agent("explorer", angle_fold=fold, **BY_ANGLE) for fold in (1, 1, 3))
+    session(one, 12)
+    kept = one.checkpoint()
+    angles = np.linspace(0, 3, 60).astype(np.float32)
+    means = []
+    for back in (same, other):
+        assert gone_on_from(back, *kept) is back
+        back.tell(latents(number=50, angle_rad=angles))
+        means.append(back.ask().predicted_mean)
+        assert back.statistics()["ok"] == 12, "a measurement was lost"
+    assert means[0] != means[1]
 
 
 def session_after(one, count: int, first: int = 50) -> list[tuple[str, tuple[float, float], str]]:

@@ -71,6 +71,18 @@ def rewritten(session: Path, folder: Path, change: Callable[[AnyMessage], Messag
     return folder
 
 
+def test_an_agent_that_was_steered_before_its_first_suggestion_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "steered"
+    folder.mkdir()
+    one = RecordedAgent(folder, **SETTINGS)
+    one.join()
+    one.steer(policy="raster")
+    one.measure(latents(number=1))
+    one.journal.close()
+    (found,) = again(one)
+    assert found.suggestion.policy == "raster"
+
+
 def test_every_suggestion_is_the_first_of_what_was_weighed_again(recorded: RecordedAgent) -> None:
     found = again(recorded)
     assert [one.suggestion.id for one in found] == [one.id for one in recorded.suggestions]
