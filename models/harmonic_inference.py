@@ -7,7 +7,7 @@ It computes what ``RVAE.posterior`` computes, in another order:
   Cholesky factor of a window's own seven numbers squared, not one for each turn.
 * All loops are one compiled call (``models.harmonic_loops``) over arrays that are made once, for blocks of
   two sizes whose arithmetic is the same window by window, bit for bit: what is said of a window does not
-  depend on what else is encoded. That it is so is tried when a model is loaded.
+  depend on what else is encoded (``models.product`` says what that takes).
 
 Axes: N window, C channel, H row, W column, D real coefficient, M order, S statistic.
 """
@@ -28,9 +28,9 @@ from models.side_by_side import side_by_side
 
 Float32 = NDArray[np.float32]
 
-FEW, SMALL, LARGE = 4, 16, 64
+SMALL, LARGE = 16, 64
 _HALVED = 4 * LARGE  # from so many windows on two threads gain more than they cost
-_ROWS = 256  # of a product: one of more rows is done in another way, which takes a fifth longer
+_ROWS = 256  # that are read together: what is made of them stays in the cache
 
 
 def _weights(const: Constants) -> Weights:
@@ -81,7 +81,7 @@ def _weights(const: Constants) -> Weights:
     )
 
 
-def _room(const: Constants, size: int, few: int) -> Room:
+def _room(const: Constants, size: int) -> Room:
     """Make arrays for blocks of up to so many windows."""
 
     def room(*shape: int) -> Float32:
@@ -97,7 +97,6 @@ def _room(const: Constants, size: int, few: int) -> Room:
     # One more than there are: 1, which meets the bias.
     hidden_HN = np.ones((2, hidden + 1, size), dtype=np.float32)
     return Room(
-        few=few,
         folded=room(len(fold.width_K), size, const.channels * fold.edge**2),
         seen=room(size * int(fold.width_K.max())),
         energy_N=room(size),
@@ -155,13 +154,11 @@ def _room(const: Constants, size: int, few: int) -> Room:
 
 
 class _Place:
-    """What one thread needs to say something of windows: arrays for blocks of one size or two."""
+    """What one thread needs to say something of windows: arrays for blocks of two sizes."""
 
-    def __init__(self, const: Constants, sizes: tuple[int, ...]) -> None:
-        few = FEW if len(sizes) > 1 else sizes[0]
-        weights, rooms = _weights(const), [_room(const, size, few) for size in sizes]
-        self.room = rooms[0]
-        self.large, self.small = (bench(weights, room) for room in (rooms[0], rooms[-1]))
+    def __init__(self, const: Constants) -> None:
+        weights, self.room = _weights(const), _room(const, LARGE)
+        self.large, self.small = bench(weights, self.room), bench(weights, _room(const, SMALL))
 
     def say(self, windows: Float32, first: int, last: int, answers: Answers) -> None:
         """Say everything of some windows, of few at the end in small blocks."""
@@ -188,9 +185,7 @@ class HarmonicInference:
 
     def __init__(self, model: RVAE, novelty: HarmonicNovelty, calibration: Calibration) -> None:
         self._const = Constants(model, novelty, calibration)
-        self._places = [_Place(self._const, (LARGE, SMALL)) for _ in range(2)]
-        if not self._agree():
-            self._places = [_Place(self._const, (LARGE,)) for _ in range(2)]
+        self._places = [_Place(self._const) for _ in range(2)]
 
     def encode(self, windows_NCHW: Float32, threads: int = 1) -> Answers:
         """Say everything of windows ``(n, channel, h, w)``; nothing is learnt.
@@ -223,16 +218,3 @@ class HarmonicInference:
 
     def _answers(self, count: int) -> Answers:
         return Answers.room(count, self._const.latents, self._const.classes, self._const.nuisances)
-
-    def _agree(self) -> bool:
-        """Try whether a window gets the same bits in blocks of all sizes, wherever it stands in them."""
-        const = self._const
-        shape = (LARGE, const.channels, const.size, const.size)
-        windows = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        whole = self.encode(windows)
-        return all(
-            np.array_equal(mine, theirs[place : place + taken])
-            for taken in (1, FEW + 1, SMALL, LARGE - FEW)
-            for place in (0, LARGE - taken)
-            for mine, theirs in zip(self.encode(windows[place : place + taken]), whole, strict=True)
-        )

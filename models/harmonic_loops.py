@@ -23,6 +23,7 @@ from models.answers import Answers
 from models.elementary import exp, log, sin_pi, tanh
 from models.harmonic_constants import FORGOTTEN_NATS, NEAR_RAD
 from models.novelty import MOST_NOVEL
+from models.product import product
 from models.rvae import _ALIKE_NATS, _ALIKE_SHARE, _LOG_SD, _SAME_NATS, LOG_FACTOR
 
 Float32 = NDArray[np.float32]
@@ -91,12 +92,8 @@ class Weights(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Where a block of windows is worked on; nothing else is allocated.
+    """Where a block of windows is worked on; nothing else is allocated."""
 
-    ``few`` is what the number of rows is a multiple of where not all of a block is taken.
-    """
-
-    few: int
     folded: Float32
     seen: Float32
     energy_N: Float32
@@ -180,9 +177,8 @@ def say(windows: Float32, first: int, last: int, bench: Bench, answers: Answers)
     size = len(room.weight_N)
     for at in range(first, last, size):
         count = min(size, last - at)
-        rows = min(size, (count + room.few - 1) // room.few * room.few)
-        _read(windows, at, count, rows, weights, room)
-        _say_content(at, count, rows, weights, room, answers)
+        _read(windows, at, count, weights, room)
+        _say_content(at, count, weights, room, answers)
         _classify(at, count, weights, room, answers.class_NK)
         _draw_templates(weights, room)
         _match_windows(weights, room)
@@ -194,7 +190,7 @@ def say(windows: Float32, first: int, last: int, bench: Bench, answers: Answers)
 
 
 @_loop
-def _read(windows: Float32, first: int, count: int, rows: int, w: Weights, r: Room) -> None:
+def _read(windows: Float32, first: int, count: int, w: Weights, r: Room) -> None:
     """Make coefficients of windows, and say how much of their energy lies outside the components."""
     _fold(windows, first, count, w.center_C, w.gain_C, w.disc_F, r.folded, r.energy_N, r.is_whole_N)
     pixels = r.folded.shape[2]
@@ -202,14 +198,14 @@ def _read(windows: Float32, first: int, count: int, rows: int, w: Weights, r: Ro
     for part in range(len(w.width_K)):
         width = w.width_K[part]
         matrix = w.fold[begin : begin + pixels * width].reshape(pixels, width)
-        seen = r.seen[: rows * width].reshape(rows, width)
-        np.dot(r.folded[part, :rows], matrix, seen)
+        seen = r.seen[: count * width].reshape(count, width)
+        product(r.folded[part, :count], matrix, seen)
         _put(seen, column, r.even, r.odd)
         begin, column = begin + pixels * width, column + width
     for i in range(count):
         inside = np.float32(w.unit * w.unit) * (_energy(r.even[i]) + _energy(r.odd[i]))
         r.outside_N[i] = max(r.energy_N[i] - inside, _ZERO)
-    _turn_over(r.even, r.odd, rows, w.place_D, w.scale_D, r.window_DN)
+    _turn_over(r.even, r.odd, count, w.place_D, w.scale_D, r.window_DN)
 
 
 @_loop
@@ -280,40 +276,40 @@ def _put(seen: Float32, column: int, even: Float32, odd: Float32) -> None:
 
 @_loop
 def _turn_over(
-    even: Float32, odd: Float32, rows: int, place_D: Int64, scale_D: Float32, window_DN: Float32
+    even: Float32, odd: Float32, count: int, place_D: Int64, scale_D: Float32, window_DN: Float32
 ) -> None:
     """Make lanes of the windows, in units of the noise, for the pose."""
     for at in range(len(place_D)):
         place, scale, line = place_D[at], scale_D[at], window_DN[at]
         if place < even.shape[1]:
-            for i in range(rows):
+            for i in range(count):
                 line[i] = even[i, place] * scale
         else:
-            for i in range(rows):
+            for i in range(count):
                 line[i] = odd[i, place - even.shape[1]] * scale
 
 
 @_loop
-def _say_content(first: int, count: int, rows: int, w: Weights, r: Room, answers: Answers) -> None:
-    np.dot(r.even[:rows], w.even_filter, r.seen_even[:rows])
+def _say_content(first: int, count: int, w: Weights, r: Room, answers: Answers) -> None:
+    product(r.even[:count], w.even_filter, r.seen_even[:count])
     if len(w.odd_filter) > 0:
-        np.dot(r.odd[:rows], w.odd_filter, r.seen_odd[:rows])
+        product(r.odd[:count], w.odd_filter, r.seen_odd[:count])
     oriented = r.read.shape[1]
     orientations = oriented // len(w.combine)
-    for at in range(0, rows, len(r.read)):
-        here = min(len(r.read), rows - at)
+    for at in range(0, count, len(r.read)):
+        here = min(len(r.read), count - at)
         _orient(r.seen_even[at : at + here], r.seen_odd[at : at + here], w.filter_bias, r.read)
         read = r.read[:here].reshape(here * orientations, len(w.combine))
-        np.dot(read, w.combine, r.combined[: here * orientations])
+        product(read, w.combine, r.combined[: here * orientations])
         _average(r.combined, w.combine_bias, orientations, r.pooled[at : at + here])
-    np.dot(r.pooled[:rows], w.think, r.thought[:rows])
-    for i in range(rows):
+    product(r.pooled[:count], w.think, r.thought[:count])
+    for i in range(count):
         for q in range(len(w.think_bias)):
             r.thought[i, q] = max(r.thought[i, q] + w.think_bias[q], _ZERO)
-    np.dot(r.thought[:rows], w.say, r.said[:rows])
+    product(r.thought[:count], w.say, r.said[:count])
     latents = answers.mean_NZ.shape[1]
     for z in range(latents):
-        for i in range(rows):
+        for i in range(count):
             r.mean_ZN[z, i] = r.said[i, z] + w.say_bias[z]
             log_sd = r.said[i, latents + z] + w.say_bias[latents + z]
             r.variance_ZN[z, i] = exp(_TWO * min(max(log_sd, _LOG_SD_LEAST), _LOG_SD_MOST))
@@ -394,9 +390,9 @@ def _draw_templates(w: Weights, r: Room) -> None:
     Beside how loud, what is put right of the pose.
     """
     hidden, windows = r.before_HN.shape
-    np.dot(w.content, r.mean_ZN, r.before_HN)
+    product(w.content, r.mean_ZN, r.before_HN)
     _tanh(r.before_HN, r.first_HN)
-    np.dot(w.mix, r.first_HN, r.before_HN)
+    product(w.mix, r.first_HN, r.before_HN)
     _tanh(r.before_HN, r.second_HN)
     # The noise of a window is that of the model times a factor: all templates are in its unit, squared.
     for e in range(len(w.told_EH)):
@@ -406,15 +402,15 @@ def _draw_templates(w: Weights, r: Room) -> None:
                 r.told_EN[e, n] += w.told_EH[e, h] * r.second_HN[h, n]
     for n in range(windows):
         r.weight_N[n] = exp(-_TWO * r.told_EN[0, n])
-    np.dot(w.reduce, r.second_HN, r.reduced_RN)
-    np.dot(w.template, r.reduced_RN, r.template_XDN.reshape(len(w.template), windows))
+    product(w.reduce, r.second_HN, r.reduced_RN)
+    product(w.template, r.reduced_RN, r.template_XDN.reshape(len(w.template), windows))
     at = 0
     for i in range(len(r.reduced_RN)):
         for j in range(i + 1):
             for n in range(windows):
                 r.square_SN[at, n] = r.reduced_RN[i, n] * r.reduced_RN[j, n]
             at += 1
-    np.dot(w.own, r.square_SN, r.forms)
+    product(w.own, r.square_SN, r.forms)
 
 
 @_loop
@@ -450,9 +446,9 @@ def _match_windows(w: Weights, r: Room) -> None:
     for n in range(windows):
         r.product_XRN[0, :, n] *= r.weight_N[n]
     for x in range(1 + tangents):
-        np.dot(w.even_GR, r.product_XRN[x, :even], r.even_XGN[x])
+        product(w.even_GR, r.product_XRN[x, :even], r.even_XGN[x])
         if w.odd_GR.shape[1] > 0:
-            np.dot(w.odd_GR, r.product_XRN[x, even:], r.odd_XGN[x])
+            product(w.odd_GR, r.product_XRN[x, even:], r.odd_XGN[x])
 
 
 @_loop
@@ -807,7 +803,7 @@ def _say_novelty(first: int, count: int, w: Weights, r: Room, novelty_N: Float32
             # Noise alone has the power count_M: weak orders then vary no more than strong ones.
             r.log_power_MN[m, n] = log(power + w.count_M[m])
             r.centred_MN[m, n] = r.log_power_MN[m, n] - w.novelty_mean_M[m]
-    np.dot(w.novelty_whiten_MM, r.centred_MN, r.distance_MN)
+    product(w.novelty_whiten_MM, r.centred_MN, r.distance_MN)
     far_N = r.statistics_SN[2]
     far_N[:] = 0
     for m in range(len(r.distance_MN)):
