@@ -25,15 +25,13 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
-from msgspec.structs import replace
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from agents.config import AgentConfig
 from agents.cost import CostConfig
 from agents.explorer import Explorer
-from streamer.messages import Latents, Outcome, Registration, ScanGeometry, Suggestion
-from tests.edge_spectra import outcome_of
+from tests.grid_of_sites import GridOfSites
 
 Float64 = NDArray[np.float64]
 
@@ -47,53 +45,19 @@ SPEED_NM_PER_S = 0.1 * FIELD_NM / (1e-6 * DWELL_US)
 WEIGHT = 4.0
 
 
-class Field:
+def field_of(seed: int) -> GridOfSites:
     """Sites with latents, and what each is worth."""
+    rng = np.random.default_rng(seed)
 
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-        grid = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), axis=-1).reshape(-1, 2)
-        self.position_nm = (((grid + 0.5) / SIDE - 0.5) * FIELD_NM).astype(np.float32)
-        smooth = [self._smooth(sites) for sites in (1.5, 1.5, 3.0, 0.7)]
-        self.mean = np.stack(smooth, axis=1).astype(np.float32)
-        away = (smooth[0] - 1.5) ** 2 + (smooth[1] + 1.2) ** 2 + (self._smooth(8.0) - 1.0) ** 2
-        self.edge = np.exp(-away / 3)
-
-    def _smooth(self, sites: float) -> Float64:
+    def smooth(sites: float) -> Float64:
         """Noise that changes over so many sites, of order 1."""
-        drawn = gaussian_filter(self.rng.normal(size=(SIDE, SIDE)), sites, mode="wrap").ravel()
-        smooth: Float64 = (drawn - drawn.mean()) / drawn.std()
-        return smooth
+        drawn = gaussian_filter(rng.normal(size=(SIDE, SIDE)), sites, mode="wrap").ravel()
+        found: Float64 = (drawn - drawn.mean()) / drawn.std()
+        return found
 
-    def frame(self) -> Latents:
-        """What the streamer says of the sites."""
-        n = len(self.mean)
-        flat, pair = np.zeros(n, np.float32), np.zeros((n, 2), np.float32)
-        return Latents(
-            session="s",
-            number=0,
-            acquired_at_s=0.0,
-            mean=self.mean,
-            sd=np.full_like(self.mean, 0.1),
-            angle_rad=flat,
-            angle_sd_rad=flat,
-            offset_nm=pair,
-            offset_sd_nm=pair,
-            class_probability=np.zeros((n, 0), np.float32),
-            novelty=flat,
-            confidence=np.ones(n, np.float32),
-            track=np.arange(n),
-            positions_px=((self.position_nm / FIELD_NM + 0.5) * 512)[:, ::-1].copy(),
-            positions_nm=self.position_nm,
-            model_revision="encoder",
-            geometry=ScanGeometry(shape=(512, 512), field_of_view_nm=(FIELD_NM, FIELD_NM)),
-            registration=Registration(),
-        )
-
-    def outcome(self, suggestion: Suggestion) -> Outcome:
-        """The spectrum of the site aimed at."""
-        made = outcome_of(suggestion, float(self.edge[suggestion.track]), self.rng)
-        return replace(made, dwell_time_us=suggestion.dwell_time_us)
+    mean = np.stack([smooth(sites) for sites in (1.5, 1.5, 3.0, 0.7)], axis=1)
+    away = (mean[:, 0] - 1.5) ** 2 + (mean[:, 1] + 1.2) ** 2 + (smooth(8.0) - 1.0) ** 2
+    return GridOfSites(FIELD_NM, mean, np.exp(-away / 3), rng)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +76,7 @@ class Way:
     step_nm: float
 
 
-def search(field: Field, config: AgentConfig) -> Way:
+def search(field: GridOfSites, config: AgentConfig) -> Way:
     """Let the agent measure until it has a site that is good enough."""
     agent = Explorer(config, seed=0)
     agent.tell(field.frame())
@@ -147,8 +111,8 @@ def config_of(weight: float, max_pending: int = 1) -> AgentConfig:
 
 def travel(seeds: list[int], weight: float, max_pending: int = 1) -> dict[str, float]:
     """Compare the ways with and without their cost."""
-    free = [search(Field(seed), config_of(0.0, max_pending)) for seed in seeds]
-    costly = [search(Field(seed), config_of(weight, max_pending)) for seed in seeds]
+    free = [search(field_of(seed), config_of(0.0, max_pending)) for seed in seeds]
+    costly = [search(field_of(seed), config_of(weight, max_pending)) for seed in seeds]
     points, points_costly = (statistics.median(w.points for w in ways) for ways in (free, costly))
     step_nm, step_costly_nm = (statistics.median(w.step_nm for w in ways) for ways in (free, costly))
     return {
