@@ -134,9 +134,9 @@ class Explorer(SiteAgent):
         return [[first for first, _ in read], [second for _, second in read]]
 
     def think(self) -> None:
-        """Begin, in threads, the fit and the plan that will be used next; see ``Agent``."""
+        """Get ready for what is under way; begin, in threads, the next fit and plan. See ``Agent``."""
         for learner in self._learners:
-            learner.think()
+            learner.think(self._ledger.pending)
         if self._is_planned:
             self._plans.think()
 

@@ -181,13 +181,17 @@ class Learner:
         self._under_way = None
         self._size_at_due = 0
 
-    def think(self) -> None:
-        """Begin, in a thread, the fit that will be adopted next."""
-        if not self._due or self.surrogate is None or self._under_way is not None:
+    def think(self, pending: Sequence[Site]) -> None:
+        """Get ready for the outcomes of these; begin, in a thread, the fit that will be adopted next."""
+        if self.surrogate is None:
+            return
+        self.expect(pending)
+        self.surrogate.get_ready()
+        if not self._due or self._under_way is not None:
             return
         # A thread of its own for each: they are seconds apart, and none is left when the work is done.
         pool = ThreadPoolExecutor(1, "fit")
-        self._under_way = pool.submit(self.surrogate.to_fit(self._due[0].size).fitted)
+        self._under_way = pool.submit(self.surrogate.to_fit(self._due[0].size).made_ready)
         pool.shutdown(wait=False)
 
     def refit(self) -> Fit | None:
@@ -220,7 +224,7 @@ class Learner:
 
     def _adopt(self, surrogate: Portfolio, found: Fitted, due: DueFit) -> None:
         self.revision = due.number
-        self.fits_without_result += not surrogate.adopt(found, due.size, due.size + ADOPTED_AFTER)
+        self.fits_without_result += not surrogate.adopt(found, due.size)
 
     # -- live on -------------------------------------------------------------------------------
 

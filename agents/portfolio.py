@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from agents.evidence import fit, foretold
+from agents.gaussian_process import GaussianProcess
 from agents.kernels import Hyperparameters, Part, as_vector
-from agents.surrogate import Observations, Surrogate, SurrogateState
+from agents.surrogate import Beginning, Observations, Surrogate, SurrogateState
 
 Float64 = NDArray[np.float64]
 
@@ -41,10 +43,14 @@ class Fitted:
         One for each model.
     log_weight
         Logarithms of their weights, shape ``(models,)``; the weights sum to 1.
+    processes
+        What each model begins with, in its order; None of those that are hardly trusted. Empty where nothing
+        was made ready.
     """
 
     hyperparameters: tuple[Hyperparameters, ...]
     log_weight: Float64
+    processes: tuple[GaussianProcess | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +67,8 @@ class Begun:
         Of each model.
     log_weight
         As of ``Fitted``.
+    beginnings
+        What each model will begin from.
     """
 
     known: Observations
@@ -68,6 +76,7 @@ class Begun:
     parts: tuple[tuple[Part, ...], ...]
     hyperparameters: tuple[Hyperparameters, ...]
     log_weight: Float64
+    beginnings: tuple[Beginning, ...]
 
     def fitted(self) -> Fitted:
         """Fit every model, and judge what each foretold."""
@@ -79,6 +88,12 @@ class Begun:
         age = np.arange(each.shape[1])[::-1]
         gained = np.where(np.isfinite(each), each, _WORTHLESS) @ REMEMBERED**age
         return Fitted(found, _normalised(REMEMBERED ** len(age) * self.log_weight + gained))
+
+    def made_ready(self) -> Fitted:
+        """Fit every model, and make all that is needed to answer with it."""
+        found = self.fitted()
+        each = zip(self.beginnings, found.hyperparameters, _trust(found.log_weight), strict=True)
+        return replace(found, processes=tuple(one.model(h) if trust else None for one, h, trust in each))
 
 
 class PortfolioState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, eq=False):
@@ -159,6 +174,11 @@ class Portfolio:
         for model in self.models:
             model.expect(x)
 
+    def get_ready(self) -> None:
+        """Compute beforehand what the outcomes that are expected will need; see ``Surrogate.get_ready``."""
+        for _, model in self._trusted():
+            model.get_ready()
+
     def to_fit(self, size: int) -> Begun:
         """Say what a fit to the first ``size`` observations begins from."""
         return Begun(
@@ -167,16 +187,17 @@ class Portfolio:
             tuple(model.parts for model in self.models),
             tuple(model.hyperparameters for model in self.models),
             self.log_weight,
+            tuple(model.beginning(size) for model in self.models),
         )
 
-    def adopt(self, found: Fitted, size: int, used_from: int) -> bool:
+    def adopt(self, found: Fitted, size: int) -> bool:
         """Compute with a fit from now on; was any number of it new? See ``Surrogate.adopt``."""
         said = list(zip(self.models, found.hyperparameters, strict=True))
         is_new = any(
             as_vector(model.hyperparameters).tobytes() != as_vector(h).tobytes() for model, h in said
         )
-        for model, hyperparameters in said:
-            model.adopt(hyperparameters, size, used_from)
+        for (model, hyperparameters), ready in zip_longest(said, found.processes):
+            model.adopt(hyperparameters, size, ready)
         self.log_weight, self._fitted_to = found.log_weight, size
         return is_new
 
@@ -217,10 +238,8 @@ class Portfolio:
 
     def _trusted(self) -> list[tuple[float, Surrogate]]:
         """Models that take part, with weights that sum to 1: the others cost no time."""
-        weight = np.exp(self.log_weight)
-        weight = np.where(weight < HARDLY_TRUSTED * weight.max(), 0.0, weight)
-        weight /= weight.sum()
-        return [(float(one), model) for one, model in zip(weight, self.models, strict=True) if one]
+        weights = _trust(self.log_weight)
+        return [(float(one), model) for one, model in zip(weights, self.models, strict=True) if one]
 
     # -- say -------------------------------------------------------------------------------------------
 
@@ -285,6 +304,14 @@ def _normalised(log_weight: Float64) -> Float64:
     away = np.maximum(log_weight - log_weight.max(), _WORTHLESS)
     normalised: Float64 = away - np.log(np.exp(away).sum())
     return normalised
+
+
+def _trust(log_weight: Float64) -> Float64:
+    """Weights that sum to 1, those of the hardly trusted 0."""
+    weight = np.exp(log_weight)
+    weight = np.where(weight < HARDLY_TRUSTED * weight.max(), 0.0, weight)
+    trust: Float64 = weight / weight.sum()
+    return trust
 
 
 def _mixed(each: Sequence[tuple[float, Float64]]) -> Float64:

@@ -1,14 +1,9 @@
 """What the measurements so far say of places not yet measured: an exact Gaussian process.
 
-It knows the places on offer beforehand, so it keeps what the observations say of each: one more observation
-then costs one pass over them, ``O(n m)`` for ``n`` observations and ``m`` places, and forecasts cost nothing.
-With ``L Lᵀ = K(X, X) + noise``, ``V = L⁻¹ K(X, C)`` and ``z = L⁻¹ (y - mean)``, another observation at ``x``
-adds to each of them one row::
-
-    l = L⁻¹ k(X, x)     d² = k(x, x) + noise - l·l     v = (k(x, C) - lᵀ V) / d     ζ = (y - mean - l·z) / d
-
-and to the forecasts ``mean += ζ v`` and ``variance -= v²``. An outcome still to come is such a row with
-``ζ = 0``, as if it would come as forecast: it leaves the means and lowers the variance around it.
+It knows the places on offer beforehand and keeps the forecast of each, so that another observation is added
+and nothing is computed anew; see ``agents.gaussian_process``. With each fit, and with other places on offer,
+all begins anew, which costs ``O(n² m)`` for ``n`` observations and ``m`` places; that of a fit can be done
+beforehand, in another thread.
 """
 
 from __future__ import annotations
@@ -19,17 +14,13 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
+from agents.gaussian_process import MIN_NOISE_VARIANCE, GaussianProcess
 from agents.kernels import Covariance, Hyperparameters, Part, Prior
 
 Float64 = NDArray[np.float64]
 
-# Counting noise is not all: a model exact to 1 % of the spread would chase the rest.
-MIN_NOISE_VARIANCE = 1e-4
 NOISE = Prior(log_mean=-6.0, log_sd=1.5)
-# Candidates whose rows are made together: their arrays stay in the cache.
-_AT_ONCE = 2048
 _LEAST_VARIANCE = 1e-12
 
 
@@ -98,58 +89,33 @@ class SurrogateState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     begun_with: int
 
 
-class _Factor:
-    """``L``, ``V`` and ``z`` of so many observations, with room for more.
+@dataclass(frozen=True, slots=True, eq=False)
+class Beginning:
+    """What a surrogate begins anew from; the model can be made anywhere, with the same result.
 
     Attributes
     ----------
-    count
-        How many rows there are.
+    parts
+        Of the covariance.
+    known, unit
+        The observations to begin with, and how they are standardised.
+    offered, expected
+        Features of the places on offer, and of those whose outcomes are still to come.
     """
 
-    def __init__(self, lower: Float64, rows: Float64, residual: Float64) -> None:
-        self.count = len(residual)
-        room = 2 * self.count + 8
-        self._lower = np.zeros((room, room))
-        self._lower[: self.count, : self.count] = lower
-        self._rows = np.empty((room, rows.shape[1]))
-        self._rows[: self.count] = rows
-        self._residual = np.empty(room)
-        self._residual[: self.count] = residual
+    parts: tuple[Part, ...]
+    known: Observations
+    unit: Unit
+    offered: Float64
+    expected: Float64
 
-    @property
-    def lower(self) -> Float64:
-        """``L``, shape ``(n, n)``."""
-        return self._lower[: self.count, : self.count]
-
-    @property
-    def rows(self) -> Float64:
-        """``V``, shape ``(n, m)``."""
-        return self._rows[: self.count]
-
-    @property
-    def residual(self) -> Float64:
-        """``z``, shape ``(n,)``."""
-        return self._residual[: self.count]
-
-    def solved(self, right: Float64) -> Float64:
-        """``L⁻¹`` times one or more columns."""
-        found: Float64 = solve_triangular(self.lower, right, lower=True, check_finite=False)
-        return found
-
-    def add(self, to_known: Float64, pivot: float, row: Float64, residual: float) -> None:
-        """Add the row of one more observation."""
-        n = self.count
-        if n == len(self._residual):
-            grown = _Factor(self.lower, self.rows, self.residual)
-            self._lower, self._rows, self._residual = grown._lower, grown._rows, grown._residual
-        self._lower[n, :n], self._lower[n, n] = to_known, pivot
-        self._rows[n], self._residual[n] = row, residual
-        self.count += 1
-
-    def shorten(self, count: int) -> None:
-        """Forget all rows but the first."""
-        self.count = count
+    def model(self, hyperparameters: Hyperparameters) -> GaussianProcess:
+        """Make the model with these hyperparameters: ``O(n² m)``."""
+        covariance = Covariance(self.parts, hyperparameters)
+        value, noise = self.unit.standardised(self.known)
+        model = GaussianProcess(covariance, self.known.x, value, noise, self.offered)
+        model.expect(self.expected)
+        return model
 
 
 class Surrogate:
@@ -190,12 +156,12 @@ class Surrogate:
         self.begun_with = 0
         self.offered = np.zeros((0, self.width))
         self._expected = np.zeros((0, self.width))
-        self._model: _Model | None = None
+        self._model: GaussianProcess | None = None
 
     # -- learn -----------------------------------------------------------------------------------------
 
     def tell(self, x: Float64, y: float, variance: float) -> None:
-        """Take in one more observation: ``O(n m)``.
+        """Take in one more observation; the next answer then takes ``O(m)`` where it was expected.
 
         Parameters
         ----------
@@ -207,8 +173,6 @@ class Surrogate:
         self.known = self.known.with_one(x, y, variance)
         if not self.revision:  # the unit changes with each, and they are few
             self._model, self.unit = None, Unit.of(self.known)
-        elif self._model is not None:
-            self._model.tell(*self._last())
 
     def tell_all(self, known: Observations) -> None:
         """Take these in the place of all earlier observations."""
@@ -224,20 +188,40 @@ class Surrogate:
         """Take the outcomes of these places, features ``(p, d)``, to be still to come."""
         self._expected = x
 
-    def adopt(self, hyperparameters: Hyperparameters, size: int, used_from: int) -> None:
+    def get_ready(self) -> None:
+        """Compute beforehand what the outcomes that are expected will need; it comes out the same without.
+
+        Nothing where all has to begin anew: until it is asked, other places may be on offer.
+        """
+        if self._model is not None:
+            self._ready()
+
+    def beginning(self, size: int) -> Beginning:
+        """Say what it will begin from with a fit to the first ``size`` observations."""
+        begun = self.known.first(max(self.begun_with, size))
+        return Beginning(self.parts, begun, Unit.of(self.known.first(size)), self.offered, self._expected)
+
+    def adopt(
+        self, hyperparameters: Hyperparameters, size: int, model: GaussianProcess | None = None
+    ) -> None:
         """Compute with these from now on.
 
         Parameters
         ----------
         hyperparameters
             Fitted to the first ``size`` observations.
-        size, used_from
-            Of how many observations they were to be used: the digits are those of an adoption just then.
+        size
+            Of the observations that they were fitted to: it begins with them, and adds what came after.
+        model
+            What ``beginning`` makes of them. It is made when it is needed where it is not given, or other
+            places are on offer by now.
         """
         self.hyperparameters = hyperparameters
         self.revision += 1
         self.unit = Unit.of(self.known.first(size))
-        self.begun_with, self._model = max(self.begun_with, used_from), None
+        self.begun_with = max(self.begun_with, size)
+        is_ready = model is not None and model.offered is self.offered and model.begun == self.begun_with
+        self._model = model if is_ready else None
 
     def state(self) -> SurrogateState:
         """Say what it knows beyond its observations and what is on offer."""
@@ -299,128 +283,19 @@ class Surrogate:
         if not self.revision:  # there is no fit whose unit would hold
             self.unit = Unit.of(self.known)
 
-    def _ready(self) -> _Model:
+    def _ready(self) -> GaussianProcess:
         if self._model is None:
-            count = self.begun_with if self.revision else len(self.known)
-            begun = self.known.first(count)
-            covariance = Covariance(self.parts, self.hyperparameters)
-            self._model = _Model(covariance, begun.x, *self.unit.standardised(begun), self.offered)
-            for index in range(count, len(self.known)):
-                self._model.tell(*self._last(index))
+            begun = self.known.first(self.begun_with) if self.revision else self.known
+            beginning = Beginning(self.parts, begun, self.unit, self.offered, self._expected)
+            self._model = beginning.model(self.hyperparameters)
+        for index in range(len(self._model), len(self.known)):
+            self._model.tell(*self._standardised(index))
         self._model.expect(self._expected)  # what it expects already costs nothing
         return self._model
 
-    def _last(self, index: int = -1) -> tuple[Float64, float, float]:
+    def _standardised(self, index: int) -> tuple[Float64, float, float]:
         """Features, standardised objective and variance of one observation."""
-        one = slice(index, index + 1 or None)
+        one = slice(index, index + 1)
         known = Observations(self.known.x[one], self.known.y[one], self.known.variance[one])
         (value,), (noise,) = self.unit.standardised(known)
         return known.x[0], float(value), float(noise)
-
-
-class _Model:
-    """The process with all its numbers: standardised observations, and the places on offer."""
-
-    def __init__(
-        self, covariance: Covariance, x: Float64, value: Float64, noise: Float64, offered: Float64
-    ) -> None:
-        self._covariance = covariance
-        h = covariance.hyperparameters
-        self._value, self._noise = value, noise + h.noise
-        self._typical_noise = float(np.median(self._noise)) if len(noise) else MIN_NOISE_VARIANCE
-        self._offered = covariance.scaled(offered)
-        self._places = covariance.scaled(x)  # of the rows of the factor
-        try:
-            within = covariance.between_scaled(self._places, self._places)
-            lower = cholesky(within + np.diag(self._noise), lower=True, check_finite=False)
-        except LinAlgError:
-            lower = np.full((len(value), len(value)), np.nan)
-        residual = solve_triangular(lower, value - h.mean, lower=True, check_finite=False)
-        self._factor = _Factor(lower, np.empty((len(value), len(offered))), residual)
-        self.mean = np.full(len(offered), h.mean)
-        self._variance_by_known = np.full(len(offered), covariance.prior_variance)
-        self.variance = self._variance_by_known
-        self._expected = x[:0]
-        self._forecast()
-
-    def _forecast(self) -> None:
-        """Make the rows of all observations, some candidates at a time: quicker than one after the other."""
-        factor = self._factor
-        # As a product with the inverse: twice as quick as to solve for each candidate.
-        inverse = factor.solved(np.eye(factor.count))
-        for first in range(0, len(self.mean), _AT_ONCE):
-            part = slice(first, first + _AT_ONCE)
-            some = [one[part] for one in self._offered]
-            rows = inverse @ self._covariance.between_scaled(self._places, some)
-            factor.rows[:, part] = rows
-            self.mean[part] += factor.residual @ rows
-            self._variance_by_known[part] -= np.einsum("ij,ij->j", rows, rows)
-
-    def tell(self, x: Float64, value: float, noise: float) -> None:
-        """Add one observation; what is expected is no more."""
-        self._forget_expected()
-        self._value, noise = np.append(self._value, value), noise + self._covariance.hyperparameters.noise
-        self._noise = np.append(self._noise, noise)
-        row = self._add(self._covariance.scaled(x[None]), noise, value)
-        self.mean += self._factor.residual[-1] * row
-        self._variance_by_known -= row * row
-
-    def expect(self, x: Float64) -> None:
-        """Lower the variance around what is still to come, and around nothing else."""
-        if not np.array_equal(self._expected, x[: len(self._expected)]):
-            self._forget_expected()
-        new = x[len(self._expected) :]
-        self._expected = x
-        if len(new) and self.variance is self._variance_by_known:
-            self.variance = self.variance.copy()
-        scaled = self._covariance.scaled(new)
-        for index in range(len(new)):
-            row = self._add([one[index : index + 1] for one in scaled], self._typical_noise, None)
-            self.variance -= row * row
-
-    def posterior(self, x: Float64) -> tuple[Float64, Float64]:
-        """Mean and variance at any places, standardised."""
-        covariance, factor = self._covariance, self._factor
-        rows = factor.solved(covariance.between_scaled(self._places, covariance.scaled(x)))
-        mean: Float64 = covariance.hyperparameters.mean + rows.T @ factor.residual
-        variance: Float64 = covariance.prior_variance - np.einsum("ij,ij->j", rows, rows)
-        return mean, variance
-
-    def joint(self, x: Float64) -> tuple[Float64, Float64]:
-        """Means of any places and their covariance, standardised."""
-        covariance, factor, places = self._covariance, self._factor, self._covariance.scaled(x)
-        rows = factor.solved(covariance.between_scaled(self._places, places))
-        mean: Float64 = covariance.hyperparameters.mean + rows.T @ factor.residual
-        together: Float64 = covariance.between_scaled(places, places) - rows.T @ rows
-        return mean, together
-
-    def at_known(self) -> Float64:
-        """Means at the observed places, without a covariance: ``y - noise · K⁻¹ (y - mean)``."""
-        n = len(self._value)
-        lower, residual = self._factor.lower[:n, :n], self._factor.residual[:n]
-        weight = solve_triangular(lower, residual, lower=True, trans="T", check_finite=False)
-        forecast: Float64 = self._value - self._noise * weight
-        return forecast
-
-    def _forget_expected(self) -> None:
-        known = len(self._value)
-        self._factor.shorten(known)
-        self._places = [one[:known] for one in self._places]
-        self._expected = self._expected[:0]
-        self.variance = self._variance_by_known
-
-    def _add(self, place: list[Float64], noise: float, value: float | None) -> Float64:
-        """Add an observation, or an expected one, which has no value; give its row of ``V``."""
-        factor, covariance = self._factor, self._covariance
-        to_known = factor.solved(covariance.between_scaled(self._places, place)[:, 0])
-        left = covariance.prior_variance + noise - float(to_known @ to_known)
-        pivot = math.sqrt(max(left, MIN_NOISE_VARIANCE)) if math.isfinite(left) else math.nan
-        row: Float64 = covariance.between_scaled(place, self._offered)[0]
-        row -= to_known @ factor.rows
-        row /= pivot
-        surprise = 0.0
-        if value is not None:
-            surprise = (value - covariance.hyperparameters.mean - float(to_known @ factor.residual)) / pivot
-        factor.add(to_known, pivot, row, surprise)
-        self._places = [np.concatenate(pair) for pair in zip(self._places, place, strict=True)]
-        return row

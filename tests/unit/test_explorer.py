@@ -278,7 +278,7 @@ def test_a_model_that_is_not_finite_decides_nothing_and_says_so(broken):
     explore(agent, world, 24)
     before = agent.statistics()["model not finite"]
     (model,) = agent.surrogate.models
-    model.adopt(replace(model.hyperparameters, **broken), 24, 24)
+    model.adopt(replace(model.hyperparameters, **broken), 24)
     suggestion = agent.ask()
     assert suggestion.reason.startswith("the model is not finite; first look: ")
     assert np.isnan([suggestion.predicted_mean, suggestion.predicted_sd, suggestion.acquisition]).all()
@@ -290,7 +290,7 @@ def test_a_model_that_is_not_finite_draws_no_first_site_either(goal):
     agent, world = Explorer(msgspec.structs.replace(unlimited(), goal=goal, level=0.0)), World(0)
     explore(agent, world, 3)
     (model,) = agent.surrogate.models
-    model.adopt(replace(model.hyperparameters, lengths=(np.full(4, np.nan), np.ones(1))), 3, 3)
+    model.adopt(replace(model.hyperparameters, lengths=(np.full(4, np.nan), np.ones(1))), 3)
     assert agent.ask().reason.startswith("the model is not finite; first look: ")
 
 
@@ -321,6 +321,19 @@ def test_a_fit_says_what_it_found_and_on_how_much():
     assert fit.observations == 8  # though a ninth is known: it became due at the eighth
     assert len(fit.parameters["latents lengths"]) == 4
     assert agent.refit() is None
+
+
+def test_a_fit_that_was_made_beside_the_measuring_begins_nothing_anew_in_the_answer(monkeypatch):
+    agent, world = Explorer(unlimited()), World(0)
+    explore(agent, world, 7)
+    agent.tell(world.frame(9))
+    agent.tell(world.outcome(agent.ask()))
+    suggestion = agent.ask()
+    agent.think()
+    agent.tell(world.outcome(suggestion))
+    assert agent.refit().revision == 1
+    monkeypatch.delattr("agents.gaussian_process.GaussianProcess._forecast")
+    assert agent.ask() is not None
 
 
 def test_another_objective_in_the_configuration_wins_over_the_checkpoint():

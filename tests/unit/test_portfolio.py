@@ -54,7 +54,7 @@ def taught(of: object, one: Portfolio, count: int = 60, every: int = 12) -> Port
         one.tell(known.x[index], known.y[index], VARIANCE)
         size = index + 1
         if size % every == 0:
-            one.adopt(one.to_fit(size).fitted(), size, size)
+            one.adopt(one.to_fit(size).fitted(), size)
     return one
 
 
@@ -119,7 +119,7 @@ def test_what_was_right_long_ago_counts_for_less_than_what_is_right_now() -> Non
             one.tell(known.x[index], known.y[index], VARIANCE)
             size = len(one.known)
             if size % 10 == 0:
-                one.adopt(one.to_fit(size).fitted(), size, size)
+                one.adopt(one.to_fit(size).fitted(), size)
         winner = "position" if known is early else "latents"
         assert one.weights[winner] > 0.9
 
@@ -137,7 +137,7 @@ def test_a_model_without_a_likelihood_is_far_behind_and_every_number_stays_finit
     begun = one.to_fit(12)
     broken = replace(begun.hyperparameters[0], lengths=(np.full(1, np.nan),))
     assert np.isnan(foretold(known, begun.parts[0], broken)).all()
-    one.models[0].adopt(broken, 12, 12)
+    one.models[0].adopt(broken, 12)
     one.tell(known.x[0], known.y[0], VARIANCE)
     weight = np.exp(one.to_fit(13).fitted().log_weight)
     assert np.isfinite(weight).all()

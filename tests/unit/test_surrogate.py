@@ -43,7 +43,7 @@ def told(n: int = 30, fits: int = 1) -> Surrogate:
     surrogate = Surrogate(PARTS)
     surrogate.tell_all(data(n))
     for _ in range(fits):
-        surrogate.adopt(fit(surrogate.known, PARTS, surrogate.hyperparameters), n, n)
+        surrogate.adopt(fit(surrogate.known, PARTS, surrogate.hyperparameters), n)
     return surrogate
 
 
@@ -102,6 +102,72 @@ def test_the_digits_do_not_depend_on_when_it_is_asked() -> None:
         surrogate.expect(places(2))
     one, other = ((s.mean.tobytes(), s.sd.tobytes(), s.best_known()) for s in surrogates)
     assert one == other
+
+
+@pytest.mark.parametrize("under_way", [1, 3])
+def test_an_outcome_that_was_expected_is_taken_in_as_one_that_was_not_bit_for_bit(under_way: int) -> None:
+    known = data(60)
+    surrogates = [told(30), told(30)]
+    for surrogate, is_expected in zip(surrogates, (True, False), strict=True):
+        surrogate.offer(places(100))
+        for index in range(30, 60):
+            if is_expected:
+                surrogate.expect(known.x[index : index + under_way])
+                assert np.isfinite(surrogate.sd).all()
+            surrogate.tell(known.x[index], known.y[index], known.variance[index])
+        surrogate.expect(known.x[40:42])
+    one, other = ((s.mean.tobytes(), s.sd.tobytes(), s.best_known()) for s in surrogates)
+    assert one == other
+
+
+def test_an_outcome_that_was_expected_takes_no_covariance_with_what_is_on_offer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, known, surrogate = places(100), data(32), told(30)
+    surrogate.offer(x)
+    surrogate.expect(known.x[30:32])
+    surrogate.get_ready()  # of no use yet: it has to begin anew, on what may be on offer by then
+    assert np.isfinite(surrogate.sd).all()
+    surrogate.tell(known.x[30], known.y[30], known.variance[30])
+    surrogate.expect(known.x[31:32])
+    computed: list[int] = []
+    between = Covariance.between_scaled
+
+    def counted(self: Covariance, ones: list[Float64], others: list[Float64]) -> Float64:
+        computed.append(len(others[0]))
+        return between(self, ones, others)
+
+    monkeypatch.setattr(Covariance, "between_scaled", counted)
+    assert np.isfinite(surrogate.mean).all()
+    assert 0 < max(computed) < len(x)
+    surrogate.expect(known.x[:1])
+    surrogate.get_ready()
+    assert max(computed) == len(x)
+
+
+def test_a_model_that_was_made_beforehand_answers_bit_for_bit_as_one_that_was_not() -> None:
+    known = data(60)
+    surrogates = [told(30), told(30)]
+    for surrogate, is_made in zip(surrogates, (True, False), strict=True):
+        surrogate.offer(places(100))
+        surrogate.tell_all(known.first(40))
+        surrogate.expect(known.x[40:42])
+        found = fit(surrogate.known, PARTS, surrogate.hyperparameters)
+        model = surrogate.beginning(40).model(found) if is_made else None
+        surrogate.tell(known.x[40], known.y[40], known.variance[40])
+        surrogate.adopt(found, 40, model)
+        surrogate.expect(known.x[41:42])
+    one, other = ((s.mean.tobytes(), s.sd.tobytes(), s.best_known()) for s in surrogates)
+    assert one == other
+
+
+def test_a_model_of_what_was_on_offer_before_is_not_taken() -> None:
+    surrogate, h = told(), told().hyperparameters
+    surrogate.offer(places(100))
+    model = surrogate.beginning(30).model(h)
+    surrogate.offer(places(50))
+    surrogate.adopt(h, 30, model)
+    assert surrogate.mean.shape == (50,)
 
 
 def test_one_that_was_put_down_goes_on_bit_for_bit() -> None:
@@ -183,7 +249,7 @@ def test_hyperparameters_without_a_covariance_forecast_no_number() -> None:
     surrogate = told()
     surrogate.offer(places(4))
     broken = Hyperparameters(0.0, 0.01, np.array([-2.0, 0.1]), surrogate.hyperparameters.lengths)
-    surrogate.adopt(broken, 30, 30)
+    surrogate.adopt(broken, 30)
     assert np.isnan(surrogate.mean).all()
     assert np.isnan(surrogate.best_known())
     surrogate.tell(places(1)[0], 5.0, 1e-9)
