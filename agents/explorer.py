@@ -19,14 +19,13 @@ from agents.density import log_density
 from agents.explanation import Weighed
 from agents.features import FeatureScale
 from agents.first_look import distance_to, nearest_alike, unseen_kind
-from agents.goals import Goal, Outlook, OverTheField, Second, TradeOff, Widen, goal_of
+from agents.goals import Goal, Outlook, OverTheField, Planned, Second, TradeOff, Widen, goal_of
 from agents.learner import Learner, LearnerState, Measured
 from agents.objective import ObjectiveConfig
-from agents.pareto import dominated_by, reference_of
 from agents.portfolio import Portfolio
 from agents.protocol import Input
 from agents.site_agent import NOT_FINITE, Choice, Observation, SiteAgent, SiteAgentState
-from agents.slow_path import MOST_MEASURED, MOST_OFFERED, Plans, Request
+from agents.slow_path import Plans, Request, request_of
 from agents.snapshot import Arrays, pack, unpack
 from agents.stall import since_better
 from agents.stopping import Standing
@@ -214,7 +213,24 @@ class Explorer(SiteAgent):
         for learner, lessons in zip(self._learners, self._lessons([last]), strict=True):
             for site, reading in lessons:
                 learner.tell(site, reading)
-        self._ask_for_plan(candidates)
+        self._plan_ahead(candidates)
+
+    def _plan_ahead(self, candidates: Candidates) -> None:
+        """Put down what BoTorch is to plan a trade-off from, every few measurements; it takes its time."""
+        scale, size = self._learner.scale, self._learner.size
+        if not self._is_planned or scale is None or not self._learner.revision:
+            return
+        free = self._ledger.free(candidates)
+        if free.size and self._plans.is_due(size):
+            outlook = self._outlook(candidates, free, scale)
+            scores = self._goal.scores(outlook)
+            request = request_of(outlook, scores, candidates, free, self._learners, self.seed)
+            if request is not None:
+                self._plans.ask_for(request)
+
+    @property
+    def _is_planned(self) -> bool:
+        return isinstance(self._goal, TradeOff) and self.config.trade_off.is_planned
 
     def take_over(self, earlier: SiteAgent) -> tuple[Score, ...]:
         """Go on from where another agent is; what is learnt is learnt anew from its measurements."""
@@ -238,8 +254,10 @@ class Explorer(SiteAgent):
             if isinstance(self._goal, OverTheField):
                 return self._spread(self._goal, candidates, free, scale)
             return self._first_look(candidates, free, scale)
-        planned = self._planned(candidates, free, scale)
-        return planned or self._first_on_the_way(candidates, free, scale)
+        size, apart_nm = self._learner.size, self.config.min_distance_nm
+        planned = self._plans.in_view(size, candidates, free, apart_nm)
+        choice = self._best_planned(candidates, planned, scale) if planned else None
+        return choice or self._first_on_the_way(candidates, free, scale)
 
     def _is_looking_around(self, pending: int) -> bool:
         """Is there nothing yet to learn from? Improvement on pure noise would be chased in vain."""
@@ -318,13 +336,39 @@ class Explorer(SiteAgent):
         ``also`` names sites that will be asked for as well.
         """
         outlook, goal = self._outlook(candidates, free, scale, also), self._goal_now()
+        choice = self._best_of(outlook, goal, candidates, free, also)
+        return choice or self._look_instead(candidates, free, scale)
+
+    def _best_planned(
+        self, candidates: Candidates, planned: Sequence[int], scale: FeatureScale
+    ) -> Choice | None:
+        """Take the first of the planned sites; where time counts, the one that promises most for its cost.
+
+        All of them are to be measured, so their order costs nothing but the way.
+        """
+        count = len(planned) if self.config.cost.weight else 1
+        free = np.array(planned[:count], dtype=np.int64)
+        outlook = self._outlook(candidates, free, scale)
+        choice = self._best_of(outlook, Planned(self.config.trade_off), candidates, free)
+        # The first of a plan was taken as it came, not weighed against the others.
+        return replace(choice, among=None) if choice is not None and count == 1 else choice
+
+    def _best_of(
+        self,
+        outlook: Outlook,
+        goal: Goal,
+        candidates: Candidates,
+        free: NDArray[np.int64],
+        also: Sequence[Site] = (),
+    ) -> Choice | None:
+        """Take the site that promises most for its cost; None where the model has no finite numbers."""
         dwell_us = self._dwell_times_us(outlook.sd)
         cost = self._cost(candidates, free, dwell_us, also)
         scores = goal.scores(outlook) - cost
         top = int(scores.argmax())  # the first of equals; one that is no number, where there is any
         is_known = np.isfinite(outlook.mean).all() and np.isfinite(outlook.sd).all()
         if not (is_known and math.isfinite(outlook.best) and math.isfinite(scores[top])):
-            return self._look_instead(candidates, free, scale)
+            return None
         return Choice(
             index=int(free[top]),
             reason=goal.reason(outlook, top),
@@ -414,53 +458,6 @@ class Explorer(SiteAgent):
             return None
         known = np.stack([surrogate.at_known() for surrogate in surrogates], axis=1)
         return Second(mean=surrogates[1].mean[free], sd=surrogates[1].sd[free], known=known)
-
-    # -- plan ----------------------------------------------------------------------------------
-
-    @property
-    def _is_planned(self) -> bool:
-        return isinstance(self._goal, TradeOff) and self.config.trade_off.is_planned
-
-    def _ask_for_plan(self, candidates: Candidates) -> None:
-        """Put down what BoTorch is to plan a trade-off from, every few measurements; it takes its time."""
-        scale, size = self._learner.scale, self._learner.size
-        if not self._is_planned or scale is None or not self._learner.revision:
-            return
-        free = self._ledger.free(candidates)
-        if not free.size or not self._plans.is_due(size):
-            return
-        outlook = self._outlook(candidates, free, scale)
-        assert outlook.second is not None
-        offered = np.argsort(-self._goal.scores(outlook), kind="stable")[:MOST_OFFERED]
-        measured = np.argsort(dominated_by(outlook.second.known), kind="stable")[:MOST_MEASURED]
-        sites = [candidates.site(int(index)) for index in free[offered]]
-        moments = []
-        for learner in self._learners:
-            assert learner.surrogate is not None
-            x = np.concatenate([learner.surrogate.known.x[measured], scale.of_sites(sites)])
-            moments.append(learner.surrogate.joint(x))
-        mean, covariance = (np.stack(part) for part in zip(*moments, strict=True))
-        if np.isfinite(mean).all() and np.isfinite(covariance).all():
-            seed = int(np.random.default_rng([self.seed, size]).integers(2**31))
-            reference = reference_of(outlook.second.known)
-            self._plans.ask_for(Request(size, sites, mean, covariance, reference, seed))
-
-    def _planned(self, candidates: Candidates, free: NDArray[np.int64], scale: FeatureScale) -> Choice | None:
-        """Take the first of the planned sites that is still free; None if there is none."""
-        for site in self._plans.sites(self._learner.size):
-            index = candidates.find(site, self.config.min_distance_nm)
-            if index is None or index not in free:
-                continue
-            here = np.array([index], dtype=np.int64)
-            outlook = self._outlook(candidates, here, scale)
-            return Choice(
-                index=index,
-                reason=f"planned for the trade-off: {self._goal.forecast(outlook, 0)}",
-                predicted_mean=self._goal.sign * float(outlook.mean[0]),
-                predicted_sd=float(outlook.sd[0]),
-                acquisition=float(self._goal.scores(outlook)[0]),
-            )
-        return None
 
     def _log_density(self, candidates: Candidates, scale: FeatureScale) -> Float64:
         """Of the sites of a frame, computed once."""

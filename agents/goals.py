@@ -336,6 +336,14 @@ class TradeOff(Goal):
         return f"{super().forecast(outlook, index)} and {self.signs[1] * mean:.3g} ± {sd:.1g}"
 
 
+class Planned(TradeOff):
+    """Go to the sites that BoTorch planned for a trade-off; see ``agents.slow_path``."""
+
+    def reason(self, outlook: Outlook, index: int) -> str:
+        """Say what is expected of both."""
+        return f"planned for the trade-off: {self.forecast(outlook, index)}"
+
+
 class Widen(Goal):
     """Look where the model does not: least sure, or least like what was measured, by turns.
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from agents.candidates import Candidates, Site
+from agents.candidates import Candidates, Float64, Site
 from agents.config import FeatureName
 from agents.features import FeatureScale, parts_of, width_of
 from agents.kernels import Part
@@ -138,6 +139,11 @@ class Learner:
         """Take the outcomes of these to be still to come."""
         scale, surrogate = self._begun()
         surrogate.expect(scale.of_sites([site for site in sites if scale.knows(site)]))
+
+    def joint(self, known: NDArray[np.intp], sites: Sequence[Site]) -> tuple[Float64, Float64]:
+        """Forecast means at some of the measured places, and then at these sites, and their covariance."""
+        scale, surrogate = self._begun()
+        return surrogate.joint(np.concatenate([surrogate.known.x[known], scale.of_sites(sites)]))
 
     def _observations(self, measured: Sequence[Measured]) -> Observations:
         scale, _ = self._begun()

@@ -9,15 +9,19 @@ part of a second.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from agents.candidates import Float64, Site
+from agents.candidates import Candidates, Float64, Site
+from agents.goals import Outlook
+from agents.learner import Learner
+from agents.pareto import dominated_by, reference_of
 
 # Measurements between two plans, as many as are planned; and between that from which a plan is made and that
 # from which on it is followed: time to make it. Fixed numbers, so that what is suggested does not depend on
@@ -60,6 +64,46 @@ class Request:
     seed: int
 
 
+def request_of(
+    outlook: Outlook,
+    scores: Float64,
+    candidates: Candidates,
+    free: NDArray[np.int64],
+    learners: Sequence[Learner],
+    seed: int,
+) -> Request | None:
+    """Say what a plan is to be made of: the sites that promise most, and what is measured nearest the front.
+
+    Parameters
+    ----------
+    outlook, scores
+        On the free sites, and how they are ranked, shape ``(m,)``.
+    candidates, free
+        On offer, and which of them may be measured, shape ``(m,)``.
+    learners
+        Of both objectives.
+    seed
+        Of the agent.
+
+    Returns
+    -------
+    request
+        None where a model has no finite numbers.
+    """
+    assert outlook.second is not None
+    offered = np.argsort(-scores, kind="stable")[:MOST_OFFERED]
+    measured = np.argsort(dominated_by(outlook.second.known), kind="stable")[:MOST_MEASURED]
+    sites = [candidates.site(int(index)) for index in free[offered]]
+    mean, covariance = (
+        np.stack(part) for part in zip(*(learner.joint(measured, sites) for learner in learners), strict=True)
+    )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        return None
+    size = learners[0].size
+    drawn = int(np.random.default_rng([seed, size]).integers(2**31))
+    return Request(size, sites, mean, covariance, reference_of(outlook.second.known), drawn)
+
+
 class Plans:
     """Asks for plans at fixed measurements, and says which one is followed.
 
@@ -99,6 +143,13 @@ class Plans:
         for request in self.requests:
             if request.size not in self._made:
                 self._made[request.size] = _in_a_thread(plan, request)
+
+    def in_view(
+        self, size: int, candidates: Candidates, free: NDArray[np.int64], apart_nm: float
+    ) -> list[int]:
+        """Find the planned sites among the free candidates, the best first; see ``sites``."""
+        found = [candidates.find(site, apart_nm) for site in self.sites(size)]
+        return [index for index in dict.fromkeys(found) if index is not None and index in free]
 
     def sites(self, size: int) -> list[Site]:
         """Sites to measure when so many measurements are known, the best first; waits for the plan."""

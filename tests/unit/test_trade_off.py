@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from agents.acquisition import log_expected_hypervolume_improvement, log_expected_improvement
+from agents.candidates import Candidates
 from agents.config import AgentConfig, TradeOffConfig
+from agents.cost import CostConfig
 from agents.explorer import Explorer
 from agents.goals import Outlook, Second, TradeOff
 from agents.objective import ObjectiveConfig
@@ -150,6 +152,15 @@ def test_a_plan_is_followed_from_a_fixed_measurement_on_until_the_next():
     assert plans.sites(99) == []
 
 
+def test_planned_sites_that_are_taken_or_out_of_view_are_left_out(monkeypatch):
+    offer = Candidates.of(latents(6, seed=1), min_confidence=0.0)
+    elsewhere = replace(offer.site(0), track=-1, position_nm=np.array([1e3, 1e3]))
+    planned = [offer.site(4), elsewhere, offer.site(2), offer.site(4), offer.site(5)]
+    plans = Plans()
+    monkeypatch.setattr(plans, "sites", lambda size: planned)
+    assert plans.in_view(12, offer, np.array([0, 4, 5]), apart_nm=1e-3) == [4, 5]
+
+
 # -- an agent -------------------------------------------------------------------------------------
 
 EDGES = (99.0, 150.0)
@@ -209,3 +220,27 @@ def test_an_agent_finds_more_of_the_front_than_chance_and_plans_some_of_it(seed)
     assert area(found) > 0.9 * possible
     assert math.isfinite(by_chance)
     assert agent._plans.requests
+
+
+@pytest.mark.parametrize("weight", [0.0, 100.0])
+def test_of_several_planned_sites_the_first_is_taken_and_where_the_way_costs_the_nearest(weight, monkeypatch):
+    agent = Explorer(
+        AgentConfig(
+            goal="trade_off",
+            max_per_frame=0,
+            min_distance_nm=1e-3,
+            objective=FIRST,
+            second_objective=SECOND,
+            trade_off=TradeOffConfig(is_planned=False),
+            cost=CostConfig(weight=weight, travel_nm_per_s=1.0),
+        )
+    )
+    measured_by(agent, 1, 12)
+    offer, free = agent._candidates, agent._ledger.free(agent._candidates)
+    away_nm = np.hypot(*(offer.position_nm[free] - agent._ledger.last.position_nm).T)
+    far, near = int(free[away_nm.argmax()]), int(free[away_nm.argmin()])
+    monkeypatch.setattr(agent._plans, "sites", lambda size: [offer.site(far), offer.site(near)])
+    suggestion, why = agent.ask(), agent.explain()
+    assert suggestion.track == offer.track[near if weight else far]
+    assert suggestion.reason.startswith("planned for the trade-off: ")
+    assert [one.track for one in why.ranking] == ([offer.track[near], offer.track[far]] if weight else [])
