@@ -432,14 +432,13 @@ def test_learning_raises_the_evidence():
 
 def test_several_frames_say_how_lasting_the_distortion_is():
     found = []
-    for period in (8, 4000):
+    for period in (4, 4000):
         rng = np.random.default_rng(57)
         frames = [
             observations(
                 rng,
                 lambda at, frame=frame, period=period: (
-                    smooth_truth(at, frame=frame, drift_px=(0, 0))
-                    * (1 + 0.5 * np.sin(2 * np.pi * frame / period))
+                    smooth_truth(at, frame=frame, drift_px=(0, 0)) * np.cos(2 * np.pi * frame / period)
                 ),
                 count=400,
             )
