@@ -16,6 +16,8 @@ from agents.candidates import Candidates, Float64
 from agents.kernels import matern_52
 from streamer.messages import PairNm
 
+# Before the names of the second objective's parameters in a model revision.
+SECOND = "second "
 ALTERNATIVES = 5
 
 
@@ -112,6 +114,25 @@ class Weighed:
         )
 
 
+def joined(*each: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Name the parameters of one objective, or of two, together; see ``of_objectives``."""
+    first, *others = each
+    return first | {SECOND + name: value for other in others for name, value in other.items()}
+
+
+def of_objectives(parameters: dict[str, list[float]]) -> list[dict[str, list[float]]]:
+    """Take the parameters of a ModelRevision apart: of the objective, and of a second where there is one.
+
+    Examples
+    --------
+    >>> of_objectives({"noise": [0.1], "second noise": [0.2]})
+    [{'noise': [0.1]}, {'noise': [0.2]}]
+    """
+    second = {name.removeprefix(SECOND): v for name, v in parameters.items() if name.startswith(SECOND)}
+    first = {name: value for name, value in parameters.items() if not name.startswith(SECOND)}
+    return [first, second] if second else [first]
+
+
 def feature_weights(parameters: dict[str, list[float]]) -> dict[str, float]:
     """Say which features a model's forecasts follow.
 
@@ -123,7 +144,7 @@ def feature_weights(parameters: dict[str, list[float]]) -> dict[str, float]:
     Parameters
     ----------
     parameters
-        Of a ModelRevision.
+        Of a ModelRevision, for one objective.
 
     Returns
     -------

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import msgspec
 import numpy as np
@@ -16,7 +15,7 @@ from agents.candidates import Candidates, Float64, Site
 from agents.config import AgentConfig
 from agents.cost import dwell_time_us, log_cost, tour, way_nm
 from agents.density import log_density
-from agents.explanation import Weighed
+from agents.explanation import Weighed, joined, of_objectives
 from agents.features import FeatureScale
 from agents.first_look import distance_to, nearest_alike, unseen_kind
 from agents.goals import Goal, Outlook, OverTheField, Planned, Second, TradeOff, Widen, goal_of
@@ -32,8 +31,6 @@ from agents.stopping import Standing
 from streamer.messages import ModelRevision, Score
 
 MIN_OBSERVATIONS = 2
-# Before the names of the second objective's parameters in a model revision.
-SECOND = "second "
 # Sites that are compared with all that were measured, where a search has stalled.
 MOST_COMPARED = 1024
 # One value further than this from the usual one, in sd of its counting noise, is no chance.
@@ -146,22 +143,17 @@ class Explorer(SiteAgent):
         fit = fits[0] if fits else None
         if candidates is None or fit is None:
             return None
-        parameters = dict(fit.parameters)
-        for other in fits[1:]:
-            parameters |= {} if other is None else {SECOND + name: v for name, v in other.parameters.items()}
         return ModelRevision(
             session=candidates.frame.session,
             policy=self.policy,
             revision=fit.number,
             told=0,
             observations=fit.size,
-            parameters=parameters,
+            parameters=joined(*(one.parameters for one in fits if one is not None)),
         )
 
     def _recall_fit(self, fit: ModelRevision) -> None:
-        of_second = {name: v for name, v in fit.parameters.items() if name.startswith(SECOND)}
-        of_first = {name: v for name, v in fit.parameters.items() if name not in of_second}
-        each = [of_first, {name.removeprefix(SECOND): v for name, v in of_second.items()}]
+        each = [*of_objectives(fit.parameters), {}]
         for learner, parameters in zip(self._learners, each, strict=False):
             if not learner.recall(msgspec.structs.replace(fit, parameters=parameters)):
                 super()._recall_fit(fit)
@@ -384,9 +376,15 @@ class Explorer(SiteAgent):
                 scores=scores,
                 cost=cost,
                 sign=goal.sign,
-                parameters=partial(self.surrogate.parameters, self.surrogate.fitted),
+                parameters=self._parameters(),
             ),
         )
+
+    def _parameters(self) -> Callable[[], dict[str, list[float]]]:
+        """Give those of the models as they are now, whenever they are asked for."""
+        models = [learner.surrogate for learner in self._learners if learner.surrogate is not None]
+        fits = [model.fitted for model in models]
+        return lambda: joined(*(model.parameters(fit) for model, fit in zip(models, fits, strict=True)))
 
     def _dwell_times_us(self, sd: Float64) -> Float64:
         """Exposures of the sites: as configured, or by what is unsure there."""

@@ -307,7 +307,8 @@ class TradeOff(Goal):
     """
 
     def __init__(self, config: TradeOffConfig) -> None:
-        self.signs = tuple(-1.0 if way == "minimise" else 1.0 for way in (config.first, config.second))
+        first, second = (-1.0 if way == "minimise" else 1.0 for way in (config.first, config.second))
+        self.signs = (first, second)
 
     @property
     def sign(self) -> float:

@@ -46,3 +46,17 @@ def reference_of(points: Float64) -> Float64:
     extent = np.where(extent > 0, extent, np.ptp(points, axis=0))
     worst: Float64 = front.min(axis=0)
     return worst - _BELOW * np.where(extent > 0, extent, 1.0)
+
+
+def dominated_area(points: Float64, reference: Float64) -> float:
+    """Say how much area above a reference, shape ``(2,)``, the points, shape ``(n, 2)``, dominate together.
+
+    Examples
+    --------
+    >>> dominated_area(np.array([[1.0, 3.0], [2.0, 2.0], [1.0, 1.0]]), np.zeros(2))
+    5.0
+    """
+    above = front_of(points[(points > reference).all(axis=1)])
+    above = above[np.argsort(above[:, 0], kind="stable")]
+    widths = np.diff(above[:, 0], prepend=reference[0])
+    return float(widths @ (above[:, 1] - reference[1]))

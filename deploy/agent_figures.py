@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from agents.pareto import dominated_by
 from deploy.figures import BLUE, GREY, RED, STYLE, new_figure, show_image
 from deploy.latent_figures import CLASS_COLOURS
 from streamer.messages import ScanGeometry
@@ -94,16 +95,18 @@ def weights_figure(
     after
         After how many suggestions each fit was made, shape ``(fits,)``.
     panels
-        By title, the weights of each fit by name; they sum to 1.
+        By title, the weights of each fit by name; they sum to 1. One, or an even number of them.
     last
         Number of the last suggestion.
     changes
         After how many suggestions a person changed something.
     """
     with mpl.rc_context(STYLE):
-        figure = new_figure(5.5 * len(panels) + 1.0, 2.9)
+        columns = min(len(panels), 2)
+        rows = len(panels) // columns
+        figure = new_figure(5.5 * columns + 1.0, 2.9 * rows)
         for axes, (title, weights) in zip(
-            figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+            figure.subplots(rows, columns, squeeze=False).ravel(), panels.items(), strict=True
         ):
             _draw_layers(axes, after, weights, last)
             _mark_changes(axes, [one for one in changes if after[0] <= one < last])
@@ -179,6 +182,41 @@ def way_figure(
         plane.set(xlabel=axes_names[0], ylabel=axes_names[1], title="through the latents")
         colours = ScalarMappable(_norm(orders), "plasma")
         figure.colorbar(colours, ax=plane, label="suggestion", shrink=0.85, pad=0.02)
+        return figure
+
+
+def trade_off_figure(
+    values: Array, signs: tuple[float, float], area: Array, names: tuple[str, str]
+) -> Figure:
+    """Draw what measurements are worth by two objectives, their front, and how it grew.
+
+    Parameters
+    ----------
+    values
+        By both objectives, in the order of the measurements, shape ``(n, 2)``.
+    signs
+        -1 where the smaller is the better, else 1.
+    area
+        That the front dominated after each measurement, as a part of that in the end, shape ``(n,)``.
+    names
+        Of the objectives, with their units.
+    """
+    with mpl.rc_context(STYLE):
+        figure = new_figure(11.0, 4.0)
+        plane, course = figure.subplots(1, 2, width_ratios=(1.3, 1))
+        orders = np.arange(1, len(values) + 1)
+        plane.scatter(
+            *values.T, c=orders, s=26, cmap="plasma", norm=_norm(orders), edgecolors="white", linewidths=0.5
+        )
+        front = values[dominated_by(values * signs) == 0]
+        front = front[np.argsort(front[:, 0], kind="stable")]
+        where = "pre" if signs[0] > 0 else "post"
+        plane.step(*front.T, where=where, color="black", linewidth=1.2, label="front")
+        plane.set(xlabel=names[0], ylabel=names[1], title="worth by both objectives")
+        plane.legend(fontsize=7.5)
+        figure.colorbar(ScalarMappable(_norm(orders), "plasma"), ax=plane, label="measurement", pad=0.02)
+        course.step(orders, area, where="post", color=BLUE, linewidth=1.8)
+        course.set(xlabel="measurements", ylabel="part of what is dominated in the end", ylim=(0, 1.05))
         return figure
 
 

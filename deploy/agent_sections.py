@@ -8,8 +8,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.explanation import feature_weights, model_weights
-from agents.explorer import SECOND
+from agents.explanation import feature_weights, model_weights, of_objectives
 from deploy import agent_figures, figures
 from deploy.agent_course import AgentCourse, Calibration, Decided
 from deploy.agent_figures import Background
@@ -81,42 +80,55 @@ def _forecasts(course: AgentCourse) -> str:
 
 
 def _features(course: AgentCourse) -> str:
-    of_first = [(after, _of_first_objective(fit.parameters)) for after, fit in course.fits]
-    known = [(after, parameters) for after, parameters in of_first if feature_weights(parameters)]
+    fits = [(after, of_objectives(fit.parameters)) for after, fit in course.fits]
+    known = [(after, each) for after, each in fits if feature_weights(each[0])]
     if not known:
         return nothing("The model was not fitted, so no feature has more weight than another.")
-    features = [feature_weights(parameters) for _, parameters in known]
-    models = [model_weights(parameters) for _, parameters in known]
-    named = [{feature_text(name): share for name, share in one.items()} for one in features]
+    # Where there was a second objective for a part of the session only, that part has none to show.
+    objectives = min(len(each) for _, each in known)
+    panels: dict[str, list[dict[str, float]]] = {}
+    for index, of in enumerate(("", " of the second objective")[:objectives]):
+        features = [feature_weights(each[index]) for _, each in known]
+        models = [model_weights(each[index]) for _, each in known]
+        named = [{feature_text(name): share for name, share in one.items()} for one in features]
+        panels[f"what the forecasts{of} follow"] = named
+        panels |= {f"which model{of} is trusted": models} if any(models) else {}
     figure = agent_figures.weights_figure(
         np.array([after for after, _ in known], dtype=np.float64),
-        {"what the forecasts follow": named} | ({"which model is trusted": models} if any(models) else {}),
+        panels,
         len(course.decided),
         [change.after for change in course.changes],
     )
-    return picture(figure, _features_caption(named[-1], models[-1]))
+    return picture(figure, _features_caption(known[-1][1][:objectives]))
 
 
-def _features_caption(features: dict[str, float], models: dict[str, float]) -> str:
-    strongest = max(features, key=features.__getitem__)
+def _features_caption(each: list[dict[str, list[float]]]) -> str:
+    of = ("", " by the second objective")
+    strongest = " and ".join(
+        f"{share:.0%} to {feature_text(name)}{of[index]}"
+        for index, (name, share) in enumerate(_largest(feature_weights(one)) for one in each)
+    )
     told = (
         "From fit to fit, which part of what may differ between two sites is put down to each feature: "
-        f"{features[strongest]:.0%} to {strongest} in the end. A thick layer of position says that "
+        f"{strongest} in the end. A thick layer of position says that "
         "neighbours are alike whatever they look like; of a latent, that what it shows decides (see what the "
         "encoder has learnt, above). Layers that jump from fit to fit are not yet known."
     )
-    if not models:
+    trusted = [model_weights(one) for one in each]
+    if not all(trusted):
         return told
-    best = max(models, key=models.__getitem__)
+    best = " and ".join(
+        f"{share:.0%} to «{name}»{of[index]}"
+        for index, (name, share) in enumerate(_largest(one) for one in trusted)
+    )
     return (
-        f"{told} Right: each model is trusted by how well it foretold what was then measured; "
-        f"{models[best]:.0%} to «{best}» in the end."
+        f"{told} Right: each model is trusted by how well it foretold what was then measured; {best} in the "
+        "end."
     )
 
 
-def _of_first_objective(parameters: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Leave out the model of the second objective, where there are two."""
-    return {name: value for name, value in parameters.items() if not name.startswith(SECOND)}
+def _largest(weights: dict[str, float]) -> tuple[str, float]:
+    return max(weights.items(), key=lambda item: item[1])
 
 
 # -- the way ---------------------------------------------------------------------------------------
@@ -164,7 +176,7 @@ def _two(mean: NDArray[np.floating], first: int, second: int) -> Float64:
 
 def strongest_latents(course: AgentCourse, width: int) -> tuple[int, int]:
     """Say which two latents the last fit followed most, from 0; the first two where none did, -1 for none."""
-    weights = feature_weights(_of_first_objective(course.fits[-1][1].parameters)) if course.fits else {}
+    weights = feature_weights(of_objectives(course.fits[-1][1].parameters)[0]) if course.fits else {}
     by_weight = sorted(range(width), key=lambda index: -weights.get(f"latents {index + 1}", 0.0))
     first, second, *_ = (*by_weight[:2], -1, -1)
     return (first, second) if second < 0 else (min(first, second), max(first, second))

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.config import load_agent_config
-from agents.explanation import Explanation, feature_weights
+from agents.explanation import Explanation, feature_weights, of_objectives
 from deploy.agent_course import AgentCourse, Calibration, Decided
 from deploy.agent_words import (
     RANKED,
@@ -123,10 +123,9 @@ def _facts(one: Decided) -> list[str]:
 
 
 def _reasons(course: AgentCourse, one: Decided, explanation: Explanation | None) -> list[str]:
-    lines = []
-    weights = feature_weights({} if explanation is None else explanation.parameters)
-    if weights:
-        lines.append(f"follows:  {weights_in_words(weights)}")
+    parameters = of_objectives({} if explanation is None else explanation.parameters)
+    each = zip(("follows:  ", "second:   "), map(feature_weights, parameters), strict=False)
+    lines = [f"{head}{weights_in_words(weights)}" for head, weights in each if weights]
     before = [other for other in course.decided.values() if other.order < one.order]
     calibration = Calibration.of(before)
     if calibration is not None:
@@ -140,6 +139,8 @@ def _reasons(course: AgentCourse, one: Decided, explanation: Explanation | None)
 
 def as_facts(one: Decided, explanation: Explanation | None) -> dict[str, Any]:
     """Say the same as plain values, for a program."""
+    parameters = of_objectives({} if explanation is None else explanation.parameters)
+    weights = [feature_weights(one) for one in parameters]
     return {
         "order": one.order,
         "suggestion": msgspec.to_builtins(one.suggestion),
@@ -147,5 +148,6 @@ def as_facts(one: Decided, explanation: Explanation | None) -> dict[str, Any]:
         "value": None if one.score is None else one.score.value,
         "surprise_sd": one.surprise,
         "explanation": None if explanation is None else msgspec.to_builtins(explanation),
-        "feature_weights": feature_weights({} if explanation is None else explanation.parameters),
+        "feature_weights": weights[0],
+        "second_feature_weights": weights[1] if len(weights) > 1 else {},
     }

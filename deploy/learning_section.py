@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy import figures
+from agents.goals import TradeOff
+from agents.pareto import dominated_area, dominated_by, reference_of
+from deploy import agent_figures, figures
 from deploy.html_parts import counted, nothing, paragraph, picture
 from deploy.learning_curve import best_so_far, chance, draws_to_find, measurements_to_reach, reading_order
 from deploy.material import NEAR_NM, Material, nearest
@@ -21,6 +23,8 @@ def learning(material: Material) -> str:
         return nothing("No measurement gave a value, so there is nothing to learn from.")
     values = np.array([m.value for m in measured])
     sites, sign = material.sites, material.sign
+    if material.agent.goal == "trade_off":
+        return _trade_off(material)
     if not material.has_best:
         return nothing(f"No best value was looked for: the goal was {material.agent.goal}.")
     if sites is None:
@@ -52,6 +56,34 @@ def learning(material: Material) -> str:
         "Dots: values as measured, with their noise."
     )
     return picture(figure, caption) + paragraph(_verdict(curves[0].values, sign * sites.values))
+
+
+def _trade_off(material: Material) -> str:
+    """Show what was measured by both objectives, and how the front grew."""
+    values, second = material.traded, material.second_objective
+    if second is None or len(values) < 2:
+        return nothing("Fewer than two measurements gave a value by both objectives of the trade-off.")
+    signs = TradeOff(material.agent.trade_off).signs
+    turned = values * signs
+    reference = reference_of(turned)
+    area = np.array([dominated_area(turned[: k + 1], reference) for k in range(len(turned))])
+    on_front = int((dominated_by(turned) == 0).sum())
+    names = (material.objective_name, second.name)
+    less_or_more = ("less" if sign < 0 else "more" for sign in signs)
+    wanted = " and ".join(f"{word} {name}" for word, name in zip(less_or_more, names, strict=True))
+    early = measurements_to_reach(area, GOOD_ENOUGH * area[-1])
+    assert early is not None
+    figure = agent_figures.trade_off_figure(values, signs, area / area[-1], names)
+    caption = (
+        "Left: each measurement by both objectives, with its noise, the dark ones first; the line is the "
+        f"front, which no measurement is beyond by both: {wanted}. Right: the area that the front dominates."
+    )
+    told = (
+        f"{on_front:,} of {counted(len(values), 'measurement')} are on the front: none is better by one "
+        f"objective and no worse by the other. {GOOD_ENOUGH:.0%} of the area that it dominates in the end "
+        f"were dominated after {counted(early, 'measurement')}."
+    )
+    return picture(figure, caption) + paragraph(told)
 
 
 def _curves(true_values: Float64, site_values: Float64, positions_nm: Float64) -> list[figures.Curve]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -71,6 +72,30 @@ class Material:
             return None
         is_of_a_file = self.agent.objective.kind in ("file", "similarity")
         return None if is_of_a_file and self._said not in ("", objective.name) else objective
+
+    @cached_property
+    def second_objective(self) -> Objective | None:
+        """What else a spectrum was worth; None where there was no second one, or its file is gone."""
+        try:
+            return None if self.agent.second_objective is None else Objective(self.agent.second_objective)
+        except ValueError:
+            return None
+
+    @cached_property
+    def traded(self) -> Float64:
+        """What measurements are worth by both objectives, shape ``(n, 2)``; those that give both."""
+        second, both = self.second_objective, np.zeros((0, 2))
+        if second is None:
+            return both
+        for one in self.session.measured:
+            spectrum, outcome = one.outcome.spectrum, one.outcome
+            if spectrum is None:
+                continue
+            said = (spectrum, outcome.energy_offset_ev, outcome.energy_step_ev, outcome.bias_v)
+            with suppress(UnreadableSpectrum):
+                both = np.append(both, [[one.value, second.read(*said).value]], axis=0)
+            second.remember(*said)
+        return both
 
     @property
     def objective_name(self) -> str:

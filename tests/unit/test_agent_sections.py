@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from agents.config import AgentConfig
 from agents.objective import ObjectiveConfig
 from deploy import agent_figures, agent_sections
 from deploy.agent_sections import strongest_latents, why
+from deploy.learning_section import learning
+from deploy.local import app
 from deploy.material import Material
 from deploy.session import gather, read_session
 from streamer.journal import read_messages
@@ -143,6 +147,76 @@ def test_the_way_is_drawn_through_the_latents_that_weigh_most(recorded: Recorded
     course.fits.clear()
     assert strongest_latents(course, 3) == (0, 1)
     assert strongest_latents(course, 1) == (0, -1)
+
+
+TRADE_OFF = {
+    "goal": "trade_off",
+    "second_objective": {"window_ev": [150.0, 200.0], "background_model": "none", "normalise": "none"},
+    "trade_off": {"second": "minimise", "is_planned": False},
+    "features": ["latents + position", "position"],
+    "initial_points": 4,
+    "refit_every": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> RecordedAgent:
+    """Measure 14 times for a trade-off; both objectives grow to the right, and less is wanted of one."""
+    one = RecordedAgent(tmp_path_factory.mktemp("two"), **TRADE_OFF)
+    one.join()
+    for number in range(14):
+        one.measure(latents(number=number))
+    one.journal.close()
+    return one
+
+
+def test_of_a_trade_off_the_features_and_models_of_both_objectives_are_shown(
+    of_two: RecordedAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    draw = agent_figures.weights_figure
+
+    def noted(after: object, panels: dict[str, object], *rest: object) -> object:
+        drawn.extend(panels)
+        return draw(after, panels, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(agent_figures, "weights_figure", noted)
+    followed = parts(why(material(of_two)))["What it followed"]
+    assert drawn == [
+        "what the forecasts follow",
+        "which model is trusted",
+        "what the forecasts of the second objective follow",
+        "which model of the second objective is trusted",
+    ]
+    assert re.search(r"\d+% to [\w ]+ and \d+% to [\w ]+ by the second objective in the end", followed)
+    assert re.search(r"\d+% to «[\w +]+» and \d+% to «[\w +]+» by the second objective", followed)
+
+
+def test_of_a_trade_off_the_terminal_says_what_both_forecasts_follow(of_two: RecordedAgent) -> None:
+    words = ["explain", str(of_two.folder), "14"]
+    text = CliRunner().invoke(app, words, env={"COLUMNS": "200"}).output
+    assert re.search(r"^follows: +\w.*%$", text, flags=re.MULTILINE)
+    assert re.search(r"^second: +\w.*%$", text, flags=re.MULTILINE)
+    facts = json.loads(CliRunner().invoke(app, [*words, "--json"]).output)
+    assert sum(facts["feature_weights"].values()) == pytest.approx(1.0)
+    assert sum(facts["second_feature_weights"].values()) == pytest.approx(1.0)
+
+
+def test_of_a_trade_off_the_front_is_shown_that_was_measured_by_both_objectives(
+    of_two: RecordedAgent,
+) -> None:
+    one = material(of_two)
+    found = np.array([(o.reading.value, o.second.value) for o in of_two.agent.observations])  # type: ignore[attr-defined]
+    assert one.traded.tolist() == found.tolist()
+    told = html.unescape(learning(one))
+    turned = found * [1, -1]
+    front = sum(not ((turned >= each).all(axis=1) & (turned > each).any(axis=1)).any() for each in turned)
+    assert 1 < front < len(found)
+    assert f"{front} of 14 measurements are on the front" in told
+    assert f"more {one.objective_name} and less 150–200 eV" in told
+    assert "data:image/png" in told
+    off_the_axis = ObjectiveConfig(window_ev=(900.0, 950.0), background_model="none", normalise="none")
+    assert "Fewer than two" in learning(material(of_two, goal="trade_off", second_objective=off_the_axis))
 
 
 def test_features_that_hardly_weigh_are_summed_up() -> None:
