@@ -227,7 +227,7 @@ class Explorer(SiteAgent):
     def take_over(self, earlier: SiteAgent) -> tuple[Score, ...]:
         """Go on from where another agent is; what is learnt is learnt anew from its measurements."""
         scores = super().take_over(earlier)
-        self._begin_anew(earlier.model_revision)
+        self._begin_anew(self.last_fit)
         return scores
 
     def _begin_anew(self, revision: int) -> None:

@@ -105,6 +105,8 @@ class SiteAgentState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ----------
     configured, objective
         What the configuration said to look for, and what was looked for in the end.
+    fits_before
+        Number of the last fit of the agents that this one took over from.
     names
         Of the objective and of the second one, with the contents of the files that they come from.
     observations, ledger, candidates, counts, stopping, scans
@@ -120,6 +122,7 @@ class SiteAgentState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     stopping: StoppingState
     names: tuple[str, ...] = ()
     scans: ScansState | None = None
+    fits_before: int = 0
 
 
 class SiteAgent(ABC):
@@ -154,6 +157,7 @@ class SiteAgent(ABC):
         self._stopping = Stopping(self.config.stopping)
         self._scans = Scans(self.config.scan)
         self._last: Answer | None = None
+        self._fits_before = 0  # of the agents that it took over from
 
     @abstractmethod
     def _choose(self, candidates: Candidates, free: NDArray[np.int64]) -> Choice:
@@ -171,6 +175,11 @@ class SiteAgent(ABC):
     def model_revision(self) -> int:
         """Count the fits of the model; 0 where there is none."""
         return 0
+
+    @property
+    def last_fit(self) -> int:
+        """Number of the last fit of the session, its own or of an agent before it: none has it again."""
+        return max(self._fits_before, self.model_revision)
 
     @property
     def last_unreadable(self) -> str:
@@ -488,6 +497,7 @@ class SiteAgent(ABC):
             stopping=self._stopping.state(),
             scans=self._scans.state(),
             names=self._names(),
+            fits_before=self._fits_before,
         )
 
     def _names(self) -> tuple[str, ...]:
@@ -503,6 +513,7 @@ class SiteAgent(ABC):
         self._counts = Counter(state.counts)
         self._stopping.restore(state.stopping)
         self._scans.restore(state.scans)
+        self._fits_before = state.fits_before
 
     def _follow_configuration(self, state: SiteAgentState) -> None:
         is_same = state.configured == self.config.objective
@@ -528,6 +539,7 @@ class SiteAgent(ABC):
         """
         state = earlier._state()
         self._take(state)
+        self._fits_before = earlier.last_fit
         self._stopping = Stopping(self.config.stopping)  # what was enough for another goal is not for this
         self._follow_configuration(state)
         if (earlier.config.objective, earlier.config.goal) == (self.config.objective, self.config.goal):

@@ -89,6 +89,30 @@ def test_a_restored_agent_is_the_steered_one_bit_for_bit(policy):
     assert session_after(back, 6, first=5) == session_after(other, 6, first=5)
 
 
+def fits(one, frames: range) -> list[int]:
+    """Go on measuring; give the numbers of the fits of the model."""
+    numbers = []
+    for step in frames:
+        one.tell(latents(number=step))
+        one.tell(outcome(one.ask()))
+        fit = one.refit()
+        numbers += [] if fit is None else [fit.revision]
+    return numbers
+
+
+def test_fits_go_on_being_counted_over_agents_that_have_none_and_over_a_restart(policy):
+    one = agent("explorer")
+    numbers = fits(one, range(24))
+    assert numbers, "there was no fit"
+    one, _ = steered(one, {"policy": policy})
+    numbers += fits(one, range(24, 30))
+    one = gone_on_from(agent("explorer"), *one.checkpoint())
+    one, _ = steered(one, {"policy": "explorer"})
+    numbers += fits(one, range(30, 50))
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) > 2
+
+
 def test_a_restored_agent_keeps_every_change_of_one_table(policy):
     one = agent(policy)
     session(one, 4)
