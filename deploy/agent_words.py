@@ -9,6 +9,7 @@ from deploy.agent_course import Calibration, Decided
 from deploy.live_view import number_text, position_text
 
 RANKED = ("", "place", "atom", "expected", "score", "cost")
+MOST_NAT = 20.0  # a factor of half a thousand million
 MOST_DECIMALS = 6  # with more, a number is written with a power of ten
 
 
@@ -21,10 +22,17 @@ def calibration_in_words(calibration: Calibration) -> str:
     return (
         f"Of {c.count:,} values that were forecast before they were measured, {held}: they were "
         f"{_how_far_off(c)} ({c.surprise_rms:.2f} sd, root mean square). The forecasts made what came "
-        f"{number_text(math.exp(gain), 2)} times as probable as the mean and the spread of the values before "
+        f"{_times_text(gain)} times as probable as the mean and the spread of the values before "
         f"({gain:+.2f} nat each), so the model {verdict}; in the root mean square it was "
         f"{number_text(c.error, 2)} off, that mean {number_text(c.usual_error, 2)}."
     )
+
+
+def _times_text(nat: float) -> str:
+    """Write how many times so many nat are; where they are very many, their power of ten."""
+    if abs(nat) < MOST_NAT:
+        return number_text(math.exp(nat), 2)
+    return f"10^{nat / math.log(10):,.0f}"
 
 
 def _how_far_off(c: Calibration) -> str:
