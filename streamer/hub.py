@@ -55,7 +55,7 @@ from streamer.messages import (
     Suggestion,
 )
 from streamer.motion import ColumnsMotion
-from streamer.oversight import BY_A_PERSON
+from streamer.oversight import BY_A_PERSON, NOT_WAITING
 from streamer.peers import Peer, Peers, Turn
 from streamer.pipeline import PipelineState
 from streamer.progress import ENCODER_REFUSED, INSTRUMENT, Progress, row_name
@@ -75,6 +75,8 @@ MOST_TRIES = 2
 # After a restart agents are welcomed when the instrument is back, or after so long: what they suggest before
 # would be refused for want of one, and they would go another way than without the restart.
 RETURN_S = 5.0
+# What others must be told by the journal, or what is measured by it: not without it.
+NEED_THE_JOURNAL = ("approve", "decline", "steer")
 # Frames that the correction rejects, as faults of its own.
 _DISTORTION_FAULTS = {"blank frame": "blank", "lattice lost": "lost"}
 
@@ -162,6 +164,7 @@ class Hub:
         self._result_bytes = SLACK_BYTES
         self._unkept: set[int] = set()
         self._lanes: deque[tuple[int, Lane]] = deque()  # of an earlier process, by their first frame
+        self._owed: dict[str, Outcome] = {}  # answers to suggestions that the disk did not take yet
         self._missing: dict[str, str] = {}  # encoders that had nothing to say lately, and why
         self._recovery = Recovery()
 
@@ -261,6 +264,7 @@ class Hub:
         for peer, key, parts in self._incoming():
             self._take(peer, key, parts)
         self._journal.sync()
+        self._pay_what_is_owed()
         self._collect()
         self._change_encoder()
         self._send_acks()
@@ -715,15 +719,39 @@ class Hub:
         if isinstance(verdict, RefusedError):
             self._refuse_suggestion(suggestion, verdict, age_s)
             return
+        self._record(Numbered(verdict), now_s=now_s)
         self.telemetry.suggestion_came("granted", age_s)
         self._say(suggestion, "granted")
-        self._record(Numbered(verdict), now_s=now_s)
 
     def _withdraw_waiting(self, reason: str) -> None:
         """Give back to the agent what nobody will decide on any more."""
         for suggestion in self.progress.oversight.waiting:
             outcome = Outcome(session=self.session, id=suggestion.id, status="withdrawn", reason=reason)
+            self._answer(outcome)
+
+    def _answer(self, outcome: Outcome) -> None:
+        """Tell an agent that nothing is measured; later, where the disk does not take it now.
+
+        What a person decided meanwhile is done all the same: nothing is lost but the agent's time.
+        """
+        if outcome.id in self._owed:
+            return
+        try:
             self._record(Numbered(outcome))
+        except OSError as error:
+            self._log.warning("answer not kept yet", id=outcome.id, reason=error.strerror)
+            self._owed[outcome.id] = outcome
+
+    def _pay_what_is_owed(self) -> None:
+        """Give the answers for which the disk had no room; a disk that fails for good ends us elsewhere."""
+        if DISK in self.holds:
+            return
+        for outcome in list(self._owed.values()):
+            try:
+                self._record(Numbered(outcome))
+            except OSError:
+                return
+            del self._owed[outcome.id]
 
     def _separate(self, frame: Frame) -> None:
         """Ask for the scan that is due of those that tell strain from distortion."""
@@ -784,7 +812,7 @@ class Hub:
             reason=str(refusal),
             action=suggestion.action,
         )
-        self._record(Numbered(outcome))
+        self._answer(outcome)
 
     def _on_outcome(self, numbered: Numbered) -> str:
         outcome = numbered.message
@@ -836,12 +864,17 @@ class Hub:
         before, now_s = self.progress.operator_hold, time.monotonic()
         answers = control.action in ("approve", "decline", "veto")
         waiting = self.progress.oversight.find(control.id) if answers else None
+        if waiting is not None and waiting.id in self._owed:
+            return NOT_WAITING
         verdict: Request | RefusedError = RefusedError(DECLINED, control.reason or f"by {known}")
         if waiting is not None and control.action == "approve":
             verdict = self._review(waiting, now_s, has_waited=True)
         try:
             self._record(numbered, parts, known.name, now_s)
-        except OSError:  # what a person decides is done, also on a disk that fails, and the ack says so
+        except OSError as error:
+            if control.action in NEED_THE_JOURNAL:
+                return f"disk: {error.strerror}; it was not done"
+            # What a person decides for safety is done, also on a disk that fails, and the ack says so.
             self.progress.apply(self._journal.next_record, numbered, known.name)
             self._unkept.add(numbered.sequence)
         what = " ".join(word for word in (control.action, control.mode or control.id) if word)
@@ -851,8 +884,12 @@ class Hub:
             self._withdraw_waiting(f"a person changed the {', '.join(control.settings) or 'mode'}")
             self._show()
         elif waiting is not None:
-            self._carry_out(waiting, verdict, now_s, None)
-            self._show()
+            try:
+                self._carry_out(waiting, verdict, now_s, None)
+            except OSError as error:
+                return f"disk: {error.strerror}; it was not done"
+            finally:
+                self._show()
         if control.action == "stop" and self._state != "draining":
             self._drain("stopped by the operator")
         elif control.action == "abort":

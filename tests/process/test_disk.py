@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from streamer.journal import read_records
-from streamer.messages import Control, Event, Frame, Latents, Status
+from streamer.messages import Ack, Control, Event, Frame, Latents, Outcome, Request, Status, Suggestion
 from streamer.segment import Damage
+from tests.process.faults.counting import SESSION
 from tests.process.faults.running import Running, await_message, await_true, run
 from tests.process.faults.sessions import Feeder, make_100_kb
 
@@ -157,6 +158,123 @@ def test_disk_that_fails_ends_the_streamer_with_the_beam_parked_and_nothing_acke
     assert isinstance(running.fault, OSError)
     assert frames_in(running.folder) == list(range(len(frames_in(running.folder))))
     assert set(range(feeder.acked)) <= set(frames_in(running.folder))
+
+
+class Picky:
+    """A journal that takes no messages of some kinds, as a disk would that fails just then."""
+
+    def __init__(self, running: Running) -> None:
+        self.refused: set[str] = set()
+        self.failed: list[str] = []
+        self._append = running.journal.append
+        running.journal.append = self.append  # type: ignore[method-assign]
+
+    def append(self, parts: Any, received_at_s: float, *, kind: str, monotonic_s: float) -> int:
+        if kind in self.refused:
+            self.failed.append(kind)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._append(parts, received_at_s, kind=kind, monotonic_s=monotonic_s)
+
+
+class Confirmed:
+    """A session in which two suggestions wait for a person."""
+
+    def __init__(self, running: Running) -> None:
+        self.running = running
+        self.agent, self.instrument = running.link("agent"), running.link("instrument")
+        self.operator = running.link("operator")
+        self._sent = 0
+        self.instrument.send(make_100_kb(0))
+        await_message(self.agent, Latents)
+        assert self.say(action="mode", mode="confirm").status == "written"
+        for identifier, x in (("a", -0.5), ("b", 0.5)):
+            self.agent.send(
+                Suggestion(
+                    session=SESSION,
+                    number=0,
+                    acquired_at_s=1000.0,
+                    id=identifier,
+                    position_nm=(x, 0.0),
+                    dwell_time_us=10.0,
+                    policy="test",
+                )
+            )
+        await_true(lambda: self.waiting == ["a", "b"], "nothing waits")
+        self.journal = Picky(running)
+
+    @property
+    def waiting(self) -> list[str]:
+        return list(self.running.hub.status().waiting)
+
+    def say(self, **fields: Any) -> Ack:
+        """Decide something, and wait for the ack."""
+        self.operator.send(Control(**fields))
+        self._sent += 1
+        ack: Ack = await_message(self.operator, Ack, lambda one: one.sequence == self._sent)
+        return ack
+
+    def outcome(self, identifier: str) -> Outcome:
+        """Wait for what the agent is told of a suggestion."""
+        told: Outcome = await_message(self.agent, Outcome, lambda one: one.id == identifier)
+        return told
+
+
+def test_a_change_of_mode_is_acked_when_the_disk_fails_just_then_and_what_waited_is_given_back_later(run):
+    session = Confirmed(run())
+    session.journal.refused = {"outcome"}
+    assert session.say(action="mode", mode="auto").status == "written"
+    assert session.journal.failed
+    assert session.waiting == ["a", "b"], "the agent was told, and the journal does not know"
+    assert session.say(action="approve", id="a").reason.startswith("not waiting")
+    session.journal.refused = set()
+    assert [session.outcome(identifier).status for identifier in "ab"] == ["withdrawn", "withdrawn"]
+    assert session.waiting == []
+
+
+def test_a_change_of_mode_that_the_disk_does_not_take_holds_and_its_ack_says_so(run):
+    session = Confirmed(run())
+    session.journal.refused = {"control", "outcome", "event"}
+    assert session.say(action="mode", mode="advise").status == "unrecorded"
+    assert session.running.hub.status().mode == "advise"
+    session.journal.refused = set()
+    assert session.outcome("b").status == "withdrawn"
+
+
+@pytest.mark.parametrize("kind", ["control", "request"])
+def test_an_approval_that_the_disk_does_not_take_measures_nothing_and_can_be_repeated(run, kind):
+    session = Confirmed(run())
+    session.journal.refused = {kind}
+    assert session.say(action="approve", id="a").reason == "disk: No space left on device; it was not done"
+    assert session.waiting == ["a", "b"]
+    assert session.running.tally("suggestions granted") == 0
+    session.journal.refused = set()
+    assert session.say(action="approve", id="a").status == "written"
+    assert await_message(session.instrument, Request).id == "a"
+
+
+@pytest.mark.parametrize("action", ["decline", "veto"])
+def test_what_is_declined_or_vetoed_when_the_disk_fails_is_not_measured_and_the_agent_hears_of_it_later(
+    run, action
+):
+    session = Confirmed(run())
+    session.journal.refused = {"outcome"}
+    assert session.say(action=action, id="a").status == "written"
+    assert session.say(action="approve", id="a").status == "refused"
+    session.journal.refused = set()
+    assert session.outcome("a").status == "refused"
+    assert session.waiting == ["b"]
+
+
+def test_an_agent_is_not_steered_by_what_the_disk_does_not_take(run):
+    session = Confirmed(run())
+    session.journal.refused = {"control"}
+    revision = session.running.hub.status().revision
+    steered = session.say(action="steer", settings={"goal": "minimise"})
+    assert steered.reason == "disk: No space left on device; it was not done"
+    assert session.running.hub.status().revision == revision
+    session.journal.refused = set()
+    assert session.say(action="steer", settings={"goal": "minimise"}).status == "written"
+    assert await_message(session.agent, Control).settings == {"goal": "minimise"}
 
 
 def test_disk_that_takes_things_in_pieces_takes_them_all(run, monkeypatch):
