@@ -139,15 +139,27 @@ class AgentCourse:
 
     def _control(self, control: Control) -> None:
         match control.action:
-            case "approve" | "veto":
+            case "approve":
                 self.said[control.action] += 1
+            case "veto":
+                self.said[control.action] += 1
+                self._changed(f"nothing more measured: {control.forbidden_in_words}", control)
+            case "place" if control.shift_nm is not None:
+                x, y = control.shift_nm
+                wider = f", {control.radius_nm:g} nm wider" if control.radius_nm else ""
+                self._changed(f"forbidden areas and vetoes placed by ({x:g}, {y:g}) nm{wider}", control)
+            case "forget":
+                self._changed("lost forbidden areas and vetoes forgotten", control)
             case "mode":
-                self.changes.append(Change(len(self.decided), f"mode {control.mode}", control.reason))
+                self._changed(f"mode {control.mode}", control)
             case "steer":
                 told = ", ".join(f"{name} = {value}" for name, value in control.settings.items())
-                self.changes.append(Change(len(self.decided), told, control.reason))
+                self._changed(told, control)
             case _:
                 pass
+
+    def _changed(self, what: str, control: Control) -> None:
+        self.changes.append(Change(len(self.decided), what, control.reason))
 
     @property
     def foretold(self) -> list[Decided]:

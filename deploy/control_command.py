@@ -184,12 +184,20 @@ def veto(
         tuple[float, float] | None,
         typer.Option(help="Or a place on the specimen: X Y in nm.", show_default=False),
     ] = None,
+    polygon: Annotated[
+        str | None,
+        typer.Option(
+            metavar="'X,Y X,Y X,Y'",
+            help="Or an area: its corners in nm, one after the other.",
+            show_default=False,
+        ),
+    ] = None,
     radius_nm: Annotated[
         float | None,
         typer.Option(
             min=0,
             help="How far around it nothing more is measured.",
-            show_default="0.5 around a place, 0 for an ID",
+            show_default="0.5 around a place, 0 for an ID or an area",
         ),
     ] = None,
     connect: Connect = None,
@@ -197,20 +205,59 @@ def veto(
     key: Key = None,
     reason: Reason = "",
 ) -> None:
-    """Forbid a measurement, or a place: nothing more is measured there."""
-    if (at is None) == (not identifier):
-        refuse("say what is forbidden: an ID, or a place by --at X Y")
+    """Forbid a measurement, a place or an area: nothing more is measured there."""
+    if sum((bool(identifier), at is not None, polygon is not None)) != 1:
+        refuse("say what is forbidden: an ID, a place by --at X Y, or an area by --polygon 'X,Y X,Y X,Y'")
     radius = radius_nm if radius_nm is not None else 0.0 if at is None else 0.5
-    what = identifier if at is None else f"all within {radius:g} nm of ({at[0]:g}, {at[1]:g}) nm"
-    _decide(
-        _Console(connect, session_folder, key),
-        "veto",
-        f"forbidden: {what}",
-        reason,
-        identifier=identifier,
-        position_nm=at,
-        radius_nm=radius,
-    )
+    corners = () if polygon is None else _corners_of(polygon)
+    console = _Console(connect, session_folder, key)
+    control = _control("veto", reason, id=identifier, position_nm=at, polygon_nm=corners, radius_nm=radius)
+    _say(console, control, f"forbidden: {control.forbidden_in_words}")
+
+
+def _corners_of(words: str) -> tuple[tuple[float, float], ...]:
+    """Read the corners of a polygon, ``x,y`` each, with blanks between them."""
+    from streamer.areas import why_no_polygon
+
+    try:
+        corners = tuple((float(x), float(y)) for x, y in (word.split(",") for word in words.split()))
+    except ValueError:
+        refuse(f"--polygon {words!r}: write its corners as 'X,Y X,Y X,Y', in nm")
+    if why := why_no_polygon(corners):
+        refuse(f"the polygon {why}")
+    return corners
+
+
+@app.command()
+def place(
+    shift: Annotated[
+        tuple[float, float],
+        typer.Option(
+            help="How far the specimen jumped in the image: X Y in nm, to the right and down.",
+            show_default=False,
+        ),
+    ],
+    radius_nm: Annotated[
+        float, typer.Option(min=0, help="How well you know it: each area then reaches so much further.")
+    ] = 0.0,
+    connect: Connect = None,
+    session_folder: SessionFolder = None,
+    key: Key = None,
+    reason: Reason = "",
+) -> None:
+    """Say where forbidden areas and vetoes lie since the specimen was lost; before, nothing is measured."""
+    console = _Console(connect, session_folder, key)
+    done = f"forbidden areas and vetoes lie ({shift[0]:g}, {shift[1]:g}) nm from where they lay"
+    _decide(console, "place", done, reason, shift_nm=shift, radius_nm=radius_nm)
+
+
+@app.command()
+def forget(
+    connect: Connect = None, session_folder: SessionFolder = None, key: Key = None, reason: Reason = ""
+) -> None:
+    """Say that what was forbidden is gone since the specimen was lost; what you vetoed after that holds."""
+    console = _Console(connect, session_folder, key)
+    _decide(console, "forget", "what was lost is not forbidden any more", reason)
 
 
 @app.command()
@@ -229,7 +276,8 @@ def mode(
     reason: Reason = "",
 ) -> None:
     """Say who decides: the agent, you and the agent, or you alone. What waits is given back to the agent."""
-    _decide(_Console(connect, session_folder, key), "mode", f"the mode is {mode}", reason, mode=mode)
+    control = _control("mode", reason, mode=mode)
+    _say(_Console(connect, session_folder, key), control, f"the mode is {mode}")
 
 
 Seen = Annotated[
@@ -257,9 +305,10 @@ def approve(
 ) -> None:
     """Let a suggestion that waits be measured; the limits of dose and field hold all the same."""
     console = _Console(connect, session_folder, key)
+    said = -1 if seen is None else seen
     if identifiers:
         for identifier in identifiers:
-            _decide(console, "approve", f"approved: {identifier}", reason, identifier=identifier, seen=seen)
+            _decide(console, "approve", f"approved: {identifier}", reason, id=identifier, seen=said)
         return
     status = console.status()
     if status is None:
@@ -267,12 +316,25 @@ def approve(
     if not status.waiting:
         typer.echo(f"nothing waits; the mode is {status.mode}")
     for identifier, words in status.waiting.items():
-        answer = typer.prompt(f"{identifier} {words}\n  measure it? [y/n/q]", default="n", show_default=False)
-        if answer.startswith("q"):
+        answer = _answer_to(f"{identifier} {words}\n  measure it? [y/n/q]")
+        if answer == "q":
             return
-        action, done = ("approve", "approved") if answer.startswith("y") else ("decline", "declined")
+        action, done = ("approve", "approved") if answer == "y" else ("decline", "declined")
         said = status.revision if seen is None else seen
-        _decide(console, action, f"{done}: {identifier}", reason, identifier=identifier, seen=said)
+        _decide(console, action, f"{done}: {identifier}", reason, id=identifier, seen=said)
+
+
+def _answer_to(question: str) -> str:
+    """Ask until the answer is yes, no or quit; the end of the input quits: it decides nothing."""
+    while True:
+        try:
+            answer = input(f"{question} ").strip().lower()
+        except EOFError:
+            typer.echo("no answer; what was not answered still waits")
+            return "q"
+        if answer in ("y", "yes", "n", "no", "q", "quit"):
+            return answer[0]
+        question = "  y measures it, n declines it, q leaves it and the rest waiting:"
 
 
 @app.command()
@@ -289,7 +351,7 @@ def decline(
         "decline",
         f"declined: {identifier}",
         reason,
-        identifier=identifier,
+        id=identifier,
     )
 
 
@@ -507,42 +569,30 @@ class _Console:
         return Subscriber(self.view_address, kinds, keys=self.keys(None))
 
 
-def _decide(
-    console: _Console,
-    action: str,
-    done: str,
-    reason: str,
-    *,
-    identifier: str = "",
-    position_nm: tuple[float, float] | None = None,
-    radius_nm: float = 0.0,
-    mode: str | None = None,
-    settings: dict[str, Any] | None = None,
-    seen: int | None = None,
-) -> None:
-    """Say it to the streamer, wait until it is in the journal, and tell what came of it."""
+def _control(action: str, reason: str, **fields: Any) -> Control:
+    """Write down what is decided, or say in a line why it makes no sense."""
     from streamer.messages import Control
 
     try:
-        control = Control(
-            action=action,  # type: ignore[arg-type]
-            id=identifier,
-            position_nm=position_nm,
-            radius_nm=radius_nm,
-            reason=reason,
-            mode=mode,  # type: ignore[arg-type]
-            settings=settings or {},
-            seen=-1 if seen is None else seen,
-        )
+        return Control(action=action, reason=reason, **fields)  # type: ignore[arg-type]
     except ValueError as error:
         refuse(error)
+
+
+def _decide(console: _Console, action: str, done: str, reason: str, **fields: Any) -> None:
+    """Say it to the streamer and tell what came of it; the fields are those of ``Control``."""
+    _say(console, _control(action, reason, **fields), done)
+
+
+def _say(console: _Console, control: Control, done: str) -> None:
+    """Say it to the streamer, wait until it is in the journal, and tell what came of it."""
     # Whoever works in the loop may abort it: an instrument's or an agent's key will do.
-    with console.link(None if action == "abort" else "operator") as link:
+    with console.link(None if control.action == "abort" else "operator") as link:
         ack = _ack_of(link, control)
     if ack.status == "refused":
         fail(f"refused: {ack.reason}")
     kept = " (not in the journal: the disk is full)" if ack.status == "unrecorded" else ""
-    status = console.status() if action in ("pause", "resume", "abort") else None
+    status = console.status() if control.action in ("pause", "resume", "abort") else None
     held = "" if status is None or not status.held else f"; held now: {', '.join(status.held)}"
     typer.echo(f"{done}{kept}{held}")
 

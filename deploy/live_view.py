@@ -177,12 +177,15 @@ def _suggestions(status: Status, rows: int) -> Panel:
 
 
 def _alarms(status: Status | None, around: Around) -> list[Text]:
-    """Say in a line each why the loop is held, who decides, and which processes were started again."""
+    """Say in a line each what holds the loop, what was lost, who decides, and what was started again."""
     alarms = []
     if status is not None and status.held:
         words = f"held, beam parked: {'; '.join(status.held)}"
         alarms.append(Text(words, style=STATE_STYLES["held"], overflow="ellipsis", no_wrap=True))
-    if status is not None and status.mode != "auto":
+    if status is not None and status.lost:
+        words = f"specimen lost: where are {status.lost}? (probeloop control place)"
+        alarms.append(Text(words, style=STATE_STYLES["held"], overflow="ellipsis", no_wrap=True))
+    elif status is not None and status.mode != "auto":
         words = f"mode {status.mode}: nothing the agent suggests is measured"
         if status.mode == "confirm":
             words = f"mode confirm: {len(status.waiting)} wait for you (probeloop control approve)"
@@ -257,6 +260,8 @@ def line(status: Status, around: Around | None = None) -> str:
     around = around or Around()
     latents = around.latents.in_one()
     held = f"({'; '.join(status.held)}) " if status.held else ""
+    if status.lost:
+        held += f"(specimen lost: place {status.lost}) "
     if status.mode != "auto":
         held += f"({status.mode}: {len(status.waiting)} wait) "
     return (

@@ -270,7 +270,7 @@ class LinePrinter:
         if status is None:
             self._tell_of_slow_start(around.elapsed_s)
             return
-        state = (status.state, *status.held)
+        state = (status.state, *status.held, status.lost)
         if state != self._state or around.elapsed_s >= self._due_s:
             self._state, self._due_s = state, around.elapsed_s + LINE_EVERY_S
             self._print(line(status, around))

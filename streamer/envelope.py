@@ -1,7 +1,7 @@
 """What the instrument may be asked to do: deny by default, refuse and never clip.
 
 Doses are electrons. A beam of ``beam_current_pa`` gives 6.2415e6 electrons a second and picoampere.
-Doses, vetoes and forbidden areas are kept in the coordinates of the first registration, so that they follow
+Doses, visits and forbidden areas are kept in the coordinates of the first registration, so that they follow
 the drift and outlive a change of the field of view.
 """
 
@@ -13,8 +13,9 @@ from typing import Any
 
 import msgspec
 
-from streamer.areas import TOUCH_NM, Rectangle, is_simple, touch
+from streamer.areas import FURTHEST_NM, Rectangle, why_no_polygon
 from streamer.dose_ledger import Booking, Dose, DoseLedger
+from streamer.forbidden import ForbiddenAreas, ForbiddenState
 from streamer.messages import (
     Frame,
     Outcome,
@@ -30,8 +31,6 @@ from streamer.visits import Visits, VisitsState
 
 ELECTRONS_PER_S_PA = 1e-12 / 1.602176634e-19
 MOST_CELLS = 100_000
-# Nothing that a scan reaches is so far away; further numbers are not reckoned with.
-FURTHEST_NM = 1e10
 # A scan of the whole field ends exactly on its edge, give or take the rounding.
 ROUNDING_PX = 1e-3
 # Ids, and what is known by them, are remembered for so many suggestions: a checkpoint must stay small.
@@ -129,7 +128,7 @@ class EnvelopeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 f"cell_nm, {self.cell_nm}"
             )
         for index, area in enumerate(self.forbidden_areas_nm):
-            if why := _why_no_area(area):
+            if why := why_no_polygon(area):
                 raise ValueError(f"envelope.forbidden_areas_nm[{index}] {why}")
 
 
@@ -146,17 +145,6 @@ _FROM_0 = (
     "max_registration_age_s",
     "max_position_sd_nm",
 )
-
-
-def _why_no_area(corners_nm: tuple[PairNm, ...]) -> str:
-    """Say why these corners enclose no area, and what would do; nothing if they do."""
-    if len(corners_nm) < 3:
-        return f"has {len(corners_nm)} corners; it takes three or more"
-    if not all(abs(value) <= FURTHEST_NM for corner in corners_nm for value in corner):
-        return f"has corners {corners_nm}; it takes finite numbers of nanometres"
-    if not is_simple(corners_nm):
-        return "crosses or touches itself; give its corners in their order around it, each once"
-    return ""
 
 
 class RefusedError(Exception):
@@ -176,19 +164,6 @@ class RefusedError(Exception):
         self.detail = detail
 
 
-class Veto(msgspec.Struct, frozen=True):
-    """A place where a person wants nothing more measured.
-
-    Attributes
-    ----------
-    position_nm, radius_nm
-        On the specimen, ``(x, y)``, as the ledger counts it.
-    """
-
-    position_nm: PairNm
-    radius_nm: float
-
-
 class EnvelopeState(msgspec.Struct, frozen=True):
     """Everything that an envelope has learnt in a session; see ``Envelope.state``."""
 
@@ -198,7 +173,6 @@ class EnvelopeState(msgspec.Struct, frozen=True):
     pending: list[Request]
     bookings: dict[str, Booking]
     seen: list[str]
-    vetoes: list[Veto]
     geometry: ScanGeometry | None
     registration: Registration
     specimen: SpecimenFrameState
@@ -207,6 +181,7 @@ class EnvelopeState(msgspec.Struct, frozen=True):
     current_pa: float = 0.0
     visited_nm: PairNm | None = None
     visits: VisitsState = VisitsState()
+    forbidden: ForbiddenState = ForbiddenState()
 
 
 class Envelope:
@@ -222,7 +197,7 @@ class Envelope:
         self.config = config
         self.ledger = DoseLedger(config.cell_nm)
         self.pending: dict[str, Request] = {}
-        self.vetoes: list[Veto] = []
+        self.forbidden = ForbiddenAreas(config.forbidden_areas_nm)
         self._specimen = SpecimenFrame()
         self._bookings: dict[str, Booking] = {}  # of those pending
         self._geometry: ScanGeometry | None = None
@@ -244,7 +219,6 @@ class Envelope:
             pending=list(self.pending.values()),
             bookings=dict(self._bookings),
             seen=list(self._seen),
-            vetoes=list(self.vetoes),
             geometry=self._geometry,
             registration=self._registration,
             specimen=self._specimen.state(),
@@ -253,6 +227,7 @@ class Envelope:
             current_pa=self._current_pa,
             visited_nm=self._visited_nm,
             visits=self._visits.state(),
+            forbidden=self.forbidden.state(),
         )
 
     def restore(self, state: EnvelopeState) -> None:
@@ -262,7 +237,6 @@ class Envelope:
         self.ledger.cells_e = {(row, col): electrons for row, col, electrons in state.cells_e}
         self.pending = {request.id: request for request in state.pending}
         self._bookings = dict(state.bookings)
-        self.vetoes = list(state.vetoes)
         self._seen = dict.fromkeys(state.seen)
         self._geometry = state.geometry
         self._registration = state.registration
@@ -272,6 +246,7 @@ class Envelope:
         self._current_pa = state.current_pa
         self._visited_nm = state.visited_nm
         self._visits.restore(state.visits)
+        self.forbidden.restore(state.forbidden, was_lost=self._specimen.losses > 0)
 
     @property
     def registration(self) -> Registration:
@@ -351,13 +326,21 @@ class Envelope:
             under_way = [booking.dose(self.config.cell_nm) for booking in self._bookings.values()]
             self.ledger.lose(under_way)
             self._visits.lose()
-            self.vetoes.clear()
+            self.forbidden.lose()
         self._registration = registration
 
-    def veto(self, position_nm: PairNm, radius_nm: float) -> None:
-        """Grant nothing more around a specimen position ``(x, y)`` of the present registration."""
+    def veto(self, corners_nm: tuple[PairNm, ...], radius_nm: float) -> None:
+        """Grant nothing more in an area, or within a radius of it.
+
+        Parameters
+        ----------
+        corners_nm
+            Of a polygon, or the one of a disc: specimen positions ``(x, y)`` of the present registration.
+        radius_nm
+            How far around it.
+        """
         held_nm = self._specimen.stage_held_nm
-        self.vetoes.append(Veto(self._specimen.place_nm(position_nm, held_nm), radius_nm))
+        self.forbidden.veto(tuple(self._specimen.place_nm(one, held_nm) for one in corners_nm), radius_nm)
 
     # -- answer --------------------------------------------------------------------------------
 
@@ -559,14 +542,17 @@ class Envelope:
         return next((move for move in moves if move is not None), self._specimen.stage_nm)
 
     def _check_areas(self, place: Rectangle) -> None:
-        if self.config.forbidden_areas_nm and self._specimen.losses:
-            raise RefusedError("forbidden area", "the specimen was lost: nobody knows where the area is now")
-        for index, corners_nm in enumerate(self.config.forbidden_areas_nm):
-            if touch(place, corners_nm):
-                raise RefusedError("forbidden area", f"it touches envelope.forbidden_areas_nm[{index}]")
-        for veto in self.vetoes:
-            if place.away_nm(veto.position_nm) <= veto.radius_nm + TOUCH_NM:
-                raise RefusedError("vetoed", f"nothing is measured within {veto.radius_nm:g} nm of there")
+        if lost := self.forbidden.lost_in_words:
+            raise RefusedError(
+                "forbidden area",
+                f"the specimen was lost, and with it where {lost} lie; say it by: probeloop control place",
+            )
+        area = self.forbidden.touched_by(place)
+        if area is None:
+            return
+        if area.is_veto:
+            raise RefusedError("vetoed", "it touches an area where a person wants nothing more measured")
+        raise RefusedError("forbidden area", f"it touches envelope.forbidden_areas_nm[{area.index}]")
 
     def _check_exposure(self, suggestion: Suggestion) -> None:
         low, high = self.config.min_dwell_time_us, self.config.max_dwell_time_us

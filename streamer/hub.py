@@ -859,6 +859,8 @@ class Hub:
             return "not separating: start the session with correct.mode = 'separate'"
         if control.action != "abort" and (why := self.progress.oversight.why_not(control)):
             return why
+        if why := self._why_not_forbidden(control):
+            return why
         if control.action == "encoder":
             return self._want_encoder(known, numbered, control)
         before, now_s = self.progress.operator_hold, time.monotonic()
@@ -877,7 +879,8 @@ class Hub:
             # What a person decides for safety is done, also on a disk that fails, and the ack says so.
             self.progress.apply(self._journal.next_record, numbered, known.name)
             self._unkept.add(numbered.sequence)
-        what = " ".join(word for word in (control.action, control.mode or control.id) if word)
+        named = control.forbidden_in_words if control.action == "veto" else control.mode or control.id
+        what = " ".join(word for word in (control.action, named) if word)
         self._event("control", f"{what} by {known}: {control.reason}".rstrip(": "))
         self._follow_operator(before)
         if control.action in ("mode", "steer"):
@@ -898,6 +901,25 @@ class Hub:
             self._command("cancel", "vetoed", control.id)
         elif control.action == "resume":
             self.holds.release(MODEL)
+        elif control.action in ("place", "forget"):
+            self._show()
+        return ""
+
+    def _why_not_forbidden(self, control: Control) -> str:
+        """Say why a person's word on what is forbidden changes nothing; empty if it does."""
+        forbidden = self.envelope.forbidden
+        if control.action == "veto" and not control.corners_nm:
+            is_known = control.id in self.progress.positions or self.progress.oversight.find(control.id)
+            return "" if is_known else f"unknown id: nothing was suggested as {control.id}; see the live view"
+        if control.action not in ("place", "forget"):
+            return ""
+        if not forbidden.lost_in_words:
+            return "nothing lost: every forbidden area and veto lies where it lay"
+        if control.action == "place" and forbidden.are_apart:
+            return (
+                "lost apart: they were lost at different times, and one shift cannot place all; veto what is "
+                "here anew, then forget the others"
+            )
         return ""
 
     def _want_encoder(self, known: Peer, numbered: Numbered, control: Control) -> str:
@@ -937,6 +959,15 @@ class Hub:
         self._publisher.publish(change)
         which = control.encoder or "main"
         self._event("encoder in use", f"{which}: {change.name} ({change.revision})", change.number)
+
+    def _tell_lost(self, lost: str, number: int) -> None:
+        """What was granted for another place may now be a forbidden one."""
+        self._event(
+            "areas lost", f"nobody knows where {lost} lie; say it by: probeloop control place", number
+        )
+        if self.envelope.pending:
+            self._command("cancel", "areas lost")
+        self._show()
 
     def _is_separating(self) -> bool:
         distortion = self.envelope.registration.distortion
@@ -1033,8 +1064,11 @@ class Hub:
             self._last_atoms = processed.atoms
             self._atoms_count = len(latents.mean)
             self._undecided_s[frame.number] = arrived_s
+        were_lost = self.envelope.forbidden.lost_in_words
         self._record(Numbered(latents))
         self._publisher.publish(latents)
+        if (are_lost := self.envelope.forbidden.lost_in_words) != were_lost:
+            self._tell_lost(are_lost, frame.number)
         for further in processed.beside:
             self._tell_beside(further)
         self._note_missing(processed.missing, frame.number)
@@ -1159,6 +1193,7 @@ class Hub:
             mode=progress.oversight.mode,
             revision=progress.oversight.revision,
             waiting=progress.oversight.in_words(),
+            lost=self.envelope.forbidden.lost_in_words,
         )
 
 

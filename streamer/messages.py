@@ -19,6 +19,7 @@ import numpy as np
 from msgspec import field
 from numpy.typing import NDArray
 
+from streamer.areas import FURTHEST_NM, why_no_polygon
 from streamer.geometry import Distortion as Distortion
 from streamer.geometry import DistortionMode as DistortionMode
 from streamer.geometry import Registration as Registration
@@ -638,7 +639,9 @@ class Control(Message, frozen=True, kw_only=True, eq=False, tag="control"):
     action
         ``pause`` (beam parked, no new requests) and ``resume``; ``stop`` ends the session in order;
         ``abort`` parks the beam at once, breaks off what is under way and holds until ``resume``;
-        ``veto`` forbids a request under way (``id``) or a place (``position_nm``); ``separate`` asks for
+        ``veto`` forbids a request under way (``id``), a place (``position_nm``) or an area
+        (``polygon_nm``); ``place`` says where all that is forbidden lies since the specimen was lost
+        (``shift_nm``), ``forget`` that it is not here any more; ``separate`` asks for
         the four scans that tell strain from distortion; ``encoder`` asks for other weights; ``mode`` says who
         decides; ``approve`` and ``decline`` answer a suggestion that waits (``id``); ``steer`` changes what
         the agent looks for.
@@ -646,6 +649,11 @@ class Control(Message, frozen=True, kw_only=True, eq=False, tag="control"):
         Of the suggestion or request that is vetoed, approved or declined; empty for none.
     position_nm, radius_nm
         Specimen position ``(x, y)`` around which nothing more is measured.
+    polygon_nm
+        Corners ``(x, y)`` of an area where nothing more is measured, nor within ``radius_nm`` of it.
+    shift_nm
+        With ``place``: how far ``(x, y)`` the areas are from where they would be had the specimen stayed;
+        each then reaches ``radius_nm`` further.
     reason
         For the journal.
     encoder
@@ -673,6 +681,8 @@ class Control(Message, frozen=True, kw_only=True, eq=False, tag="control"):
         "stop",
         "abort",
         "veto",
+        "place",
+        "forget",
         "separate",
         "encoder",
         "mode",
@@ -683,6 +693,8 @@ class Control(Message, frozen=True, kw_only=True, eq=False, tag="control"):
     id: str = ""
     position_nm: PairNm | None = None
     radius_nm: float = 0.0
+    polygon_nm: tuple[PairNm, ...] = ()
+    shift_nm: PairNm | None = None
     reason: str = ""
     encoder: str = ""
     revision: str = ""
@@ -692,16 +704,18 @@ class Control(Message, frozen=True, kw_only=True, eq=False, tag="control"):
     seen: int = -1
 
     def __post_init__(self) -> None:
-        require_finite("control", "position_nm", *(self.position_nm or ()))
-        if not (math.isfinite(self.radius_nm) and self.radius_nm >= 0):
-            raise ValueError(f"control.radius_nm is {self.radius_nm}; it takes 0 and above")
-        if self.action == "veto" and not self.id and self.position_nm is None:
-            raise ValueError("control.id and position_nm are missing; a veto takes one of them")
+        for name in ("position_nm", "shift_nm"):
+            place = getattr(self, name)
+            if place is not None and not all(abs(value) <= FURTHEST_NM for value in place):
+                raise ValueError(f"control.{name} is {place}; it takes finite numbers of nanometres")
+        if not 0 <= self.radius_nm <= FURTHEST_NM:
+            raise ValueError(f"control.radius_nm is {self.radius_nm}; it takes 0 to {FURTHEST_NM:g}")
+        self._check_what_is_forbidden()
         if self.mode not in (None, *get_args(Mode)):
             raise ValueError(f"control.mode is {self.mode}; it takes {', '.join(get_args(Mode))}")
         if self.action in ("approve", "decline") and not self.id:
             raise ValueError(f"control.id is missing; '{self.action}' takes that of a suggestion that waits")
-        for name, action in (("mode", "mode"), ("settings", "steer")):
+        for name, action in (("mode", "mode"), ("settings", "steer"), ("shift_nm", "place")):
             if bool(getattr(self, name)) != (self.action == action):
                 raise ValueError(f"control.{name} goes with action '{action}', and only with it")
         if (self.action == "encoder") != bool(self.revision):
@@ -714,6 +728,31 @@ class Control(Message, frozen=True, kw_only=True, eq=False, tag="control"):
                 raise ValueError(
                     f"control.weights has {self.weights.size} bytes; it takes up to {MOST_WEIGHTS_BYTES}"
                 )
+
+    def _check_what_is_forbidden(self) -> None:
+        if self.polygon_nm and self.action != "veto":
+            raise ValueError("control.polygon_nm goes with action 'veto', and only with it")
+        if self.polygon_nm and (why := why_no_polygon(self.polygon_nm)):
+            raise ValueError(f"control.polygon_nm {why}")
+        if self.action == "veto" and bool(self.polygon_nm) == bool(self.id or self.position_nm):
+            raise ValueError("control.id, position_nm or polygon_nm: a veto takes one of them")
+
+    @property
+    def corners_nm(self) -> tuple[PairNm, ...]:
+        """Of the area that is vetoed: those of the polygon, or the one place; none where an id names it."""
+        return self.polygon_nm or (() if self.position_nm is None else (self.position_nm,))
+
+    @property
+    def forbidden_in_words(self) -> str:
+        """Name what is vetoed for a person: the id, or where it is."""
+        if not self.corners_nm:
+            return self.id
+        n, around = len(self.corners_nm), ""
+        x, y = (sum(values) / n for values in zip(*self.corners_nm, strict=True))
+        if self.polygon_nm:
+            around = f" and within {self.radius_nm:g} nm of it" if self.radius_nm else ""
+            return f"all in a polygon of {n} corners around ({x:g}, {y:g}) nm{around}"
+        return f"all within {self.radius_nm:g} nm of ({x:g}, {y:g}) nm"
 
 
 class Command(Message, frozen=True, kw_only=True, eq=False, tag="command"):
@@ -910,6 +949,9 @@ class Status(Message, frozen=True, kw_only=True, eq=False, tag="status"):
         Counts what a person changed of how it is decided: mode, goal, objective, policy, weights.
     waiting
         Suggestions that wait for a person, in words, by their ids, oldest first.
+    lost
+        What is forbidden and was lost with the specimen, such as ``1 veto``: nothing is measured until a
+        person says where it lies; empty where nothing is.
     """
 
     session: str
@@ -935,6 +977,7 @@ class Status(Message, frozen=True, kw_only=True, eq=False, tag="status"):
     mode: Mode = "auto"
     revision: int = 0
     waiting: dict[str, str] = field(default_factory=dict)
+    lost: str = ""
 
 
 class Score(Message, frozen=True, kw_only=True, eq=False, tag="score"):

@@ -347,9 +347,13 @@ class Progress:
             case "veto":
                 waiting = self.oversight.find(control.id)
                 known = self.positions.get(control.id) if waiting is None else waiting.position_nm
-                place = control.position_nm or known
-                if place is not None:
-                    self.envelope.veto(place, control.radius_nm)
+                corners_nm = control.corners_nm or (() if known is None else (known,))
+                if corners_nm:
+                    self.envelope.veto(corners_nm, control.radius_nm)
+            case "place" if control.shift_nm is not None:
+                self.envelope.forbidden.place(control.shift_nm, control.radius_nm)
+            case "forget":
+                self.envelope.forbidden.forget()
 
     def _note_event(self, event: Event) -> None:
         """Count the frames that are in the journal only as an event; note the end."""

@@ -33,7 +33,16 @@ import numpy as np
 
 from streamer.codec import pack, unpack
 from streamer.envelope import Envelope, EnvelopeConfig, EnvelopeState, RefusedError
-from streamer.messages import Distortion, Frame, Outcome, Registration, Request, ScanGeometry, Suggestion
+from streamer.messages import (
+    Control,
+    Distortion,
+    Frame,
+    Outcome,
+    Registration,
+    Request,
+    ScanGeometry,
+    Suggestion,
+)
 
 E_PER_US_PA = 1e-18 / 1.602176634e-19  # electrons in a microsecond of a picoampere
 NEAR = 1e-9  # relative rounding
@@ -43,6 +52,7 @@ SEED = 1
 
 Pair = tuple[float, float]
 Cell = tuple[int, int]
+Forbidden = tuple[list[complex], float, str]  # corners, how far around, and the word that refuses
 
 
 # -- a judge who shares no code with the envelope --------------------------------------------------------
@@ -149,22 +159,29 @@ class Judge:
         self.counted_e: dict[Cell, float] = {}
         self.visited_s: list[tuple[list[complex], float]] = []
         self.all_visited_s = -math.inf
-        self.vetoes: list[tuple[complex, float]] = []
+        # Corners where they were when the session began, and how far around: placed, and lost with the jumps
+        # that were known of when they were placed.
+        self.areas = [
+            ([complex(*c) for c in area], 0.0, "forbidden area") for area in config.forbidden_areas_nm
+        ]
+        self.lost: list[tuple[Forbidden, complex]] = []
+        self.jumped = 0j
         self.under_way: dict[str, Given] = {}
         self.said: set[str] = set()
         self.granted_at_s: list[float] = []
         self.last_nm: Pair | None = None
-        self.is_lost = False
 
     # what it is told
 
-    def lose(self) -> None:
-        """The specimen is not found again."""
-        self.is_lost = True
+    def lose(self, jump: complex) -> None:
+        """The specimen is not found again: it is by this elsewhere, and nobody knows."""
+        self.lost += [(area, self.jumped) for area in self.areas]
+        self.areas = []
+        self.jumped += jump
         # On the edge of a cell a dose is counted in both, and truly in neither: the bounds part here.
         self.frames_e += max(self.true_e.values(), default=0.0)
         self.more_e += max(self.counted_e.values(), default=0.0) - max(self.true_e.values(), default=0.0)
-        self.true_e, self.counted_e, self.vetoes = {}, {}, []
+        self.true_e, self.counted_e = {}, {}
         for given in self.under_way.values():
             self.book(given, 1.0)
             self.total_e -= given.total_e
@@ -191,7 +208,7 @@ class Judge:
             if asked.shape is None
             else turned(asked.field_of_view_nm, world.rotation_of(asked), place)
         )  # type: ignore[arg-type]
-        found |= self._areas(corners)
+        found |= self._areas([corner - self.jumped for corner in corners])
         given = self.given(world, asked, place)
         found["total dose"] = _within(self.total_e + given.total_e, self.config.max_dose_e)
         most = max(
@@ -268,15 +285,11 @@ class Judge:
 
     def _areas(self, corners: list[complex]) -> dict[str, int]:
         found = {"forbidden area": 1, "vetoed": 1}
-        areas = [[complex(*c) for c in area] for area in self.config.forbidden_areas_nm]
-        if areas and self.is_lost:
+        if self.lost:
             found["forbidden area"] = -1
-        for area in areas:
-            apart = gap(corners, area)
-            found["forbidden area"] = min(found["forbidden area"], _apart(apart, 0.0))
-        for place, radius_nm in self.vetoes:
-            apart = gap(corners, [place]) if len(corners) == 1 else gap([place], corners)
-            found["vetoed"] = min(found["vetoed"], _apart(apart, radius_nm))
+        for area, radius_nm, word in self.areas:
+            apart = gap([area[0]], corners) if len(area) == 1 else gap(corners, area)
+            found[word] = min(found[word], _apart(apart, radius_nm))
         return found
 
     def _visits(self, world: World, corners: list[complex]) -> int:
@@ -497,7 +510,8 @@ class World:
         """The correction says where the specimen is; maybe against a new reference."""
         before = self.drift - self.lost_by
         if is_lost:  # it is another place that is there now: nobody can say which
-            self.drift += complex(*self.rng.normal(0, 1, 2))
+            jump = complex(*self.rng.normal(0, 1, 2))
+            self.drift += jump
             self.lost_by = self.drift - before
         moved = self.drift + complex(*self.stage_nm)
         if new:
@@ -521,7 +535,7 @@ class World:
             distortion=distortion,
         )
         if is_lost:
-            self.judge.lose()
+            self.judge.lose(jump)
         self.envelope.observe_registration(self.registration)
 
     def happen(self) -> None:
@@ -529,8 +543,8 @@ class World:
         rng, judge = self.rng, self.judge
         self.now_s += float(rng.choice([0.0, 1e-3, 0.2, 1.0]))
         what = rng.choice(
-            ["frame", "register", "answer", "zoom", "lose", "veto", "restart", "current"],
-            p=[0.09, 0.1, 0.7, 0.02, 0.014, 0.016, 0.03, 0.03],
+            ["frame", "register", "answer", "zoom", "lose", "place", "veto", "restart", "current"],
+            p=[0.09, 0.1, 0.57, 0.02, 0.014, 0.12, 0.026, 0.03, 0.03],
         )
         if what == "frame" or self.clock_s - self.registration.at_s > 7.0:
             self.frame(missed=int(rng.random() < 0.05))
@@ -549,11 +563,10 @@ class World:
         elif what == "lose":
             self.frame()
             self.register(1, is_lost=True)
-        elif what == "veto" and len(judge.vetoes) < 6:
-            place = complex(*rng.normal(0, 1.5, 2))
-            radius_nm = float(rng.uniform(0.01, 0.4))
-            self.envelope.veto(self.position_of_registered(place), radius_nm)
-            judge.vetoes.append((place, radius_nm))
+        elif what == "veto" and len(judge.areas) < 6:
+            self.veto()
+        elif what == "place" and judge.lost:
+            self.place()
         elif what == "restart":
             kept = pack(self.envelope.state())
             self.envelope = Envelope(self.config)
@@ -563,6 +576,35 @@ class World:
             limit_pa = self.config.max_beam_current_pa or 100.0
             self.frame(told_pa=float(rng.choice([0.5, 1.0, np.nextafter(1.0, 2), 1.5])) * limit_pa)
             self.register()
+
+    def veto(self) -> None:
+        """A person forbids a disc or a polygon, and maybe what is near it."""
+        rng = self.rng
+        middle = complex(*rng.normal(0, 1.5, 2))
+        is_disc = rng.random() < 0.4
+        corners = [middle] if is_disc else a_polygon(rng, middle)
+        radius_nm = float(rng.uniform(0.01, 0.4)) if is_disc else float(rng.choice([0.0, 0.1]))
+        said = tuple(self.position_of_registered(corner) for corner in corners)
+        try:
+            where: dict[str, Any] = {"position_nm": said[0]} if is_disc else {"polygon_nm": said}
+            control = Control(action="veto", radius_nm=radius_nm, **where)
+        except ValueError:  # two of the drawn corners lie where they cross
+            return
+        self.envelope.veto(control.corners_nm, control.radius_nm)
+        self.judge.areas.append(([corner - self.lost_by for corner in corners], radius_nm, "vetoed"))
+
+    def place(self) -> None:
+        """A person sees how far the specimen has jumped, or that what was forbidden is gone."""
+        judge, forbidden = self.judge, self.envelope.forbidden
+        jumps = {self.lost_by - known for _, known in judge.lost}
+        self.hits["said to be lost apart"] += forbidden.are_apart != (len(jumps) > 1)
+        if len(jumps) > 1 or self.rng.random() < 0.2:
+            forbidden.forget()
+        else:
+            (jump,), wider_nm = jumps, float(self.rng.choice([0.0, 0.05]))
+            forbidden.place((jump.real, jump.imag), wider_nm)
+            judge.areas += [(area, near + wider_nm, word) for (area, near, word), _ in judge.lost]
+        judge.lost = []
 
     def position_of_registered(self, place: complex) -> Pair:
         """As ``position_of``, the stage taken to be where the registration saw it."""
@@ -695,6 +737,14 @@ def is_changed(world: World, asked: Suggestion, request: Request) -> bool:
     return off_nm > 1e-9 or any(getattr(asked, name) != getattr(request, name) for name in names)
 
 
+def a_polygon(rng: np.random.Generator, middle: complex) -> list[complex]:
+    """Draw a small one around a place, mostly with corners that point inwards."""
+    n = int(rng.integers(3, 8))
+    angles = np.sort(rng.uniform(0, 2 * math.pi, n))
+    radii = rng.uniform(0.1, 0.8, n) * rng.choice([0.2, 1.0])
+    return [complex(middle + r * np.exp(1j * a)) for r, a in zip(radii, angles, strict=True)]
+
+
 def a_config(rng: np.random.Generator) -> EnvelopeConfig:
     """Draw limits of which some hinder nobody and some hinder most."""
 
@@ -704,11 +754,8 @@ def a_config(rng: np.random.Generator) -> EnvelopeConfig:
     cell_nm = float(rng.uniform(0.15, 0.6))
     areas = []
     for _ in range(int(rng.integers(0, 3))):
-        middle, n = complex(*rng.normal(0, 2, 2)), int(rng.integers(3, 8))
-        angles = np.sort(rng.uniform(0, 2 * math.pi, n))
-        radii = rng.uniform(0.1, 0.8, n) * rng.choice([0.2, 1.0])
-        corners = [middle + r * np.exp(1j * a) for r, a in zip(radii, angles, strict=True)]
-        areas.append(tuple((float(c.real), float(c.imag)) for c in corners))
+        corners = a_polygon(rng, complex(*rng.normal(0, 2, 2)))
+        areas.append(tuple((c.real, c.imag) for c in corners))
     made: dict[str, Any] = {
         "beam_current_pa": float(rng.uniform(1, 100)),
         "margin_nm": maybe(0.2),
@@ -781,14 +828,12 @@ def a_position(world: World) -> Pair:
     (x, y) = world.scan_position_nm((0.0, 0.0))
     position = (scan.real - x, scan.imag - y)
     last = world.judge.last_place()
-    if 0.15 < what < 0.3 and config.forbidden_areas_nm:
-        area = config.forbidden_areas_nm[int(rng.integers(len(config.forbidden_areas_nm)))]
+    if 0.15 < what < 0.35 and world.judge.areas:
+        area, radius_nm, _ = world.judge.areas[int(rng.integers(len(world.judge.areas)))]
         i, along = int(rng.integers(len(area))), float(rng.choice([0.0, 0.5, rng.random()]))
-        a, b = complex(*area[i]), complex(*area[i - 1])
-        position = world.position_of(a + along * (b - a))
-    elif 0.3 < what < 0.35 and world.judge.vetoes:
-        place, radius_nm = world.judge.vetoes[int(rng.integers(len(world.judge.vetoes)))]
-        position = world.position_of(place + radius_nm * np.exp(1j * rng.uniform(0, 7)))
+        a, b = area[i], area[i - 1]
+        beside = radius_nm * np.exp(1j * rng.uniform(0, 7))
+        position = world.position_of(a + along * (b - a) + beside + world.lost_by)
     elif 0.35 < what < 0.45 and last is not None:
         step = (config.max_step_nm or 0.1) * np.exp(1j * rng.uniform(0, 7))
         position = (last[0] - x + step.real, last[1] - y + step.imag)

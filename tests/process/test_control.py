@@ -78,6 +78,18 @@ def test_pause_resume_point_veto_abort_and_stop_do_what_they_say_and_are_kept(ru
     code, said = control(run, "point", "0.1", "-0.2", "--dwell-time-us", "5000")
     assert code == 1, said
 
+    code, said = control(run, "veto", "--polygon", "-1,-1 -0.5,-1 -1,-0.5", "--reason", "a hole")
+    assert (code, said) == (0, "forbidden: all in a polygon of 3 corners around (-0.833333, -0.833333) nm")
+    code, said = control(run, "point", "-0.9", "-0.9", "--dwell-time-us", "5000")
+    assert (code, said) == (
+        1,
+        "probeloop: refused: vetoed: it touches an area where a person wants nothing more measured",
+    )
+    code, said = control(run, "place", "--shift", "-0.5", "1", "--radius-nm", "0.1")
+    assert (code, said) == (
+        1,
+        "probeloop: refused: nothing lost: every forbidden area and veto lies where it lay",
+    )
     code, said = control(run, "abort")
     assert code == 0
     assert "held now: aborted by the operator" in said
@@ -89,10 +101,17 @@ def test_pause_resume_point_veto_abort_and_stop_do_what_they_say_and_are_kept(ru
     assert (run.folder / "truth.npz").exists()
 
     kept = [(control.action, control.reason) for _, control in run.messages(Control)]
-    assert kept == [("pause", "coffee"), ("resume", ""), ("veto", ""), ("abort", ""), ("stop", "")]
+    assert kept == [
+        ("pause", "coffee"),
+        ("resume", ""),
+        ("veto", ""),
+        ("veto", "a hole"),
+        ("abort", ""),
+        ("stop", ""),
+    ]
     assert [c.action for _, c in run.messages(Command)][:2] == ["park", "go"]
     asked = {one.id for _, one in run.messages(Suggestion) if one.policy == "operator"}
-    assert len(asked) == 4
+    assert len(asked) == 5
     done = {one.id for _, one in run.messages(Outcome) if one.status == "ok"}
     assert len(asked & done) == len(asked & {one.id for _, one in run.messages(Request)}) == 1
     assert asked & done <= {score.id for _, score in run.messages(Score)}, "the agent did not learn from it"
@@ -110,11 +129,21 @@ def test_where_no_streamer_serves_it_says_so(tmp_path: Path) -> None:
     )
 
 
+WHAT_IS_FORBIDDEN = "say what is forbidden: an ID, a place by --at X Y, or an area by --polygon 'X,Y X,Y X,Y'"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("veto",), "say what is forbidden: an ID, or a place by --at X Y"),
-        (("veto", "a-1", "--at", "0", "0"), "say what is forbidden: an ID, or a place by --at X Y"),
+        (("veto",), WHAT_IS_FORBIDDEN),
+        (("veto", "a-1", "--at", "0", "0"), WHAT_IS_FORBIDDEN),
+        (("veto", "--polygon", "0,0 1,0 1,1", "--at", "0", "0"), WHAT_IS_FORBIDDEN),
+        (
+            ("veto", "--polygon", "0,0 1,0 1"),
+            "--polygon '0,0 1,0 1': write its corners as 'X,Y X,Y X,Y', in nm",
+        ),
+        (("veto", "--polygon", "0,0 1,0"), "the polygon has 2 corners; it takes three or more"),
+        (("mode", "sometimes"), "control.mode is sometimes; it takes auto, confirm, advise"),
         (
             ("point", "nan", "0", "--dwell-time-us", "1"),
             "the place is (nan, 0.0) nm; it takes finite numbers",

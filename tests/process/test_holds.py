@@ -13,12 +13,15 @@ import pytest
 
 from streamer.link import Link
 from streamer.messages import (
+    Ack,
     Command,
     Control,
+    Distortion,
     Event,
     Frame,
     Latents,
     Outcome,
+    Registration,
     Request,
     Suggestion,
 )
@@ -63,6 +66,7 @@ def suggest(agent: Link, identifier: str, **fields: Any) -> None:
             position_nm=fields.pop("position_nm", (0.0, 0.0)),
             dwell_time_us=10.0,
             policy="test",
+            **fields,
         )
     )
 
@@ -176,6 +180,67 @@ def test_veto_cancels_what_is_under_way_and_forbids_its_place(run):
     assert "veto" in refused(agent, "b")
     suggest(agent, "c", position_nm=(-0.5, 0.1))
     assert await_message(instrument, Request).id == "c"
+
+
+class Jumpy(Counting):
+    """Finds nothing of what it knew in the third frame, as if the specimen had jumped."""
+
+    def process(self, frame: Frame, meter: Any) -> Processed | None:
+        done = super().process(frame, meter)
+        flat, row = np.zeros((2, 2, 2), np.float32), np.zeros((2, 5), np.float32)
+        lost = Distortion(
+            mode="drift-only",
+            grid_px=flat,
+            sd_px=flat,
+            rows_px=row,
+            row_offset_px=row,
+            cols_px=row,
+            flags=("lost",) if frame.number == 2 else (),
+        )
+        now = Registration(revision=int(frame.number >= 2), at_s=frame.acquired_at_s, distortion=lost)
+        return msgspec.structs.replace(done, latents=msgspec.structs.replace(done.latents, registration=now))
+
+
+def test_a_specimen_that_is_lost_with_a_veto_stops_the_requests_until_a_person_places_it(run):
+    running = run(processor=Jumpy())
+    agent, instrument = begin(running)
+    viewer = running.viewer("event")
+    operator = running.link("operator")
+    operator.send(Control(action="place", shift_nm=(0.1, 0.0)))
+    nothing = await_message(operator, Ack, lambda ack: ack.sequence == 1)
+    assert nothing.reason == "nothing lost: every forbidden area and veto lies where it lay"
+    square = ((0.2, 0.0), (0.4, 0.0), (0.4, 0.2), (0.2, 0.2))
+    operator.send(Control(action="veto", polygon_nm=square, reason="a hole"))
+    suggest(agent, "a", position_nm=(0.3, 0.1))
+    assert refused(agent, "a").startswith("vetoed")
+    suggest(agent, "under way", position_nm=(-0.5, 0.1))
+    await_message(instrument, Request)
+    for number in (1, 2):
+        instrument.send(make_frame(number))
+    told = await_message(viewer, Event, lambda event: event.what == "areas lost")
+    assert "where 1 veto lie" in told.detail
+    assert await_message(instrument, Command).action == "cancel"
+    instrument.send(Outcome(session=SESSION, id="under way", status="aborted"))
+    assert running.hub.status().lost == "1 veto"
+    suggest(agent, "b", position_nm=(-0.5, 0.1), registration_revision=1)
+    assert "probeloop control place" in refused(agent, "b")
+
+    operator.send(Control(action="place", shift_nm=(-0.6, 0.0), reason="seen in the image"))
+    await_message(operator, Ack, lambda ack: ack.sequence == 3 and ack.status != "refused")
+    assert running.hub.status().lost == ""
+    suggest(agent, "c", position_nm=(-0.3, 0.1), registration_revision=1)
+    assert refused(agent, "c").startswith("vetoed")
+    suggest(agent, "d", position_nm=(0.3, 0.1), registration_revision=1)
+    assert await_message(instrument, Request).id == "d"
+
+
+def test_a_veto_of_what_nobody_suggested_is_refused(run):
+    running = run()
+    begin(running)
+    operator = running.link("operator")
+    operator.send(Control(action="veto", id="explorer-12"))
+    ack = await_message(operator, Ack)
+    assert ack.reason == "unknown id: nothing was suggested as explorer-12; see the live view"
 
 
 @pytest.mark.parametrize("state", ["before any frame", "running", "paused", "draining", "stuck"])

@@ -115,10 +115,16 @@ def test_what_a_person_said_and_changed_is_noted_with_where_it_came() -> None:
         suggestion("c"),
         Outcome(session="s", id="c", status="withdrawn", reason="the mode changed"),
         suggestion("mine", policy="operator"),
+        Control(action="veto", polygon_nm=((0.0, 0.0), (2.0, 0.0), (1.0, 3.0)), reason="a hole"),
+        Control(action="place", shift_nm=(0.5, -1.0), radius_nm=0.2),
+        Control(action="forget", reason="another grain"),
     )
     assert [(one.after, one.what, one.reason) for one in told.changes] == [
         (1, "mode confirm", ""),
         (2, "goal = map", "seen enough"),
+        (3, "nothing more measured: all in a polygon of 3 corners around (1, 1) nm", "a hole"),
+        (3, "forbidden areas and vetoes placed by (0.5, -1) nm, 0.2 nm wider", ""),
+        (3, "lost forbidden areas and vetoes forgotten", "another grain"),
     ]
     assert (told.said["approve"], told.said["declined"]) == (1, 1)
     assert [one.status for one in told.decided.values()] == ["", "refused", "withdrawn"]
@@ -149,6 +155,16 @@ def test_forecasts_are_called_too_sure_only_beyond_chance(rms: float, words: str
     assert words in told
     assert "70% lay within the 68% interval and 95% lay within the 90% interval" in told
     assert "3 times as probable" in told
+
+
+@pytest.mark.parametrize(("gain", "times"), [(1e4, "10^4,343"), (-1e4, "10^-4,343"), (25.0, "10^11")])
+def test_forecasts_of_which_a_few_were_hopeless_are_compared_in_powers_of_ten(
+    gain: float, times: str
+) -> None:
+    calibration = Calibration(
+        count=20, coverage={0.9: 0.5}, surprise_rms=99.0, error=1.0, usual_error=1.0, nll=-gain, usual_nll=0.0
+    )
+    assert f"{times} times as probable" in calibration_in_words(calibration)
 
 
 def test_a_value_is_written_to_two_digits_of_its_sd() -> None:

@@ -284,22 +284,34 @@ def lost(revision: int, at_s: float = 1000.0) -> Registration:
     return Registration(revision=revision, at_s=at_s, distortion=distortion)
 
 
-def test_vetoed_place_is_refused_until_the_specimen_is_lost(envelope, make_suggestion):
+def test_vetoed_place_is_refused_and_when_the_specimen_is_lost_everywhere_until_it_is_placed(
+    envelope, make_suggestion
+):
     made = envelope()
     made.observe_registration(Registration(at_s=1000.0))
-    made.veto((0.2, 0.2), 0.1)
+    made.veto(((0.2, 0.2),), 0.1)
     assert reason_of(made, make_suggestion("near", position_nm=(0.25, 0.2))) == "vetoed"
     granted(made, make_suggestion("beside", position_nm=(0.35, 0.2)))
     made.observe_registration(Registration(revision=1, at_s=1001.0))
     zoomed = make_suggestion("zoomed", position_nm=(0.25, 0.2), registration_revision=1)
     assert reason_of(made, zoomed) == "vetoed"
     made.observe_registration(lost(2, at_s=1002.0))
-    granted(made, make_suggestion("other", position_nm=(0.25, 0.2), registration_revision=2))
+    now = {"registration_revision": 2}
+    far = make_suggestion("far", position_nm=(-1.0, -0.5), **now)
+    with pytest.raises(RefusedError, match=r"where 1 veto lie.*: probeloop control place"):
+        made.review(far, 0.0)
+    again = envelope()
+    again.restore(unpack(pack(made.state()), EnvelopeState))
+    assert reason_of(again, far) == "forbidden area"
+    made.forbidden.place((-0.5, 0.0))
+    granted(made, far)
+    granted(made, make_suggestion("where it was", position_nm=(0.25, 0.2), **now))
+    assert reason_of(made, make_suggestion("where it is", position_nm=(-0.25, 0.2), **now)) == "vetoed"
 
 
 def test_a_sub_scan_that_only_reaches_a_vetoed_place_is_refused(envelope, make_suggestion):
     made = envelope()
-    made.veto((0.5, 0.0), 0.1)
+    made.veto(((0.5, 0.0),), 0.1)
     scan = {"action": "scan", "shape": (8, 8), "field_of_view_nm": (0.9, 0.1)}
     assert reason_of(made, make_suggestion("along", **scan)) == "vetoed"
     granted(made, make_suggestion("across", **scan, rotation_rad=math.pi / 2))
@@ -310,7 +322,7 @@ def test_another_envelope_goes_on_from_the_state_of_the_first(envelope, make_sug
     granted(first, make_suggestion("a", position_nm=(0.1, 0.0)))
     granted(first, make_suggestion("b", position_nm=(0.3, 0.1)))
     settled_by(first, Outcome(session="s", id="a", status="skipped"))
-    first.veto((-0.5, 0.0), 0.1)
+    first.veto(((-0.5, 0.0),), 0.1)
     second = envelope(max_pending=2)
     second.restore(first.state())
     assert second.state() == first.state()

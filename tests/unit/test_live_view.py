@@ -97,8 +97,9 @@ def test_latencies_stand_in_the_order_of_the_data_path() -> None:
         {"session": "a name that goes on and on " * 5},
         {"drift_nm": (-1234.5, 6789.0), "best_position_nm": (-1234.5, 6789.0), "best": -1.23456789e-12},
         {"state": "held", "held": ("the instrument is silent for 12 s",) * 9},
+        {"state": "held", "held": ("paused",), "lost": "12 forbidden areas and 34 vetoes", "mode": "confirm"},
     ],
-    ids=["usual", "many suggestions", "many stages", "long name", "large numbers", "held"],
+    ids=["usual", "many suggestions", "many stages", "long name", "large numbers", "held", "lost"],
 )
 @pytest.mark.parametrize("restarts", [(), ("restarted instrument (killed by SIGSEGV)",) * 50])
 def test_the_screen_fits_in_80_by_24(changes: dict[str, Any], restarts: tuple[str, ...]) -> None:
@@ -180,6 +181,13 @@ def test_a_held_loop_says_why_on_the_screen_and_in_the_line() -> None:
     assert "beam parked" not in text(status())
 
 
+def test_areas_that_were_lost_are_told_with_what_to_do_on_the_screen_and_in_the_line() -> None:
+    lost = status(lost="1 veto")
+    assert "specimen lost: where are 1 veto? (probeloop control place)" in text(lost)
+    assert "running  (specimen lost: place 1 veto) frames" in line(lost)
+    assert "specimen" not in text(status()) + line(status())
+
+
 def test_restarts_are_told_on_the_screen_and_once_each_in_lines() -> None:
     one, two = "restarted streamer (killed by SIGKILL)", "restarted agent (exit code 1)"
     assert two + ", and 1 before" in text(status(), restarts=(one, two))
@@ -215,10 +223,13 @@ def test_a_line_is_printed_when_the_reasons_of_a_hold_change() -> None:
     with console.capture() as capture:
         for elapsed_s, held in ((1.0, ("paused",)), (1.2, ("paused",)), (1.4, ("paused", "disk full"))):
             printer(status(state="held", held=held), Around(elapsed_s=elapsed_s))
-    assert [row.split("(")[1].split(")")[0] for row in capture.get().splitlines()] == [
-        "paused",
-        "paused; disk full",
-    ]
+        printer(status(lost="1 veto"), Around(elapsed_s=1.6))
+        printer(status(), Around(elapsed_s=1.8))
+    first, second, third, fourth = capture.get().splitlines()
+    assert "(paused)" in first
+    assert "(paused; disk full)" in second
+    assert "(specimen lost: place 1 veto)" in third
+    assert "lost" not in fourth
 
 
 def test_durations_are_written_in_minutes_and_in_hours_from_one_on() -> None:
