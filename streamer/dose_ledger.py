@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from itertools import product
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from streamer.areas import Rectangle
 from streamer.message_base import PairNm
@@ -62,7 +64,7 @@ class Booking(msgspec.Struct, frozen=True):
         across_nm = 2 * _half_width_nm(self.place.rotation_rad, cell_nm / 2)
         for edge_nm, n in zip(self.place.size_nm, reversed(self.shape), strict=True):
             share *= max(1 / n, min(across_nm / edge_nm, 1.0))
-        return Dose(total_e, dict.fromkeys(cells_touched(self.place, cell_nm), share * total_e))
+        return Dose(total_e, dict.fromkeys(CellsTouched(self.place, cell_nm).cells(), share * total_e))
 
 
 class DoseLedger:
@@ -118,30 +120,66 @@ def cell_of(position_nm: PairNm, cell_nm: float) -> Cell:
     return math.floor(position_nm[0] / cell_nm), math.floor(position_nm[1] / cell_nm)
 
 
-def cells_touched(area: Rectangle, cell_nm: float, around_nm: float = 0.0) -> Iterable[Cell]:
-    """Name the cells that an area touches, or that lie no further from it than ``around_nm`` in x and y."""
-    x_nm, y_nm = zip(*area.corners_nm, strict=True)
-    columns = range(
-        math.floor((min(x_nm) - around_nm) / cell_nm), math.floor((max(x_nm) + around_nm) / cell_nm) + 1
-    )
-    rows = range(
-        math.floor((min(y_nm) - around_nm) / cell_nm), math.floor((max(y_nm) + around_nm) / cell_nm) + 1
-    )
-    cells = product(columns, rows)
-    cos, sin = math.cos(area.rotation_rad), math.sin(area.rotation_rad)
-    if area.is_point or not cos * sin:
-        return cells
-    (x, y), (width, height) = area.center_nm, area.size_nm
-    reach = _half_width_nm(area.rotation_rad, cell_nm / 2 + around_nm) * (1 + 1e-9)
+class CellsTouched:
+    """The cells that an area touches, or that lie no further from it than ``around_nm`` in x and y.
 
-    def is_touched(cell: Cell) -> bool:
-        right, down = (cell[0] + 0.5) * cell_nm - x, (cell[1] + 0.5) * cell_nm - y
-        return (
-            abs(cos * right + sin * down) <= width / 2 + reach
-            and abs(cos * down - sin * right) <= height / 2 + reach
-        )
+    Parameters
+    ----------
+    area, cell_nm, around_nm
+        Those, and the edge of a cell.
 
-    return filter(is_touched, cells)
+    Attributes
+    ----------
+    columns, rows
+        Where they all are; of an area that is not turned it is all that is there.
+    """
+
+    __slots__ = ("_area", "_cell_nm", "_reach_nm", "columns", "rows")
+
+    def __init__(self, area: Rectangle, cell_nm: float, around_nm: float = 0.0) -> None:
+        x_nm, y_nm = zip(*area.corners_nm, strict=True)
+        self.columns = _cells_between(min(x_nm) - around_nm, max(x_nm) + around_nm, cell_nm)
+        self.rows = _cells_between(min(y_nm) - around_nm, max(y_nm) + around_nm, cell_nm)
+        self._area, self._cell_nm = area, cell_nm
+        self._reach_nm = _half_width_nm(area.rotation_rad, cell_nm / 2 + around_nm) * (1 + 1e-9)
+
+    @property
+    def _is_turned(self) -> bool:
+        turn_rad = self._area.rotation_rad
+        return not self._area.is_point and bool(math.cos(turn_rad) * math.sin(turn_rad))
+
+    def cells(self) -> Iterable[Cell]:
+        """Name each of them."""
+        if not self._is_turned:
+            return product(self.columns, self.rows)
+        right, down = np.nonzero(self._are_touched(self.columns, self.rows))
+        return zip((right + self.columns.start).tolist(), (down + self.rows.start).tolist(), strict=True)
+
+    def shares_one_with(self, other: CellsTouched) -> bool:
+        """Is one of them also touched by the other area?"""
+        columns, rows = _both(self.columns, other.columns), _both(self.rows, other.rows)
+        if not columns or not rows:
+            return False
+        turned = [one._are_touched(columns, rows) for one in (self, other) if one._is_turned]
+        return not turned or bool(np.logical_and.reduce(turned).any())
+
+    def _are_touched(self, columns: range, rows: range) -> NDArray[np.bool_]:
+        """Say of each of some cells, shape ``(columns, rows)``, whether it is touched."""
+        (x, y), (width, height) = self._area.center_nm, self._area.size_nm
+        cos, sin = math.cos(self._area.rotation_rad), math.sin(self._area.rotation_rad)
+        right = (np.arange(columns.start, columns.stop)[:, None] + 0.5) * self._cell_nm - x
+        down = (np.arange(rows.start, rows.stop) + 0.5) * self._cell_nm - y
+        touched: NDArray[np.bool_] = np.abs(cos * right + sin * down) <= width / 2 + self._reach_nm
+        touched &= np.abs(cos * down - sin * right) <= height / 2 + self._reach_nm
+        return touched
+
+
+def _cells_between(low_nm: float, high_nm: float, cell_nm: float) -> range:
+    return range(math.floor(low_nm / cell_nm), math.floor(high_nm / cell_nm) + 1)
+
+
+def _both(one: range, other: range) -> range:
+    return range(max(one.start, other.start), min(one.stop, other.stop))
 
 
 def _half_width_nm(rotation_rad: float, half_edge_nm: float) -> float:

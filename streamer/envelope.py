@@ -372,7 +372,7 @@ class Envelope:
         self._check_areas(booking.place)
         dose = booking.dose(self.config.cell_nm)
         self._check_dose(dose)
-        self._check_visits(dose)
+        self._check_visits(booking.place)
         return Request(
             session=suggestion.session,
             id=suggestion.id,
@@ -608,9 +608,9 @@ class Envelope:
                     f"it takes {self.config.max_dose_e_per_cell:.3g}",
                 )
 
-    def _check_visits(self, dose: Dose) -> None:
+    def _check_visits(self, place: Rectangle) -> None:
         under_way = [booking.place for booking in self._bookings.values()]
-        if not self._visits.are_due(dose.cells_e, under_way, self._clock_s):
+        if not self._visits.are_due(place, under_way, self._clock_s):
             raise RefusedError("revisit", f"less than {self.config.min_revisit_s:g} s after a visit there")
 
 

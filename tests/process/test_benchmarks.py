@@ -48,6 +48,7 @@ FIGURES = {
         "frame_cut_ms",
         "frame_encode_ms",
     ),
+    "review": ("spectrum_first_us", "spectrum_last_us", "spectrum_state_mb", "scan_first_us", "scan_last_us"),
     "faults": (
         "acked_lost",
         "duplicates",
