@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -70,7 +71,7 @@ class Loop:
         UnreadableSpectrum
             If there is no cycle in it, or too little of one.
         """
-        start = _start_of_last_cycle(measured.axis)
+        start = _start_of_last_cycle(measured.axis.tobytes())
         bias_v, response = measured.axis[start:], measured.values[start:]
         sd = noise_sd(measured.values, measured.axis)
         kept = _is_in_line(response, sd)
@@ -85,14 +86,7 @@ class Loop:
             raise UnreadableSpectrum(
                 "no loop", f"the last cycle has {bias_v.size} points; a loop takes {LEAST_POINTS} or more"
             )
-        lowest, highest = int(bias_v.argmin()), int(bias_v.argmax())
-        return cls(
-            bias_v,
-            response,
-            _way(lowest, highest, bias_v.size),
-            _way(highest, lowest, bias_v.size),
-            sd,
-        )
+        return cls(bias_v, response, *_branches(bias_v.tobytes()), sd)
 
 
 class LoopReader(Reader):
@@ -195,25 +189,20 @@ class SwitchingBias(LoopReader):
         jump = _jump(loop, branch, middle)
         # Of a step those beside it; else those around it.
         half = 1 if jump > STEP else NEAR // 2
-        near = np.arange(middle - half, middle + half)
-        # Each a matrix that makes the line's values at these points from the response of the branch.
-        before, after = _lines(bias_v, middle, bias_v[near])
-        to_level = -(1 - self._level) * before - self._level * after
-        to_level[np.arange(near.size), near] += 1.0
+        near = _near(bias_v.tobytes(), middle, half)
+        to_level = -(1 - self._level) * near.before - self._level * near.after
+        to_level[np.arange(2 * half), np.arange(middle - half, middle + half)] += 1.0
         above = to_level @ response
-        off = bias_v[near] - bias_v[near].mean()
-        weights = off / float(off @ off)
-        slope = float(weights @ above)
+        slope = float(near.slope @ above)
         shift = -float(above.mean()) / slope if slope else math.inf
-        step_v = float(np.abs(off).max())
-        if abs(shift) > MAX_EXTRAPOLATED * step_v:
+        if abs(shift) > MAX_EXTRAPOLATED * near.reach_v:
             raise UnreadableSpectrum(
                 "no switching", f"no {self.what}: the branches switch too slowly to say where; take loop_area"
             )
         gradient = np.zeros_like(loop.response)
-        gradient[branch] = to_level.T @ (-1 / near.size - shift * weights) / slope
+        gradient[branch] = to_level.T @ (-1 / (2 * half) - shift * near.slope) / slope
         unseen = _unseen(float(bias_v[middle] - bias_v[middle - 1]), jump, self._is_nucleation)
-        return Estimate(float(bias_v[near].mean()) + shift, gradient, unseen)
+        return Estimate(near.centre_v + shift, gradient, unseen)
 
 
 class RemanentResponse(LoopReader):
@@ -260,7 +249,30 @@ def noise_sd(values: Float64, axis: Float64) -> float:
     """
     if values.size < LEAST_POINTS:
         raise UnreadableSpectrum("no loop", f"{values.size} points are too few for a loop")
-    x = np.lib.stride_tricks.sliding_window_view(axis, 4)
+    indices, weights = _third_differences(axis.tobytes())
+    off = np.abs((weights * values[indices]).sum(axis=0))
+    sd = NORMAL * float(np.median(off))
+    for _ in range(CUTS):
+        before, sd = sd, float(np.sqrt((off[off <= CUT * sd] ** 2).mean())) / LEFT_BY_CUT
+        if sd == before:
+            break
+    return sd
+
+
+# What follows from the bias alone is kept: a session sweeps all its loops alike.
+
+
+@lru_cache(maxsize=16)
+def _third_differences(axis: bytes) -> tuple[Indices, Float64]:
+    """Find four points in a row each, and what makes of them a third difference as large as their noise.
+
+    Returns
+    -------
+    indices, weights
+        Both shape ``(4, k)``.
+    """
+    bias_v = np.frombuffer(axis)
+    x = np.lib.stride_tricks.sliding_window_view(bias_v, 4)
     steps = np.diff(x, axis=1)
     is_straight = (steps > 0).all(axis=1) | (steps < 0).all(axis=1)
     if is_straight.sum() < LEAST_POINTS // 2:
@@ -272,16 +284,13 @@ def noise_sd(values: Float64, axis: Float64) -> float:
     weights = np.stack([-1 / (a * (a + b) * (a + b + c)), 1 / (a * b * (b + c)), -1 / ((a + b) * b * c),
                         1 / ((a + b + c) * (b + c) * c)])  # fmt: skip
     weights /= np.sqrt((weights * weights).sum(axis=0))
-    y = np.lib.stride_tricks.sliding_window_view(values, 4)[is_straight]
-    off = np.abs((weights * y.T).sum(axis=0))
-    sd = NORMAL * float(np.median(off))
-    for _ in range(CUTS):
-        sd = float(np.sqrt((off[off <= CUT * sd] ** 2).mean())) / LEFT_BY_CUT
-    return sd
+    return np.flatnonzero(is_straight) + np.arange(4)[:, None], weights
 
 
-def _start_of_last_cycle(bias_v: Float64) -> int:
+@lru_cache(maxsize=16)
+def _start_of_last_cycle(axis: bytes) -> int:
     """Find where the last cycle begins, by the distance between its top and the one before."""
+    bias_v = np.frombuffer(axis)
     if bias_v.size < LEAST_POINTS:
         raise UnreadableSpectrum(
             "no loop", f"the loop has {bias_v.size} points; it takes {LEAST_POINTS} or more"
@@ -301,17 +310,30 @@ def _start_of_last_cycle(bias_v: Float64) -> int:
     return 0 if len(tops) == 1 else bias_v.size - (tops[-1] - tops[-2])
 
 
-def _is_in_line(response: Float64, sd: float) -> NDArray[np.bool_]:
-    """Say which points are not far off the median of the five around them on the closed loop."""
-    around = np.lib.stride_tricks.sliding_window_view(np.pad(response, 2, mode="wrap"), 5)
-    off = np.abs(response - np.sort(around, axis=1)[:, 2])
-    in_line: NDArray[np.bool_] = off <= STANDS_OUT * sd
-    return in_line
+@lru_cache(maxsize=64)
+def _branches(bias: bytes) -> tuple[Indices, Indices]:
+    """Find the way from the lowest to the highest bias, and back."""
+    bias_v = np.frombuffer(bias)
+    lowest, highest = int(bias_v.argmin()), int(bias_v.argmax())
+    return _way(lowest, highest, bias_v.size), _way(highest, lowest, bias_v.size)
 
 
 def _way(start: int, stop: int, size: int) -> Indices:
     """Go around from one point to another, both included."""
     return (start + np.arange((stop - start) % size + 1)) % size
+
+
+@lru_cache(maxsize=16)
+def _around(size: int) -> Indices:
+    """Find each point of a closed loop and the two on either side of it, shape ``(size, 5)``."""
+    return (np.arange(size)[:, None] + np.arange(-2, 3)) % size
+
+
+def _is_in_line(response: Float64, sd: float) -> NDArray[np.bool_]:
+    """Say which points are not far off the median of the five around them on the closed loop."""
+    around = np.sort(response[_around(response.size)], axis=1)
+    in_line: NDArray[np.bool_] = np.abs(response - around[:, 2]) <= STANDS_OUT * sd
+    return in_line
 
 
 def _switches_at(loop: Loop, branch: Indices) -> int:
@@ -325,14 +347,15 @@ def _switches_at(loop: Loop, branch: Indices) -> int:
     response, bias_v = loop.response[branch], loop.bias_v[branch]
     room = END * float(np.abs(bias_v[-1] - bias_v[0]))
     at_start, at_stop = (response[np.abs(bias_v - end) <= room] for end in (bias_v[0], bias_v[-1]))
-    apart = float(at_stop.mean() - at_start.mean())
+    start, stop = float(at_start.mean()), float(at_stop.mean())
+    apart = stop - start
     if abs(apart) < SWITCHES * loop.sd * math.sqrt(1 / at_start.size + 1 / at_stop.size):
         raise UnreadableSpectrum(
             "no switching",
-            f"the response is {at_start.mean():.3g} at one end of the loop and {at_stop.mean():.3g} at the "
+            f"the response is {start:.3g} at one end of the loop and {stop:.3g} at the "
             f"other, with a noise of {loop.sd:.2g}: nothing switches; take a larger bias, or loop_area",
         )
-    above = (response - (at_start.mean() + at_stop.mean()) / 2) * math.copysign(1.0, apart)
+    above = (response - (start + stop) / 2) * math.copysign(1.0, apart)
     # Their sum is least where most before is below and most after is above: one crossing, however often
     # the noise crosses.
     middle = int(np.cumsum(above).argmin()) + 1
@@ -352,20 +375,55 @@ def _line(x: Float64, at: Indices, to: Float64) -> Float64:
     return matrix
 
 
-def _lines(bias_v: Float64, middle: int, to: Float64) -> tuple[Float64, Float64]:
-    """Continue what is well before and well after the switching; see ``_line``."""
-    size = bias_v.size
-    before = np.arange(max(middle // 2, NEAR))
-    after = np.arange(size - max((size - middle) // 2, NEAR), size)
-    return _line(bias_v, before, to), _line(bias_v, after, to)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Near:
+    """Points around a switching, and what is well before and well after it, continued to them.
+
+    Attributes
+    ----------
+    before, after
+        Matrices that make the values of the two lines there from the response of the branch; see ``_line``.
+    apart
+        What makes their mean difference from it.
+    centre_v, reach_v
+        Mean of the points' biases, and how far from it they reach.
+    slope
+        What makes the slope of a line through these points from its values there.
+    """
+
+    before: Float64
+    after: Float64
+    apart: Float64
+    centre_v: float
+    reach_v: float
+    slope: Float64
+
+
+@lru_cache(maxsize=512)
+def _near(bias: bytes, middle: int, half: int) -> _Near:
+    """Take so many points on either side of a switching."""
+    bias_v = np.frombuffer(bias)
+    size, there_v = bias_v.size, bias_v[middle - half : middle + half]
+    before = _line(bias_v, np.arange(max(middle // 2, NEAR)), there_v)
+    after = _line(bias_v, np.arange(size - max((size - middle) // 2, NEAR), size), there_v)
+    centre_v = float(there_v.mean())
+    off_v = there_v - centre_v
+    return _Near(
+        before=before,
+        after=after,
+        apart=(after - before).mean(axis=0),
+        centre_v=centre_v,
+        reach_v=float(np.abs(off_v).max()),
+        slope=off_v / float(off_v @ off_v),
+    )
 
 
 def _jump(loop: Loop, branch: Indices, middle: int) -> float:
     """Say how much of the switching is between the two points around it."""
-    before, after = _lines(loop.bias_v[branch], middle, loop.bias_v[branch[[middle - 1, middle]]])
-    response = loop.response[branch]
-    whole = float((after - before).mean(axis=0) @ response)
-    done = float((response[middle] - before[1] @ response) - (response[middle - 1] - before[0] @ response))
+    near, response = _near(loop.bias_v[branch].tobytes(), middle, 1), loop.response[branch]
+    whole = float(near.apart @ response)
+    first, last = (response[middle + k - 1] - near.before[k] @ response for k in (0, 1))
+    done = float(last - first)
     return min(max(done / whole, 0.0), 1.0) if whole else 1.0
 
 
