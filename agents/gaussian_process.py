@@ -106,10 +106,6 @@ class _Left:
     def __init__(self, place: list[Float64], to_known: Float64, to_offered: Float64) -> None:
         self.place, self.to_known, self.to_offered = place, to_known, to_offered
 
-    def copy(self) -> _Left:
-        """Another one that goes a way of its own."""
-        return _Left(self.place, self.to_known, self.to_offered.copy())
-
     def follow(self, covariance: Covariance, factor: _Factor, places: list[Float64], count: int) -> None:
         """Take off what the rows take that were added since, up to so many, of which these are the places."""
         for index in range(len(self.to_known), count):
@@ -118,6 +114,17 @@ class _Left:
             (shared,) = covariance.between_scaled(there, self.place)[0] - lower[:index] @ self.to_known
             self.to_known = np.append(self.to_known, shared / lower[index])
             self.to_offered -= self.to_known[index] * factor.rows[index]
+
+    def beyond(self, covariance: Covariance, factor: _Factor, places: list[Float64]) -> _Left:
+        """What is left after all further rows, taken off together: for those that soon go again."""
+        known = len(self.to_known)
+        if known == factor.count:
+            return self
+        shared = covariance.between_scaled([one[known:] for one in places], self.place)[:, 0]
+        shared -= factor.lower[known:, :known] @ self.to_known
+        further = solve_triangular(factor.lower[known:, known:], shared, lower=True, check_finite=False)
+        to_offered = self.to_offered - further @ factor.rows[known:]
+        return _Left(self.place, np.concatenate([self.to_known, further]), to_offered)
 
 
 class GaussianProcess:
@@ -205,8 +212,7 @@ class GaussianProcess:
         if self.variance is self._variance_by_known:
             self.variance = self.variance.copy()
         for one in new:
-            left = self._left[one.tobytes()].copy()
-            left.follow(self._covariance, self._factor, self._places, self._factor.count)
+            left = self._left[one.tobytes()].beyond(self._covariance, self._factor, self._places)
             row = self._add(left, self._typical_noise, None)
             self.variance -= row * row
 

@@ -104,7 +104,7 @@ def test_the_digits_do_not_depend_on_when_it_is_asked() -> None:
     assert one == other
 
 
-@pytest.mark.parametrize("under_way", [1, 3])
+@pytest.mark.parametrize("under_way", [1, 3, 12])
 def test_an_outcome_that_was_expected_is_taken_in_as_one_that_was_not_bit_for_bit(under_way: int) -> None:
     known = data(60)
     surrogates = [told(30), told(30)]
@@ -112,10 +112,13 @@ def test_an_outcome_that_was_expected_is_taken_in_as_one_that_was_not_bit_for_bi
         surrogate.offer(places(100))
         for index in range(30, 60):
             if is_expected:
-                surrogate.expect(known.x[index : index + under_way])
-                assert np.isfinite(surrogate.sd).all()
+                for last in range(index, index + under_way):  # one after the other, as they are asked for
+                    surrogate.expect(data(80).x[index : last + 1])
+                    assert np.isfinite(surrogate.sd).all()
             surrogate.tell(known.x[index], known.y[index], known.variance[index])
-        surrogate.expect(known.x[40:42])
+        for first in (10, 0) if is_expected else (0,):
+            surrogate.expect(known.x[first : first + under_way])
+            assert np.isfinite(surrogate.sd).all()
     one, other = ((s.mean.tobytes(), s.sd.tobytes(), s.best_known()) for s in surrogates)
     assert one == other
 
