@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -90,11 +90,18 @@ class Encoders:
         is empty, among them.
     threads
         That the windows of a frame may take.
+    sending
+        Names of those whose windows go with their latents.
     """
 
-    def __init__(self, encoders: Mapping[str, WindowEncoder], threads: int = 1) -> None:
+    def __init__(
+        self,
+        encoders: Mapping[str, WindowEncoder],
+        threads: int = 1,
+        sending: Collection[str] = (),
+    ) -> None:
         self._lanes: dict[str, Lane] = {}
-        self._threads = threads
+        self._threads, self._sending = threads, sending
         for name, encoder in encoders.items():
             self.use(Lane(name, encoder))
 
@@ -112,6 +119,7 @@ class Encoders:
     def use(self, lane: Lane) -> None:
         """Put an encoder in the place of the one of its name, from the next item on."""
         lane.encoder.threads = self._threads
+        lane.encode.sends_windows = lane.encode.called in self._sending
         self._lanes[lane.name] = lane
 
     def warm_up(self) -> None:
@@ -178,7 +186,8 @@ def _as_tracked(latents: Latents, answer: Latents) -> Latents:
     order = np.argsort(known)
     place = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)]
     track = np.where(known[place] == wanted, answer.track[place], -1)
-    return msgspec.structs.replace(latents, track=track, request_id=answer.request_id)
+    tracked = msgspec.structs.replace(latents, track=track, request_id=answer.request_id)
+    return tracked if answer.request_id is None else tracked.without_windows()
 
 
 def _keys(positions_px: Float32) -> NDArray[np.int64]:

@@ -1066,7 +1066,7 @@ class Hub:
             self._undecided_s[frame.number] = arrived_s
         were_lost = self.envelope.forbidden.lost_in_words
         self._record(Numbered(latents))
-        self._publisher.publish(latents)
+        self._publisher.publish(latents.without_windows())
         if (are_lost := self.envelope.forbidden.lost_in_words) != were_lost:
             self._tell_lost(are_lost, frame.number)
         for further in processed.beside:
@@ -1093,7 +1093,7 @@ class Hub:
         """Send on what an encoder beside the main one says of a frame."""
         self._missing.pop(latents.encoder, None)
         self._record(Numbered(latents))
-        self._publisher.publish(latents)
+        self._publisher.publish(latents.without_windows())
 
     def _note_missing(self, missing: Iterable[Missing], number: int) -> None:
         """Count encoders that had nothing to say of a frame; the first time in a row a person is told."""

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from msgspec import field
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from streamer.areas import FURTHEST_NM, why_no_polygon
@@ -265,6 +266,10 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
         Brightness of the content against that of the training windows; and the variance that a blur adds to
         its spots, in square pixels of the window, below 0 where they are sharper; shape ``(n,)``, float32.
         None from an encoder that does not say it.
+    windows, window_range
+        What the encoder looked at, shape ``(n, channel, h, w)``, uint8, and the values of 0 and 255 in each,
+        shape ``(n, channel, 2)``, float32; None where the streamer is not told to send them, and of
+        sub-scans and of windows that a detector delivered.
     """
 
     session: str
@@ -291,6 +296,8 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
     encoder: str = ""
     gain: Float32 | None = None
     defocus: Float32 | None = None
+    windows: NDArray[np.uint8] | None = None
+    window_range: Float32 | None = None
 
     def __post_init__(self) -> None:
         require_array("latents", "mean", self.mean, (None, None), "float32")
@@ -309,11 +316,21 @@ class Latents(Message, frozen=True, kw_only=True, eq=False, tag="latents"):
             require_array(
                 "latents", "position_covariance_nm2", self.position_covariance_nm2, (n, 2, 2), "float32"
             )
+        if (self.windows is None) != (self.window_range is None):
+            raise ValueError("latents.windows and window_range go together; it takes both or none")
+        if self.windows is not None and self.window_range is not None:
+            require_array("latents", "windows", self.windows, (n, None, None, None), "uint8")
+            channels = self.windows.shape[1]
+            require_array("latents", "window_range", self.window_range, (n, channels, 2), "float32")
 
     @property
     def is_beside(self) -> bool:
         """Say whether they are a further view of a frame, beside the main encoder's, which are its answer."""
         return self.encoder != "" and not self.is_delivered
+
+    def without_windows(self, **changes: Any) -> Latents:
+        """The same without its windows, and with these changes of other fields."""
+        return replace(self, windows=None, window_range=None, **changes)
 
 
 class Suggestion(Message, frozen=True, kw_only=True, eq=False, tag="suggestion"):

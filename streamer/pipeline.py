@@ -143,7 +143,7 @@ class Pipeline:
         self.correct = CorrectDistortion(config.correct, calibrations)
         threads = config.threads or usual_threads()
         self.find = FindSites(config.sites, config.find, threads)
-        self.encoders = Encoders({MAIN: encoder} | dict(beside or {}), threads)
+        self.encoders = Encoders({MAIN: encoder} | dict(beside or {}), threads, config.encode.sending)
         self.link = LinkAtoms(config.link)
         self._number = -1
 
@@ -247,7 +247,7 @@ class Pipeline:
             return None
         if frame.request_id is not None:
             # A sub-scan shows a few atoms from close by: linking it would end the tracks of all others.
-            answer: Latents | None = msgspec.structs.replace(latents, request_id=frame.request_id)
+            answer: Latents | None = latents.without_windows(request_id=frame.request_id)
         else:
             answer = drive(self.link, latents, meter)
         if answer is None:
@@ -267,7 +267,7 @@ class Pipeline:
         latents = self.encoders.see_delivered(patches, meter)
         if latents is None:
             return None
-        latents = msgspec.structs.replace(latents, request_id=patches.request_id, is_delivered=True)
+        latents = latents.without_windows(request_id=patches.request_id, is_delivered=True)
         return Processed(corrected=None, atoms=None, latents=latents)
 
 

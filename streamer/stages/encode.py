@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from models.normalisation import of_patterns
 from streamer.messages import Float32, Latents, Patches
 from streamer.stage import Rejected
+from streamer.window_bytes import as_bytes
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the configuration is read without it
     from models.checkpoint import ModelCard
@@ -35,10 +36,13 @@ class BesideConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         That its latents carry.
     weights
         Path of a checkpoint.
+    send_windows
+        As of ``EncodeConfig``, of its own windows.
     """
 
     name: str
     weights: str
+    send_windows: bool = False
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -58,6 +62,9 @@ class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Path of a checkpoint; empty takes the shipped one for silicon in graphene.
     beside
         Further encoders, of other windows; agents are told what they say under their names.
+    send_windows
+        Send agents the windows themselves with the latents, for ``agent.features`` that look at them: a byte
+        a pixel and channel, so 1,500 windows of 24 x 24 pixels are 0.9 MB a frame, which the journal keeps.
     fine_tune_after_frames
         When so many frames were analysed, and again whenever there are twice as many, the main encoder is
         trained further on windows of the session, at the lowest priority; what is better on windows held
@@ -66,6 +73,7 @@ class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     weights: str = ""
     beside: tuple[BesideConfig, ...] = ()
+    send_windows: bool = False
     fine_tune_after_frames: int = 0
 
     def __post_init__(self) -> None:
@@ -76,6 +84,12 @@ class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         names = [one.name for one in self.beside]
         if len(set(names)) < len(names):
             raise ValueError(f"encode.beside has the names {', '.join(names)}; it takes each once")
+
+    @property
+    def sending(self) -> frozenset[str]:
+        """Names of the encoders whose windows are sent; that of the main one is empty."""
+        beside = (one.name for one in self.beside if one.send_windows)
+        return frozenset([*beside, *([""] if self.send_windows else [])])
 
 
 class WindowEncoder(Protocol):
@@ -176,11 +190,17 @@ class Encode:
         A loaded model.
     called
         The name that the latents carry; empty for the main encoder.
+
+    Attributes
+    ----------
+    sends_windows
+        Whether the latents carry the windows, too.
     """
 
     def __init__(self, encoder: WindowEncoder, called: str = "") -> None:
         self.encoder = encoder
         self.called = called
+        self.sends_windows = False
         self.name = f"encode {called}".rstrip()
 
     def process(self, patches: Patches, /) -> Latents:
@@ -199,6 +219,7 @@ class Encode:
         if not all(answer is None or np.isfinite(answer).all() for answer in seen):
             raise Rejected("model not finite")
         rotation = patches.geometry.rotation_rad
+        windows, window_range = as_bytes(patches.windows) if self.sends_windows else (None, None)
         edge_nm = patches.window_nm / np.array(patches.windows.shape[2:], dtype=np.float32)
         return Latents(
             session=patches.session,
@@ -223,6 +244,8 @@ class Encode:
             encoder=self.called,
             gain=seen.gain,
             defocus=seen.defocus,
+            windows=windows,
+            window_range=window_range,
         )
 
 

@@ -207,3 +207,21 @@ def test_a_stand_in_answers_for_frames_of_channels_that_the_main_encoder_does_no
     assert unusual.latents.model_revision == other.revision
     assert (unusual.latents.encoder, unusual.beside, usual.beside) == ("", (), ())
     assert (unusual.latents.track >= 0).all()
+
+
+def test_windows_go_with_the_latents_of_those_that_are_told_to_send_them(
+    frames: list[Frame], wide: Path
+) -> None:
+    beside = {"name": "wide", "weights": str(wide), "send_windows": True}
+    line = Pipeline.build(convert({"encode": {"beside": [beside]}}, PipelineConfig, "pipeline"))
+    (first,) = processed(line, frames[:1])
+    assert first.latents.windows is None
+    (seen,) = first.beside
+    assert seen.windows is not None
+    assert seen.windows.shape[:2] == (len(seen.mean), 1)
+    line.use(Lane("wide", Encoder.load(wide)))  # other weights in its place send them as well
+    (second,) = processed(line, frames[1:])
+    assert second.beside[0].windows is not None
+    (closer,) = processed(line, [replace(frames[1], number=2, request_id="a-scan")])
+    assert closer.beside[0].request_id == "a-scan"
+    assert closer.beside[0].windows is None, "nobody decides on a sub-scan"

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from streamer.messages import (
 from streamer.pipeline import Processed
 from streamer.telemetry import Telemetry, TelemetryConfig
 from streamer.wire import Dealer, Publisher, Router, Subscriber
+from tests.drawn_windows import sent, spots
 
 WAIT_S = 5.0
 
@@ -231,6 +233,21 @@ def test_frame_is_acked_kept_and_its_latents_reach_the_agent(start_hub, make_fra
     assert [latents.number for latents in running.kept(Latents)] == [0]
     assert len(running.kept(Atoms)) == 1
     running.balance()
+
+
+def test_windows_reach_the_agent_and_no_viewer(start_hub, make_frame, make_latents):
+    running = start_hub()
+    running.processor.make_latents = partial(make_latents, **sent(spots(np.ones(5))))
+    agent, instrument = running.link("agent"), running.link("instrument")
+    viewer, seen, number = Subscriber(running.publisher.address, ("latents",)), None, 0
+    while seen is None:  # until it is connected a viewer misses what is said
+        assert number < 50, "the viewer is told of no latents"
+        instrument.send(make_frame(number=number))
+        assert await_message(agent, Latents).windows is not None
+        seen, number = viewer.receive(0.1), number + 1
+    viewer.close()
+    assert seen.windows is None
+    assert len(seen.mean) == 5
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from streamer.codec import WireError, decode, encode
 from streamer.messages import Atoms, Frame, Hello, Latents, Outcome, ScanGeometry
+from tests.drawn_windows import sent, spots
 
 
 def parts_of(message: dict, *buffers: bytes, version: int = 1, checksum: str = "crc32") -> list[bytes]:
@@ -85,6 +86,20 @@ def test_latents_of_a_journal_from_before_covariances_were_said_are_read(make_la
     decoded = decode([zlib.crc32(raw).to_bytes(4, "little") + raw, *parts[1:]])
     assert decoded.position_covariance_nm2 is None
     np.testing.assert_array_equal(decoded.positions_nm, latents.positions_nm)
+
+
+def test_latents_with_windows_come_back_and_those_of_a_journal_from_before_them_are_read(make_latents):
+    sent_windows = sent(spots(np.arange(5.0)))
+    back = decode(encode(make_latents(5, **sent_windows)))
+    assert np.array_equal(back.windows, sent_windows["windows"])
+    assert np.array_equal(back.window_range, sent_windows["window_range"])
+    assert encode(back.without_windows()) == encode(make_latents(5))
+    header, *arrays = encode(make_latents())
+    before = msgspec.msgpack.decode(bytes(header)[4:])
+    for name in ("windows", "window_range"):
+        del before["message"][name]
+    raw = msgspec.msgpack.encode(before)
+    assert decode([zlib.crc32(raw).to_bytes(4, "little") + raw, *arrays]).windows is None
 
 
 def test_received_arrays_are_read_only(make_frame):

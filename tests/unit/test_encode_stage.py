@@ -12,6 +12,7 @@ from models.encoder import Encoded
 from streamer.messages import Patches, Registration, ScanGeometry
 from streamer.stage import Rejected
 from streamer.stages.encode import Encode, EncodeConfig
+from streamer.window_bytes import as_seen
 
 N = 3
 
@@ -73,6 +74,18 @@ def test_positions_confidence_and_registration_are_carried_along() -> None:
     np.testing.assert_array_equal(latents.confidence, item.confidence)
     assert latents.registration == item.registration
     assert latents.geometry == item.geometry
+
+
+def test_windows_go_with_the_latents_where_they_are_asked_for() -> None:
+    item = patches(windows=np.random.default_rng(2).normal(size=(N, 1, 8, 8)).astype(np.float32))
+    encode = Encode(FixedEncoder())
+    assert encode.process(item).windows is None
+    encode.sends_windows = True
+    latents = encode.process(item)
+    assert latents.windows is not None
+    assert latents.window_range is not None
+    np.testing.assert_allclose(as_seen(latents.windows, latents.window_range), item.windows, atol=0.02)
+    np.testing.assert_array_equal(latents.mean, Encode(FixedEncoder()).process(item).mean)
 
 
 def test_nothing_is_linked_yet() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from streamer.messages import Distortion, Outcome, Registration, ScanGeometry, Score
+from tests.drawn_windows import sent, spots
 
 
 def test_frame_of_the_wrong_dtype_is_refused_by_name(make_frame):
@@ -35,6 +36,20 @@ def test_frame_whose_image_does_not_fit_its_geometry_is_refused(make_frame):
 def test_frame_with_an_impossible_number_is_refused_by_name(make_frame, field, value):
     with pytest.raises(ValueError, match=f"frame.{field} is"):
         make_frame(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"window_range": None}, "latents.windows and window_range go together"),
+        ({"windows": np.zeros((4, 1, 6, 6), np.uint8)}, r"latents.windows has shape \(4, 1, 6, 6\)"),
+        ({"windows": np.zeros((5, 1, 6, 6), np.float32)}, "latents.windows has dtype float32"),
+        ({"window_range": np.zeros((5, 2, 2), np.float32)}, r"window_range has shape \(5, 2, 2\)"),
+    ],
+)
+def test_windows_that_do_not_belong_to_the_atoms_are_refused_by_name(make_latents, changes, text):
+    with pytest.raises(ValueError, match=text):
+        make_latents(5, **(sent(spots(np.ones(5))) | changes))
 
 
 def test_a_covariance_for_other_atoms_is_refused_by_name(make_latents):
