@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from streamer.messages import Latents, PairNm
+from agents.windows import harmonics
+from streamer.messages import Float32, Latents, PairNm
+from streamer.window_bytes import as_seen
 
 Float64 = NDArray[np.float64]
 
@@ -31,6 +33,8 @@ class Site:
         Which encoder ``mean`` speaks of.
     angle_rad
         Orientation of the content and its circular sd, shape ``(2,)``; None where nobody says.
+    harmonics
+        Of its window, shape ``(k,)``; None where windows are not looked at, or did not come.
     """
 
     mean: Float64
@@ -39,6 +43,7 @@ class Site:
     registration_revision: int
     model_revision: str
     angle_rad: Float64 | None = None
+    harmonics: Float32 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,9 @@ class Candidates:
         3 is novel; None for all usual.
     angle_rad
         Orientation of each content and its circular sd, shape ``(n, 2)``; None where nobody says.
+    harmonics
+        Of each window, shape ``(n, k)``, see ``agents.windows``; None where windows are not looked at, or did
+        not come. They are made once, for a frame at a time: of a window alone they would round otherwise.
     """
 
     frame: FrameFacts
@@ -121,6 +129,7 @@ class Candidates:
     position_sd_nm: Float64 | None = None
     novelty: Float64 | None = None
     angle_rad: Float64 | None = None
+    harmonics: Float32 | None = None
 
     def __post_init__(self) -> None:
         n = self.track.size
@@ -129,8 +138,8 @@ class Candidates:
             raise ValueError(f"candidates have the shapes {shapes} for {n} tracks")
 
     @classmethod
-    def of(cls, latents: Latents, min_confidence: float) -> Candidates:
-        """Take the atoms that are sure enough and whose numbers are all finite."""
+    def of(cls, latents: Latents, min_confidence: float, *, sees_windows: bool = False) -> Candidates:
+        """Take the atoms that are sure enough and whose numbers are all finite, with or without windows."""
         numbers = np.concatenate(
             [latents.mean, latents.sd, latents.positions_nm, latents.positions_px], axis=1, dtype=np.float64
         )
@@ -154,6 +163,7 @@ class Candidates:
             worst_nm,
             novelty,
             angle_rad,
+            _harmonics(latents, kept) if sees_windows else None,
         )
 
     def __len__(self) -> int:
@@ -168,7 +178,13 @@ class Candidates:
             self.frame.registration_revision,
             self.frame.model_revision,
             None if self.angle_rad is None else self.angle_rad[index].copy(),
+            None if self.harmonics is None else self.harmonics[index].copy(),
         )
+
+    def speaks_as(self, site: Site) -> bool:
+        """Can latents, and windows where there are some, be compared with those of a site?"""
+        is_same = site.model_revision == self.frame.model_revision
+        return is_same and (self.harmonics is None or site.harmonics is not None)
 
     def sd_nm(self, index: int) -> float:
         """Say how well the position of one atom is known; NaN where the latents did not say it."""
@@ -200,6 +216,12 @@ class Candidates:
             return None
         index, distance_nm = self.nearest(site.position_nm)
         return index if distance_nm < min_distance_nm else None
+
+
+def _harmonics(latents: Latents, kept: NDArray[np.int64]) -> Float32 | None:
+    if latents.windows is None or latents.window_range is None:
+        return None
+    return harmonics(as_seen(latents.windows[kept], latents.window_range[kept]))
 
 
 def _worst_sd_nm(covariance_nm2: NDArray[np.floating]) -> Float64:

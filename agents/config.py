@@ -30,6 +30,8 @@ FeatureName = Literal[
     "latents + position",
     "latents * position",
     "trend + position",
+    "windows",
+    "windows + position",
 ]
 StrainMeasure = Literal["shear", "principal"]
 
@@ -210,6 +212,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
         self._check_goal()
 
+    @property
+    def sees_windows(self) -> bool:
+        """Does it learn over the windows themselves? Then the streamer must send them."""
+        return any(map(of_windows, self.features))
+
     def _check_goal(self) -> None:
         if self.goal == "level_set" and (self.level is None or not math.isfinite(self.level)):
             raise ValueError(
@@ -225,6 +232,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 "agent.second_objective is missing; the goal trade_off takes a table "
                 "[agent.second_objective] beside [agent.objective]"
             )
+
+
+def of_windows(name: FeatureName) -> bool:
+    """Say whether a set of features is made of the windows themselves."""
+    return name.startswith("windows")
 
 
 def direction_of(goal: GoalName) -> Direction:

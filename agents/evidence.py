@@ -21,10 +21,12 @@ from agents.kernels import (
     Part,
     as_vector,
     matern_52,
+    of_each,
     of_vector,
     slope_by_log_lengths,
     square_distance,
 )
+from agents.network import Pass
 from agents.surrogate import NOISE, Observations, Unit
 
 Float64 = NDArray[np.float64]
@@ -34,6 +36,7 @@ _MEAN_WITHIN = 5.0  # of the standardised objective
 _LOG_NOISE = (math.log(1e-8), math.log(4.0))
 _LOG_VARIANCE = (math.log(1e-6), math.log(1e4))
 _LOG_LENGTH = (math.log(0.01), math.log(1e4))
+_WEIGHT = (-1e3, 1e3)  # of a network; the prior says it better
 _IMPOSSIBLE = 1e25  # what cannot be factored is nowhere near the best
 
 
@@ -103,12 +106,18 @@ class Evidence:
             _LOG_NOISE,
             *[_LOG_VARIANCE] * len(self._parts),
             *[_LOG_LENGTH] * lengths,
+            *[_WEIGHT] * sum(part.weights for part in self._parts),
         ]
 
     def cost(self, vector: Float64) -> tuple[float, Float64]:
         """Negative logarithm of the probability, up to a constant, and its derivative by the vector."""
         h = of_vector(vector, self._parts)
-        scaled = [x / length for x, length in zip(self._x, h.lengths, strict=True)]
+        passes = [
+            None if part.network is None else Pass(part.network, x, weights)
+            for part, x, weights in zip(self._parts, self._x, of_each(self._parts, h.weights), strict=True)
+        ]
+        seen = [x if made is None else made.outputs for x, made in zip(self._x, passes, strict=True)]
+        scaled = [x / length for x, length in zip(seen, h.lengths, strict=True)]
         square = [square_distance(one, one) for one in scaled]
         parts = [variance * matern_52(s) for variance, s in zip(h.variance, square, strict=True)]
         total = sum(parts[1:], start=parts[0]) + np.diag(self._counted + h.noise)
@@ -123,9 +132,16 @@ class Evidence:
         cost = 0.5 * float(away @ weight) + float(np.log(np.diag(factor)).sum())
         slopes = [np.array([-weight.sum(), 0.5 * h.noise * float(np.trace(pull))])]
         slopes.append(np.array([0.5 * float(np.einsum("ij,ij", pull, part)) for part in parts]))
-        for part, variance, s, one in zip(self._parts, h.variance, square, scaled, strict=True):
-            by_length = _by_log_lengths(pull * slope_by_log_lengths(s), one)
+        by_weights: list[Float64] = []
+        for part, variance, s, one, made, length in zip(
+            self._parts, h.variance, square, scaled, passes, h.lengths, strict=True
+        ):
+            stretch = pull * slope_by_log_lengths(s)
+            by_length = _by_log_lengths(stretch, one)
             slopes.append(0.5 * variance * (by_length if part.lengths > 1 else by_length.sum(keepdims=True)))
+            if made is not None:
+                by_weights.append(made.slope(-variance * _by_places(stretch, one) / length))
+        slopes += by_weights
         prior, prior_slope = self._prior(vector)
         return cost - prior, np.concatenate(slopes) - prior_slope
 
@@ -138,6 +154,11 @@ class Evidence:
             more, slope[2 + index : 3 + index] = part.variance.slope(vector[2 + index : 3 + index])
             of_lengths, slope[at : at + part.lengths] = part.length.slope(vector[at : at + part.lengths])
             said, at = said + more + of_lengths, at + part.lengths
+        for part in self._parts:
+            if part.network is not None:
+                own = slice(at, at + part.weights)
+                more, slope[own] = part.network.slope_of_prior(vector[own])
+                said, at = said + more, own.stop
         return said, slope
 
 
@@ -145,6 +166,12 @@ def _by_log_lengths(weight: Float64, x: Float64) -> Float64:
     """``Σ_ij w_ij (x_ik - x_jk)²`` for each feature, ``w`` symmetric, by products instead of differences."""
     squares = 2.0 * (weight.sum(axis=1) @ (x * x))
     found: Float64 = squares - 2.0 * np.einsum("ik,ik->k", x, weight @ x)
+    return found
+
+
+def _by_places(weight: Float64, x: Float64) -> Float64:
+    """``Σ_j w_ij (x_i - x_j)``, ``w`` symmetric: minus the derivative by each place in its lengths."""
+    found: Float64 = weight.sum(axis=1)[:, None] * x - weight @ x
     return found
 
 

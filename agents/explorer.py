@@ -35,6 +35,8 @@ MIN_OBSERVATIONS = 2
 MOST_COMPARED = 1024
 # One value further than this from the usual one, in sd of its counting noise, is no chance.
 STANDS_OUT = 4.0
+# How the reason of a suggestion ends where the windows that were to be learnt over do not come.
+NO_WINDOWS = "without windows, which were asked for: set streamer.pipeline.encode.send_windows = true"
 
 
 class ExplorerState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, eq=False):
@@ -61,7 +63,9 @@ class Explorer(SiteAgent):
         self._goal = goal_of(self.config)
         signs = self._goal.signs if isinstance(self._goal, TradeOff) else (self._goal.sign,)
         features, fold, every = self.config.features, self.config.angle_fold, self.config.refit_every
-        self._learners = [Learner(features, fold, refit_every=every, sign=sign) for sign in signs]
+        self._learners = [
+            Learner(features, fold, refit_every=every, sign=sign, seed=self.seed) for sign in signs
+        ]
         self._plans = Plans()
         self._density: tuple[Candidates, Float64] | None = None
 
@@ -168,7 +172,7 @@ class Explorer(SiteAgent):
         candidates, scale = self._candidates, self._learner.scale
         if candidates is None or not len(candidates):
             return
-        is_new = scale is None or scale.model_revision != candidates.frame.model_revision
+        is_new = scale is None or not scale.is_of(candidates)
         for learner in self._learners if is_new else ():
             learner.begin(candidates)
         if self._see_again(candidates) or is_new:
@@ -188,7 +192,7 @@ class Explorer(SiteAgent):
     def _seen_anew(self, observation: Observation, candidates: Candidates) -> Observation:
         """Give a measured atom the latents of the present encoder, if it has others and is in view."""
         site = observation.site
-        if site is None or site.model_revision == candidates.frame.model_revision:
+        if site is None or candidates.speaks_as(site):
             return observation
         same = candidates.find(site, self.config.min_distance_nm)
         if same is None:
@@ -242,10 +246,17 @@ class Explorer(SiteAgent):
     def _choose(self, candidates: Candidates, free: NDArray[np.int64]) -> Choice:
         scale = self._learner.scale
         assert scale is not None
-        if self._is_looking_around(len(self._ledger.pending)):
-            if isinstance(self._goal, OverTheField):
-                return self._spread(self._goal, candidates, free, scale)
-            return self._first_look(candidates, free, scale)
+        if not self._is_looking_around(len(self._ledger.pending)):
+            choice = self._by_model(candidates, free, scale)
+        elif isinstance(self._goal, OverTheField):
+            choice = self._spread(self._goal, candidates, free, scale)
+        else:
+            choice = self._first_look(candidates, free, scale)
+        if self.config.sees_windows and not scale.channels:
+            return replace(choice, reason=f"{choice.reason}; {NO_WINDOWS}")
+        return choice
+
+    def _by_model(self, candidates: Candidates, free: NDArray[np.int64], scale: FeatureScale) -> Choice:
         size, apart_nm = self._learner.size, self.config.min_distance_nm
         planned = self._plans.in_view(size, candidates, free, apart_nm)
         choice = self._best_planned(candidates, planned, scale) if planned else None

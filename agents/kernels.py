@@ -9,10 +9,13 @@ whatever these look like.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from agents.network import Network
 
 Float64 = NDArray[np.float64]
 
@@ -59,6 +62,8 @@ class Part:
         How many lengths it has: as many as features, or one that all share.
     length, variance
         What they are expected to be, for features of order 1 and an objective of variance 1.
+    network
+        What is made of the features before they are compared; None compares them as they are.
     """
 
     name: str
@@ -66,15 +71,26 @@ class Part:
     lengths: int
     length: Prior
     variance: Prior
+    network: Network | None = None
 
     def __post_init__(self) -> None:
         if self.lengths not in (1, self.width):
             raise ValueError(f"part {self.name} has {self.lengths} lengths for {self.width} features")
+        if self.network is not None and (self.lengths, self.width) != (1, self.network.inputs):
+            raise ValueError(
+                f"part {self.name} has {self.lengths} lengths and {self.width} features; its network takes 1 "
+                f"and {self.network.inputs}"
+            )
 
     @property
     def width(self) -> int:
         """How many features it looks at."""
         return self.columns[1] - self.columns[0]
+
+    @property
+    def weights(self) -> int:
+        """How many weights its network has; 0 without one."""
+        return 0 if self.network is None else self.network.size
 
 
 def of_latents(first: int, last: int) -> Part:
@@ -119,6 +135,24 @@ def of_position(first: int) -> Part:
     )
 
 
+def of_windows(first: int, network: Network) -> Part:
+    """A part over what a network makes of a window; its weights are free, so it has one length only."""
+    return Part(
+        name="windows",
+        columns=(first, first + network.inputs),
+        lengths=1,
+        length=Prior(log_mean=0.0, log_sd=1.0),
+        variance=Prior(log_mean=0.0, log_sd=1.0),
+        network=network,
+    )
+
+
+def of_each(parts: tuple[Part, ...], weights: Float64) -> Iterator[Float64]:
+    """Split the weights of all networks, shape ``(w,)``: those of each part, none for most."""
+    ends = np.cumsum([part.weights for part in parts]).tolist()
+    return (weights[end - part.weights : end] for part, end in zip(parts, ends, strict=True))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Hyperparameters:
     """Of a sum of parts, in units of the scaled features and of the standardised objective.
@@ -133,12 +167,15 @@ class Hyperparameters:
         Of each part, shape ``(parts,)``.
     lengths
         Of each part, shape ``(1,)`` or one each for its features.
+    weights
+        Of the networks of all parts, shape ``(w,)``.
     """
 
     mean: float
     noise: float
     variance: Float64
     lengths: tuple[Float64, ...]
+    weights: Float64 = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
     def before_any_fit(cls, parts: tuple[Part, ...], noise: Prior) -> Hyperparameters:
@@ -148,12 +185,13 @@ class Hyperparameters:
             noise.typical,
             np.array([part.variance.typical for part in parts]),
             tuple(np.full(part.lengths, part.length.typical) for part in parts),
+            np.concatenate([np.zeros(0), *(part.network.first for part in parts if part.network)]),
         )
 
     @property
     def is_finite(self) -> bool:
         """Is every one of them a number?"""
-        numbers = np.concatenate([[self.mean, self.noise], self.variance, *self.lengths])
+        numbers = np.concatenate([[self.mean, self.noise], self.variance, *self.lengths, self.weights])
         return bool(np.isfinite(numbers).all())
 
     def parameters(self, parts: tuple[Part, ...]) -> dict[str, list[float]]:
@@ -162,6 +200,8 @@ class Hyperparameters:
         for part, variance, lengths in zip(parts, self.variance, self.lengths, strict=True):
             named[f"{part.name} variance"] = [float(variance)]
             named[f"{part.name} lengths"] = lengths.tolist()
+        for part, weights in zip(parts, of_each(parts, self.weights), strict=True):
+            named |= {f"{part.name} weights": weights.tolist()} if part.network else {}
         return named
 
     @classmethod
@@ -176,6 +216,7 @@ class Hyperparameters:
         sizes = {"mean": 1, "noise": 1}
         sizes |= {f"{part.name} variance": 1 for part in parts}
         sizes |= {f"{part.name} lengths": part.lengths for part in parts}
+        sizes |= {f"{part.name} weights": part.weights for part in parts if part.network}
         said = {name: len(values) for name, values in parameters.items()}
         if said != sizes:
             raise ValueError(f"a model revision has the parameters {said}; the model takes {sizes}")
@@ -184,6 +225,7 @@ class Hyperparameters:
             parameters["noise"][0],
             np.array([parameters[f"{part.name} variance"][0] for part in parts]),
             tuple(np.array(parameters[f"{part.name} lengths"]) for part in parts),
+            np.array([one for part in parts if part.network for one in parameters[f"{part.name} weights"]]),
         )
 
 
@@ -202,11 +244,12 @@ class Covariance:
 
     def scaled(self, x: Float64) -> list[Float64]:
         """Features of each part in its lengths, each shape ``(n, width)``, for ``between``."""
-        lengths = self.hyperparameters.lengths
-        return [
-            np.ascontiguousarray(x[:, slice(*part.columns)] / length)
-            for part, length in zip(self.parts, lengths, strict=True)
-        ]
+        h, scaled = self.hyperparameters, []
+        for part, length, weights in zip(self.parts, h.lengths, of_each(self.parts, h.weights), strict=True):
+            own = x[:, slice(*part.columns)]
+            seen = own if part.network is None else part.network.seen(own, weights)
+            scaled.append(np.ascontiguousarray(seen / length))
+        return scaled
 
     def between(self, x: Float64, other: Float64) -> Float64:
         """Covariance of places ``(n, d)`` and ``(m, d)``, shape ``(n, m)``, float64."""
@@ -257,16 +300,21 @@ def slope_by_log_lengths(square: Float64) -> Float64:
 
 
 def as_vector(hyperparameters: Hyperparameters) -> Float64:
-    """Mean, then logarithms of noise, variances and lengths, shape ``(p,)``: what a fit changes."""
+    """Mean, logarithms of noise, variances and lengths, then weights, shape ``(p,)``: what a fit changes."""
     h = hyperparameters
-    return np.concatenate([[h.mean], np.log([h.noise]), np.log(h.variance), *map(np.log, h.lengths)])
+    lengths = map(np.log, h.lengths)
+    return np.concatenate([[h.mean], np.log([h.noise]), np.log(h.variance), *lengths, h.weights])
 
 
 def of_vector(vector: Float64, parts: tuple[Part, ...]) -> Hyperparameters:
     """The other way round."""
-    ends = np.cumsum([part.lengths for part in parts])[:-1]
-    number = len(parts)
-    lengths = np.split(np.exp(vector[2 + number :]), ends)
+    first = 2 + len(parts)
+    *ends, last = np.cumsum([part.lengths for part in parts]).tolist()
+    lengths = np.split(np.exp(vector[first : first + last]), ends)
     return Hyperparameters(
-        float(vector[0]), math.exp(vector[1]), np.exp(vector[2 : 2 + number]), tuple(lengths)
+        float(vector[0]),
+        math.exp(vector[1]),
+        np.exp(vector[2:first]),
+        tuple(lengths),
+        vector[first + last :].copy(),
     )

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.candidates import Candidates, Float64, Site
-from agents.config import FeatureName
-from agents.features import FeatureScale, parts_of, width_of
+from agents.config import FeatureName, of_windows
+from agents.features import FeatureScale, parts_of
 from agents.kernels import Part
 from agents.objective import Reading
 from agents.portfolio import Fitted, Portfolio, PortfolioState
@@ -27,6 +27,8 @@ from streamer.messages import ModelRevision
 # Measurements between the one that makes a fit due and the one from which on it is used: time to compute it.
 ADOPTED_AFTER = 1
 Measured = tuple[Site, Reading]
+# Learnt over where only windows were asked for, and none come.
+WITHOUT_WINDOWS: FeatureName = "latents + position"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,9 @@ class Learner:
     Parameters
     ----------
     features, angle_fold
-        As in ``AgentConfig``.
+        As in ``AgentConfig``. Those of windows are left out for as long as no windows come.
+    seed
+        Of the weights that networks begin with.
     refit_every
         Measurements between two fits; a quarter of those made, once that is more.
     sign
@@ -96,11 +100,17 @@ class Learner:
     """
 
     def __init__(
-        self, features: tuple[FeatureName, ...], angle_fold: int, *, refit_every: int, sign: float
+        self,
+        features: tuple[FeatureName, ...],
+        angle_fold: int,
+        *,
+        refit_every: int,
+        sign: float,
+        seed: int = 0,
     ) -> None:
         self.scale: FeatureScale | None = None
         self.surrogate: Portfolio | None = None
-        self._features, self._angle_fold = features, angle_fold
+        self._features, self._angle_fold, self._seed = features, angle_fold, seed
         self.revision = 0
         self.fits_without_result = 0
         self._refit_every, self._sign = refit_every, sign
@@ -114,7 +124,7 @@ class Learner:
     def begin(self, candidates: Candidates) -> None:
         """Forget all, and learn over the latents of another encoder from now on."""
         self.scale = FeatureScale.of(candidates, self._angle_fold)
-        self.surrogate = self._portfolio(candidates.mean.shape[1])
+        self.surrogate = self._portfolio(self.scale)
         self.forget_fits()
 
     def offer(self, candidates: Candidates) -> None:
@@ -259,7 +269,7 @@ class Learner:
         self._fits_asked, self._size_at_due = state.fits_asked, state.size_at_due
         if state.scale is None or state.surrogate is None:
             return
-        self.surrogate = self._portfolio(state.scale.center.size)
+        self.surrogate = self._portfolio(state.scale)
         is_same = state.scale.angle_fold == self._angle_fold
         if not is_same:
             self.scale = replace(state.scale, angle_fold=self._angle_fold)
@@ -270,6 +280,10 @@ class Learner:
         else:
             self.tell_all(measured)
 
-    def _portfolio(self, latent_dim: int) -> Portfolio:
-        parts: dict[str, tuple[Part, ...]] = {name: parts_of(name, latent_dim) for name in self._features}
-        return Portfolio(parts, width_of(latent_dim))
+    def _portfolio(self, scale: FeatureScale) -> Portfolio:
+        names = [name for name in self._features if scale.channels or not of_windows(name)]
+        parts: dict[str, tuple[Part, ...]] = {
+            name: parts_of(name, scale.center.size, scale.channels, self._seed)
+            for name in names or (WITHOUT_WINDOWS,)
+        }
+        return Portfolio(parts, scale.width)

@@ -21,6 +21,7 @@ from agents.objective import ObjectiveConfig, Reading
 from agents.policies import make_agent
 from streamer.messages import Latents, Outcome, PairNm, Registration, ScanGeometry, Suggestion
 from streamer.oversight import BY_A_PERSON
+from streamer.window_bytes import as_bytes
 
 Float64 = NDArray[np.float64]
 SESSION = "notebook"
@@ -87,6 +88,9 @@ class Chooser:
         Their standard deviations, shape ``(n, d)``; None for well known.
     novelty
         For the goal ``discover``: 0 is usual, above 3 is not, shape ``(n,)``.
+    windows
+        For ``features`` that look at the pictures themselves: what is seen around each place, shape
+        ``(n, h, w)`` or ``(n, channel, h, w)``. They are kept to a byte a pixel.
     objective
         How a spectrum is read; None for measurements that are numbers already.
     goal
@@ -132,13 +136,14 @@ class Chooser:
         latents_sd: ArrayLike | None = None,
         *,
         novelty: ArrayLike | None = None,
+        windows: ArrayLike | None = None,
         objective: ObjectiveConfig | None = None,
         goal: GoalName = "maximise",
         value_sd: float | None = None,
         seed: int = 0,
         **settings: Any,
     ) -> None:
-        offer = _message(0, positions_nm, latents, latents_sd, novelty)
+        offer = _message(0, positions_nm, latents, latents_sd, novelty, windows)
         spacing_nm = _spacing_nm(offer.positions_nm)
         usual = {"min_distance_nm": spacing_nm / 4, "max_miss_nm": spacing_nm / 2}
         said = {
@@ -157,6 +162,7 @@ class Chooser:
             raise ValueError(
                 f"agent.scan.every is {config.scan.every}; in a notebook there is nothing to scan"
             )
+        _check_windows(config, offer)
         self.agent = make_agent(config)
         self._value_sd = value_sd
         self._open: dict[str, Proposal] = {}
@@ -325,12 +331,13 @@ class Chooser:
         latents_sd: ArrayLike | None = None,
         *,
         novelty: ArrayLike | None = None,
+        windows: ArrayLike | None = None,
     ) -> None:
         """Put a new frame's candidates in the place of the old; what was measured is kept.
 
         Parameters
         ----------
-        positions_nm, latents, latents_sd, novelty
+        positions_nm, latents, latents_sd, novelty, windows
             As at the beginning, with as many latents. A place that was measured is known by its position.
 
         Raises
@@ -338,7 +345,8 @@ class Chooser:
         ValueError
             For arrays that do not fit together or are not finite; the old candidates stay.
         """
-        offer = _message(self._offer.number + 1, positions_nm, latents, latents_sd, novelty)
+        offer = _message(self._offer.number + 1, positions_nm, latents, latents_sd, novelty, windows)
+        _check_windows(self.agent.config, offer)
         before = self._offer.mean.shape[1]
         if offer.mean.shape[1] != before:
             raise ValueError(
@@ -440,6 +448,7 @@ def _message(
     latents: ArrayLike | None,
     latents_sd: ArrayLike | None,
     novelty: ArrayLike | None,
+    windows: ArrayLike | None,
 ) -> Latents:
     """Word candidates as the streamer words the atoms of a frame."""
     places = _checked("positions_nm", positions_nm, (None, 2))
@@ -450,6 +459,7 @@ def _message(
     sd = np.zeros_like(mean) if latents_sd is None else _checked("latents_sd", latents_sd, mean.shape)
     zeros, twos = np.zeros(n, np.float32), np.zeros((n, 2), np.float32)
     geometry = _geometry(places)
+    seen = (None, None) if windows is None else as_bytes(_windows(windows, n))
     return Latents(
         session=SESSION,
         number=number,
@@ -469,7 +479,23 @@ def _message(
         model_revision=SESSION,
         geometry=geometry,
         registration=Registration(),
+        windows=seen[0],
+        window_range=seen[1],
     )
+
+
+def _windows(windows: ArrayLike, n: int) -> NDArray[np.float32]:
+    given = np.asarray(windows)
+    of_one_channel = given[:, None] if given.ndim == 3 else given
+    return _checked("windows", of_one_channel, (n, None, None, None))
+
+
+def _check_windows(config: AgentConfig, offer: Latents) -> None:
+    """Refuse candidates without the windows that the agent is to learn over."""
+    if config.sees_windows and offer.windows is None:
+        raise ValueError(
+            f"windows is missing; it takes what is seen around each place, for {', '.join(config.features)}"
+        )
 
 
 def _geometry(places: NDArray[np.float32]) -> ScanGeometry:

@@ -220,7 +220,9 @@ class SiteAgent(ABC):
             # a sub-scan shows a part of the field from close by, a batch of patterns a few rows of it
             case Latents(request_id=None, is_delivered=False) if message.encoder == self.config.encoder:
                 before = self._candidates
-                self._candidates = Candidates.of(message, self.config.min_confidence)
+                self._candidates = Candidates.of(
+                    message, self.config.min_confidence, sees_windows=self.config.sees_windows
+                )
                 self._scans.see(self._candidates, before)
                 self._ledger.new_frame()
             case _:

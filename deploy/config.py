@@ -55,6 +55,12 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 f"agent.encoder is {self.agent.encoder!r}; it takes the name of an encoder of "
                 f"streamer.pipeline.encode: {', '.join(map(repr, names))}"
             )
+        if self.agent.sees_windows and self.agent.encoder not in self.streamer.pipeline.encode.sending:
+            of = f" of its encoder {self.agent.encoder!r}" if self.agent.encoder else ""
+            raise ValueError(
+                f"agent.features is {list(self.agent.features)}, which looks at windows{of}; set "
+                f"streamer.pipeline.encode.{'beside.' if of else ''}send_windows = true"
+            )
 
 
 def read_run_config(path: Path | None) -> RunConfig:

@@ -25,6 +25,7 @@ from streamer.messages import (
     StrainMap,
     Suggestion,
 )
+from tests.drawn_windows import sent, spots
 
 FIELD_NM = 4.0
 N = 64
@@ -60,6 +61,7 @@ def latents(number: int, *, revision: str = "m", n: int = N) -> Latents:
         model_revision=revision,
         geometry=ScanGeometry(shape=(256, 256), field_of_view_nm=(FIELD_NM, FIELD_NM)),
         registration=Registration(),
+        **sent(spots(mean[:, 0], seed=number)),
     )
 
 

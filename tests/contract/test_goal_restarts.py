@@ -50,6 +50,8 @@ GOALS: dict[str, dict[str, Any]] = {
     "stalled": {"stall": StallConfig(after_measurements=1, every=2)},
     "several models": {"features": ("latents + position", "position", "trend + position")},
     "several drawn": {"features": ("latents", "latents + angle"), "angle_fold": 3, "batch": "thompson"},
+    "windows": {"features": ("windows",)},
+    "windows beside": {"features": ("windows + position", "latents + position")},
     "stopped": {"stopping": StoppingConfig(improvement_below=0.5, improvement_in_a_row=6)},
 }
 
@@ -82,6 +84,8 @@ WORDS: dict[str, str | tuple[str, ...]] = {
     "stalled": "nothing better in",
     "several models": "expected to improve on",
     "several drawn": "the best on one of the maps",
+    "windows": "expected to improve on",
+    "windows beside": "expected to improve on",
     "stopped": "expected to improve on",
 }
 

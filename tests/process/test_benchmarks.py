@@ -135,6 +135,7 @@ FIGURES = {
         "cpu_s_per_gb",
         "frames_lost",
     ),
+    "windows": ("bytes_of_a_window", "frame_told_ms", "answer_ms", "first_fit_ms"),
 }
 # What needs hardware that a machine may not have: measured, or said not to be.
 HARDWARE = {"encode": ("gpu_frame_ms_p50", "gpu_windows_per_s", "gpu_copy_share")}

@@ -13,6 +13,7 @@ from agents.objective import ObjectiveConfig
 from agents.policies import make_agent
 from streamer.messages import Latents, Outcome, ScanGeometry
 from tests.contract.test_agents import latents as frame_of
+from tests.drawn_windows import spots
 from tests.edge_spectra import outcome_of
 
 SIDE = 12
@@ -240,3 +241,20 @@ def test_a_place_far_from_all_candidates_is_refused():
         one.ingest(144, 1.0)
     with pytest.raises(ValueError, match="numbers a place"):
         one.offer(places())
+
+
+def test_it_learns_over_windows_and_takes_them_with_every_offer():
+    bright = np.linspace(0, 2, SIDE * SIDE)[np.random.default_rng(1).permutation(SIDE * SIDE)]
+    flat = np.zeros((SIDE * SIDE, 1), np.float32)
+    with pytest.raises(ValueError, match="windows is missing; it takes what is seen around each place"):
+        Chooser(places(), flat, features=["windows"], value_sd=0.02)
+    with pytest.raises(ValueError, match="windows has the shape"):
+        Chooser(places(), flat, features=["windows"], value_sd=0.02, windows=spots(bright)[1:])
+    one = Chooser(places(), flat, features=["windows"], value_sd=0.02, windows=spots(bright))
+    measure(one, 20, bright)
+    assert one.best().value > 1.8
+    with pytest.raises(ValueError, match="windows is missing"):
+        one.offer(places(), flat)
+    one.offer(places(), flat, windows=spots(bright, seed=1)[:, 0])
+    mean, _ = one.forecast()
+    assert np.corrcoef(mean, bright)[0, 1] > 0.9

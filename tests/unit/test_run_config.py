@@ -158,3 +158,17 @@ def test_files_of_an_objective_are_opened_before_anything_starts(tmp_path: Path)
 
 def test_there_are_examples() -> None:
     assert len(EXAMPLES) >= 2
+
+
+def test_windows_that_the_agent_looks_at_must_be_sent_by_its_encoder() -> None:
+    beside = [{"name": "wide", "weights": "wide.safetensors"}]
+    agent = {"features": ["latents", "windows"]}
+    with pytest.raises(ConfigError, match=r"set streamer\.pipeline\.encode\.send_windows = true"):
+        check({"agent": agent})
+    streamer = {"pipeline": {"encode": {"send_windows": True, "beside": beside}}}
+    assert check({"agent": agent, "streamer": streamer}).agent.sees_windows
+    of_other = {"agent": agent | {"encoder": "wide"}, "streamer": streamer}
+    with pytest.raises(ConfigError, match=r"encoder 'wide'; set .*encode\.beside\.send_windows = true"):
+        check(of_other)
+    beside[0]["send_windows"] = True  # type: ignore[assignment]
+    assert check(of_other).streamer.pipeline.encode.sending == {"", "wide"}
