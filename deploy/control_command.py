@@ -330,7 +330,7 @@ def _answer_to(question: str) -> str:
         try:
             answer = input(f"{question} ").strip().lower()
         except EOFError:
-            typer.echo("no answer; what was not answered still waits")
+            typer.echo("\nno answer; what was not answered still waits")
             return "q"
         if answer in ("y", "yes", "n", "no", "q", "quit"):
             return answer[0]
@@ -530,6 +530,8 @@ class _Console:
             return Link(self.address, role=own, name=getpass.getuser(), timeout_s=ANSWER_S, keys=keys)
         except ConnectionError as error:
             fail(f"{error}. An instrument parks its beam by itself 2 s after its streamer falls silent")
+        except OSError as error:  # no address
+            refuse(error)
 
     def status(self) -> Status | None:
         """Look at the streamer's next Status; None where it is not known where, or none comes."""

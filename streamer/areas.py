@@ -127,9 +127,9 @@ class Areas:
 def why_no_polygon(corners_nm: Sequence[PairNm]) -> str:
     """Say why these corners enclose no area, and what would do; nothing if they do."""
     if len(corners_nm) < 3:
-        return f"has {len(corners_nm)} corners; it takes three or more"
+        return f"has too few corners, {len(corners_nm)}; it takes three or more"
     if len(corners_nm) > MOST_CORNERS:
-        return f"has {len(corners_nm)} corners; it takes up to {MOST_CORNERS}"
+        return f"has too many corners, {len(corners_nm)}; it takes up to {MOST_CORNERS}"
     if not all(abs(value) <= FURTHEST_NM for corner in corners_nm for value in corner):
         return f"has corners {corners_nm}; it takes finite numbers of nanometres"
     if not _is_simple(corners_nm):

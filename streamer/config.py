@@ -40,6 +40,9 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     silent_after_s
         An instrument that has given no sign of life for this long is held to be gone: the beam is
         parked and nothing requested until it is back.
+    agent_silent_after_s
+        The same for the agents, when none of them gives a sign of life: frames that nobody decides on
+        would only cost dose. Longer, because one that was killed is back by itself in seconds.
     stuck_after_s, give_up_after_s
         Time that the analysis of one frame may take before the loop is held, and before the streamer
         ends itself to be started anew; the first frame of a raster may take 2.5 s more.
@@ -57,12 +60,20 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     last_words_s: float = 1.0
     checkpoint_frames: int = 16
     silent_after_s: float = 1.5
+    agent_silent_after_s: float = 5.0
     stuck_after_s: float = 1.5
     give_up_after_s: float = 10.0
     retry_model_s: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("silent_after_s", "stuck_after_s", "give_up_after_s", "retry_model_s"):
+        times = (
+            "silent_after_s",
+            "agent_silent_after_s",
+            "stuck_after_s",
+            "give_up_after_s",
+            "retry_model_s",
+        )
+        for name in times:
             if not 0.5 <= getattr(self, name) <= 3600:
                 raise ValueError(f"hub.{name} is {getattr(self, name)}; it takes 0.5 to 3600")
         for name in ("window", "max_waiting", "checkpoint_frames"):

@@ -7,7 +7,7 @@ clock that never steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from streamer.config import HubConfig
@@ -15,6 +15,7 @@ from streamer.peers import Peer
 
 SILENT = "instrument silent"
 STUCK = "instrument stuck"
+AGENT = "agent silent"
 SLOW = "analysis stuck"
 MODEL = "model not finite"
 DISK = "disk full"
@@ -122,6 +123,12 @@ class Holds:
         allowed_s = self._config.silent_after_s + 2 * frame_s + request_s
         is_idle = frame_s > 0 and now_s - instrument.used_s > allowed_s  # how long its frames take is known
         self.set(STUCK, is_idle and not instrument.is_silent)
+
+    def watch_agents(self, agents: Iterable[Peer], now_s: float) -> None:
+        """Hold while no agent that beats gives a sign of life; where none is connected all stays as it is."""
+        heard_s = [agent.heard_s for agent in agents if agent.hello.beats]
+        if heard_s:
+            self.set(AGENT, now_s - max(heard_s) > self._config.agent_silent_after_s)
 
     def watch_analysis(self, busy_s: float) -> None:
         """Hold while one frame keeps the analysis busy for too long."""

@@ -26,7 +26,7 @@ from streamer.distortion_status import distortion_status
 from streamer.encoders import Lane, Missing
 from streamer.envelope import Envelope, RefusedError
 from streamer.full_disk import SLACK_BYTES, Arrival, DiskRoom, size_of
-from streamer.holds import DISK, MODEL, Holds
+from streamer.holds import AGENT, DISK, MODEL, Holds
 from streamer.journal import Journal, kind_of
 from streamer.keys import ServerKeys
 from streamer.messages import (
@@ -391,14 +391,23 @@ class Hub:
         for peer in self._peers.notice_silence(now_s, self._config.silent_after_s):
             self._event("silent" if peer.is_silent else "heard again", str(peer))
         self._peers.forget(now_s)
-        request_s = max((r.dwell_time_us * 1e-6 for r in self.envelope.pending.values()), default=0.0)
-        instrument = self._peers.get(self._peers.instrument)
-        self.holds.watch_instrument(instrument, now_s, self._frame_s, request_s)
+        if self._state != "draining":
+            self._watch_peers(now_s)
         busy_s = self._worker.busy_s(now_s)
         self.holds.watch_analysis(busy_s)
         if busy_s > self._config.give_up_after_s:
             raise WorkerStuck(f"the analysis of one frame has taken {busy_s:.1f} s; the streamer starts anew")
         self.holds.give_model_a_try(now_s)
+
+    def _watch_peers(self, now_s: float) -> None:
+        """Hold while the instrument or the agents cannot be relied on; at the end they may leave."""
+        request_s = max((r.dwell_time_us * 1e-6 for r in self.envelope.pending.values()), default=0.0)
+        instrument = self._peers.get(self._peers.instrument)
+        self.holds.watch_instrument(instrument, now_s, self._frame_s, request_s)
+        self._watch_agents(now_s)
+
+    def _watch_agents(self, now_s: float) -> None:
+        self.holds.watch_agents((peer for peer in self._peers if peer.hello.role == "agent"), now_s)
 
     def _has_room_for(self, message: AnyMessage, parts: Parts) -> bool:
         """Say whether a message may be taken now; on a full disk all wait in order but an operator's."""
@@ -443,6 +452,8 @@ class Hub:
                 pass
         if known is not None:
             known.heard_s = known.used_s = time.monotonic()
+            if AGENT in self.holds:  # what an agent says that is back is not refused for its silence
+                self._watch_agents(known.heard_s)
             if isinstance(message, Control) and message.action == "abort":
                 self._break_off()  # at once: what is written of it waits for its turn
             if known.is_numbered and numbered.sequence and numbered.sender != known.hello.instance:
@@ -608,6 +619,8 @@ class Hub:
             except OSError:  # an operator must be let in, also when the disk takes nothing
                 self.progress.apply(self._journal.next_record, Numbered(hello))
             self._event("connected", str(known))
+        if AGENT in self.holds:
+            self._watch_agents(known.heard_s)
         if hello.role == "instrument":
             self._peers.instrument = peer
             if self._state == "waiting":
@@ -632,6 +645,8 @@ class Hub:
             self._router.send(known.identity, self._ack(numbered, -1))
         self._peers.remove(known)
         self._event("left", f"{known}: {bye.reason}")
+        if known.hello.role == "agent":  # it went in order: the others, if any, are looked after
+            self.holds.release(AGENT)
         if known.identity == self._peers.instrument:
             self._peers.instrument = None
             if self._state != "draining":
@@ -901,6 +916,7 @@ class Hub:
             self._command("cancel", "vetoed", control.id)
         elif control.action == "resume":
             self.holds.release(MODEL)
+            self.holds.release(AGENT)  # one that is gone for good; another one is held again
         elif control.action in ("place", "forget"):
             self._show()
         return ""

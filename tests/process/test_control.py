@@ -142,11 +142,15 @@ WHAT_IS_FORBIDDEN = "say what is forbidden: an ID, a place by --at X Y, or an ar
             ("veto", "--polygon", "0,0 1,0 1"),
             "--polygon '0,0 1,0 1': write its corners as 'X,Y X,Y X,Y', in nm",
         ),
-        (("veto", "--polygon", "0,0 1,0"), "the polygon has 2 corners; it takes three or more"),
+        (("veto", "--polygon", "0,0 1,0"), "the polygon has too few corners, 2; it takes three or more"),
         (("mode", "sometimes"), "control.mode is sometimes; it takes auto, confirm, advise"),
         (
             ("point", "nan", "0", "--dwell-time-us", "1"),
             "the place is (nan, 0.0) nm; it takes finite numbers",
+        ),
+        (
+            ("veto", "--polygon", "0,0 1,1 1,0 0,1"),
+            "the polygon crosses or touches itself; give its corners in their order around it, each once",
         ),
         (("pause", "--connect", "tcp://127.0.0.1:1"), "say either --connect or --session-folder"),
     ],
@@ -157,6 +161,13 @@ def test_what_makes_no_sense_is_refused_in_one_line(
     run = WholeRun.__new__(WholeRun)
     run.folder = tmp_path
     assert control(run, *words) == (2, f"probeloop: {says}")
+
+
+def test_an_address_that_is_none_is_refused_in_one_line() -> None:
+    command = [sys.executable, "-m", "deploy.local", "control", "pause", "--connect", "nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    said = "probeloop: nonsense is not an address; it takes tcp://HOST:PORT or ipc://PATH\n"
+    assert (done.returncode, done.stderr) == (2, said)
 
 
 def waiting(run: WholeRun) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from streamer.link import Link
 from streamer.messages import (
     Ack,
+    Bye,
     Command,
     Control,
     Distortion,
@@ -108,6 +110,23 @@ def test_instrument_that_is_stopped_is_missed_within_two_seconds_and_so_is_its_r
     actions = [command.action for command in running.kept(Command)]
     assert actions == ["park", "go"]
     assert [request.id for request in running.kept(Request)] == []
+
+
+def test_agent_that_gives_no_sign_of_life_parks_the_beam_until_another_takes_its_place(run):
+    running = run(hub={"agent_silent_after_s": 0.5})
+    agent, instrument = begin(running)
+    agent.abandon()
+    await_true(lambda: list(running.hub.holds) == ["agent silent"], "nobody missed it")
+    assert commands(instrument, 1) == ["park"]
+    assert running.hub.status().held == ("agent silent",)
+    agent = running.link("agent")
+    suggest(agent, "a")
+    assert await_message(instrument, Request).id == "a", "refused for the silence of the one before"
+    assert not running.hub.holds
+    agent.send(Bye(reason="done"))
+    await_true(lambda: len(running.kept(Bye)) == 1, "it does not leave")
+    time.sleep(0.8)
+    assert not running.hub.holds, "one that left in order is not missed"
 
 
 def test_analysis_that_hangs_holds_the_loop_within_two_seconds(run):

@@ -427,7 +427,7 @@ def test_nothing_is_granted_when_nobody_knows_any_more_where_a_forbidden_area_is
 @pytest.mark.parametrize(
     ("area", "why"),
     [
-        (((0.0, 0.0), (1.0, 0.0)), "has 2 corners"),
+        (((0.0, 0.0), (1.0, 0.0)), "has too few corners, 2"),
         (((0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0)), "crosses or touches itself"),
         (((0.0, 0.0), (1.0, 0.0), (2.0, 0.0)), "crosses or touches itself"),
         (((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 0.0)), "crosses or touches itself"),

@@ -137,7 +137,7 @@ def test_areas_go_on_after_a_restart_and_those_of_another_configuration_count_in
         ({"action": "veto", "id": "a", "polygon_nm": SQUARE}, "a veto takes one of them"),
         (
             {"action": "veto", "polygon_nm": SQUARE[:2]},
-            "control.polygon_nm has 2 corners; it takes three or more",
+            "control.polygon_nm has too few corners, 2; it takes three or more",
         ),
         (
             {"action": "veto", "polygon_nm": (SQUARE[0], SQUARE[2], SQUARE[1], SQUARE[3])},

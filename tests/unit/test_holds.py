@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streamer.config import HubConfig
-from streamer.holds import DISK, MODEL, SILENT, SLOW, STUCK, Holds
+from streamer.holds import AGENT, DISK, MODEL, SILENT, SLOW, STUCK, Holds
 from streamer.messages import Hello
 from streamer.peers import Peer
 
@@ -84,6 +84,23 @@ def test_instrument_that_comes_during_a_hold_is_parked():
     told.has_instrument = True
     told.holds.hold(DISK)
     assert told.new() == ["park: disk full"]
+
+
+def agent(heard_s: float, *, beats: bool = True) -> Peer:
+    return Peer(b"a", Hello(role="agent", name="a", instance="a", beats=beats), "agent a", "", heard_s)
+
+
+def test_agents_are_held_when_the_last_of_them_is_silent_and_until_one_is_heard():
+    told = Told()
+    told.holds.watch_agents([], 1e6)
+    told.holds.watch_agents([agent(90.0), agent(97.0), agent(0.0, beats=False)], 100.0)
+    assert list(told.holds) == []
+    told.holds.watch_agents([agent(90.0), agent(97.0)], 102.1)
+    assert list(told.holds) == [AGENT]
+    told.holds.watch_agents([], 103.0)
+    assert list(told.holds) == [AGENT], "one that is forgotten is no better than one that is silent"
+    told.holds.watch_agents([agent(90.0), agent(103.0)], 103.1)
+    assert list(told.holds) == []
 
 
 def test_silent_instrument_is_held_until_it_is_heard():
