@@ -6,7 +6,8 @@ records, stands where this one stood. The pipeline runs in a second thread: acks
 science. While too many frames wait before it the acks are held back, and an instrument that can wait does.
 
 What it cannot trust it does not guess about: it holds. The beam is parked and nothing is requested until
-the cause is gone (see ``docs/guides/when-something-fails.md``).
+the cause is gone (see ``docs/guides/when-something-fails.md``). What becomes of a suggestion is decided in
+``suggestions.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 import msgspec
 import structlog
 
-from streamer.admission import DECLINED, refuse_out_of_season, why_not_frame
+from streamer.admission import DECLINED, why_not_frame
 from streamer.codec import Numbered, Parts, WireError, decode_numbered, encode
 from streamer.config import ExperimentConfig, HubConfig
 from streamer.distortion_status import distortion_status
@@ -55,12 +56,12 @@ from streamer.messages import (
     Suggestion,
 )
 from streamer.motion import ColumnsMotion
-from streamer.oversight import BY_A_PERSON, NOT_WAITING
+from streamer.oversight import NOT_WAITING
 from streamer.peers import Peer, Peers, Turn
 from streamer.pipeline import PipelineState
 from streamer.progress import ENCODER_REFUSED, INSTRUMENT, Progress, row_name
 from streamer.recovery import Recovery, is_same_answer, latest_before, make_checkpoint, recover
-from streamer.separation import is_of_separation, next_scan
+from streamer.suggestions import Suggestions
 from streamer.telemetry import Telemetry
 from streamer.weights import Shelf
 from streamer.wire import Publisher, Router
@@ -144,13 +145,23 @@ class Hub:
             telemetry=telemetry,
             keys=keys,
         )
+        self._suggestions = Suggestions(
+            session,
+            progress=self.progress,
+            telemetry=telemetry,
+            holds=self.holds,
+            experiment=experiment,
+            record=self._record,
+            event=self._event,
+            show=self._show,
+            ends=lambda: self._end_reason if self._state == "draining" else None,
+            has_instrument=lambda: self._peers.instrument is not None,
+        )
         self._room = DiskRoom(
             journal, journal.config.on_full, hold=self._wait_for_room, give_up=self._go_on_unrecorded
         )
         self._waiting: dict[int, int] = {}  # frames before the pipeline: their records
         self._arrived_s: dict[int, float] = {}
-        self._undecided_s: dict[int, float] = {}
-        self._said: deque[str] = deque(maxlen=8)
         self._last_atoms: Atoms | None = None
         self._atoms_count = 0
         self._state = "waiting"
@@ -164,7 +175,6 @@ class Hub:
         self._result_bytes = SLACK_BYTES
         self._unkept: set[int] = set()
         self._lanes: deque[tuple[int, Lane]] = deque()  # of an earlier process, by their first frame
-        self._owed: dict[str, Outcome] = {}  # answers to suggestions that the disk did not take yet
         self._missing: dict[str, str] = {}  # encoders that had nothing to say lately, and why
         self._recovery = Recovery()
 
@@ -264,7 +274,7 @@ class Hub:
         for peer, key, parts in self._incoming():
             self._take(peer, key, parts)
         self._journal.sync()
-        self._pay_what_is_owed()
+        self._suggestions.give_owed()
         self._collect()
         self._change_encoder()
         self._send_acks()
@@ -314,7 +324,7 @@ class Hub:
             self._router.send(self._peers.instrument, Bye(reason=self._end_reason))
 
     def _finish(self) -> None:
-        self._skip_pending("the session ended")
+        self._suggestions.skip_pending("the session ended")
         if self._shelf is not None:
             self._shelf.close()
         self._worker.stop(DRAIN_S)
@@ -345,12 +355,6 @@ class Hub:
             left = [peer for peer in left if self._router.send(peer, Bye(reason=self._end_reason))]
             if left:
                 self._router.receive(TURN_S, most=1024)
-
-    def _skip_pending(self, reason: str) -> None:
-        for identifier in list(self.envelope.pending):
-            outcome = Outcome(session=self.session, id=identifier, status="skipped", reason=reason)
-            self._settle(Numbered(outcome))
-        self._withdraw_waiting(reason)
 
     # -- the safe state ------------------------------------------------------------------------
 
@@ -559,9 +563,9 @@ class Hub:
                 self._on_bye(known, numbered)
                 return
             case Suggestion() if known.hello.role in ("agent", "operator"):
-                refused = self._on_suggestion(known, numbered, parts)
+                refused = self._suggestions.take(known, numbered, parts)
             case Outcome() if is_instrument:
-                refused = self._on_outcome(numbered)
+                refused = self._suggestions.take_outcome(numbered)
             case Score() if known.hello.role == "agent":
                 refused = self._on_score(known, numbered, parts)
             case ModelRevision() | Checkpoint() | Enough() if known.hello.role == "agent" and _is_of(
@@ -613,7 +617,7 @@ class Hub:
         if is_new:
             if hello.role == "instrument":
                 # A microscope computer that was restarted knows nothing of what was asked before.
-                self._skip_pending("the instrument was restarted")
+                self._suggestions.skip_pending("the instrument was restarted")
             try:
                 self._record(Numbered(hello))
             except OSError:  # an operator must be let in, also when the disk takes nothing
@@ -693,163 +697,6 @@ class Hub:
         self._worker.put(frame)
         known.acks.append(self._ack(numbered, frame.number))
 
-    def _on_suggestion(self, known: Peer, numbered: Numbered, parts: Parts) -> str:
-        """Grant or refuse a suggestion; returns why it is no suggestion at all, else nothing."""
-        suggestion = numbered.message
-        assert isinstance(suggestion, Suggestion)
-        age_s = self._age_of(suggestion)
-        now_s = time.monotonic()
-        if is_of_separation(suggestion.id):
-            self.telemetry.suggestion_came("reserved id", age_s)
-            return f"reserved id: {suggestion.id} belongs to the streamer's own scans"
-        if suggestion.policy == BY_A_PERSON and known.hello.role != "operator":
-            self.telemetry.suggestion_came("not its part", age_s)
-            return f"not its part: the policy {BY_A_PERSON} is a person's"
-        if suggestion.id in self.progress.owners:
-            self.telemetry.suggestion_came("duplicate id", age_s)
-            return f"duplicate id: {suggestion.id} was suggested before"
-        verdict = self._review(suggestion, now_s)
-        self._record(numbered, parts, known.name, now_s)
-        if isinstance(verdict, RefusedError) or not self.progress.oversight.holds_back(suggestion):
-            self._carry_out(suggestion, verdict, now_s, age_s)
-            return ""
-        self.telemetry.suggestion_came("waiting", age_s)
-        self._say(suggestion, "waits for you" if self.progress.oversight.mode == "confirm" else "advice")
-        self._show()
-        return ""
-
-    def _review(
-        self, suggestion: Suggestion, now_s: float, *, has_waited: bool = False
-    ) -> Request | RefusedError:
-        try:
-            self._refuse_out_of_season(suggestion, has_waited=has_waited)
-            return self.envelope.review(suggestion, now_s, has_waited=has_waited)
-        except RefusedError as refusal:
-            return refusal
-
-    def _carry_out(
-        self, suggestion: Suggestion, verdict: Request | RefusedError, now_s: float, age_s: float | None
-    ) -> None:
-        """Ask the instrument for what was suggested, or tell who suggested it why not."""
-        if isinstance(verdict, RefusedError):
-            self._refuse_suggestion(suggestion, verdict, age_s)
-            return
-        self._record(Numbered(verdict), now_s=now_s)
-        self.telemetry.suggestion_came("granted", age_s)
-        self._say(suggestion, "granted")
-
-    def _withdraw_waiting(self, reason: str) -> None:
-        """Give back to the agent what nobody will decide on any more."""
-        for suggestion in self.progress.oversight.waiting:
-            outcome = Outcome(session=self.session, id=suggestion.id, status="withdrawn", reason=reason)
-            self._answer(outcome)
-
-    def _answer(self, outcome: Outcome) -> None:
-        """Tell an agent that nothing is measured; later, where the disk does not take it now.
-
-        What a person decided meanwhile is done all the same: nothing is lost but the agent's time.
-        """
-        if outcome.id in self._owed:
-            return
-        try:
-            self._record(Numbered(outcome))
-        except OSError as error:
-            self._log.warning("answer not kept yet", id=outcome.id, reason=error.strerror)
-            self._owed[outcome.id] = outcome
-
-    def _pay_what_is_owed(self) -> None:
-        """Give the answers for which the disk had no room; a disk that fails for good ends us elsewhere."""
-        if DISK in self.holds:
-            return
-        for outcome in list(self._owed.values()):
-            try:
-                self._record(Numbered(outcome))
-            except OSError:
-                return
-            del self._owed[outcome.id]
-
-    def _separate(self, frame: Frame) -> None:
-        """Ask for the scan that is due of those that tell strain from distortion."""
-        if not self._is_separating() or self._state == "draining":
-            return
-        if self.progress.separation.round == 0:
-            self._record(Numbered(Control(action="separate", reason="as configured")))
-        if not self.progress.separation.next_id or self.holds or self._peers.instrument is None:
-            return
-        suggestion = next_scan(
-            self.progress.separation,
-            session=self.session,
-            number=frame.number,
-            acquired_at_s=frame.acquired_at_s,
-            dwell_time_us=frame.dwell_time_us,
-            geometry=frame.geometry,
-            registration=self.envelope.registration,
-            clock_s=self.envelope.clock_s,
-        )
-        now_s = time.monotonic()
-        try:
-            request = self.envelope.review(suggestion, now_s)
-        except RefusedError as refusal:
-            self._record(Numbered(suggestion), now_s=now_s)
-            self._refuse_suggestion(suggestion, refusal, None)
-            self._event("separation ended", str(refusal), frame.number)
-            return
-        self._record(Numbered(suggestion), now_s=now_s)
-        self._say(suggestion, "granted")
-        self._record(Numbered(request), now_s=now_s)
-
-    def _refuse_out_of_season(self, suggestion: Suggestion, *, has_waited: bool) -> None:
-        budget, oversight = self._experiment.max_measurements, self.progress.oversight
-        waits = not has_waited and oversight.holds_back(suggestion)
-        refuse_out_of_season(
-            suggestion,
-            session=self.session,
-            ends=self._end_reason if self._state == "draining" else None,
-            holds=tuple(self.holds),
-            has_instrument=self._peers.instrument is not None,
-            is_budget_spent=0 < budget <= self.progress.measured + len(self.envelope.pending),
-            steered_at=self.progress.steered_at,
-            do_enough_wait=waits and len(oversight.waiting) >= self.envelope.config.max_pending,
-        )
-
-    def _age_of(self, suggestion: Suggestion) -> float | None:
-        """Age of the frame decided on, for the first suggestion on it."""
-        arrived_s = self._undecided_s.pop(suggestion.number, None)
-        return None if arrived_s is None else time.monotonic() - arrived_s
-
-    def _refuse_suggestion(self, suggestion: Suggestion, refusal: RefusedError, age_s: float | None) -> None:
-        self.telemetry.suggestion_came(refusal.reason, age_s)
-        self._say(suggestion, f"refused, {refusal.reason}")
-        outcome = Outcome(
-            session=self.session,
-            id=suggestion.id,
-            status="refused",
-            reason=str(refusal),
-            action=suggestion.action,
-        )
-        self._answer(outcome)
-
-    def _on_outcome(self, numbered: Numbered) -> str:
-        outcome = numbered.message
-        assert isinstance(outcome, Outcome)
-        if outcome.session != self.session:
-            return f"wrong session: {outcome.session}"
-        return self._settle(numbered)
-
-    def _settle(self, numbered: Numbered) -> str:
-        """Record what came of a request, with where it was on the specimen."""
-        assert isinstance(numbered.message, Outcome)
-        try:
-            settled = self.envelope.settle(numbered.message)
-        except RefusedError as refusal:
-            return str(refusal)
-        self.telemetry.outcome_came(settled.status)
-        was_on = self.progress.separation.is_on
-        self._record(msgspec.structs.replace(numbered, message=settled))
-        if was_on and not self.progress.separation.is_on:
-            self._event("separation ended", self.progress.separation.ended or "all scans were made")
-        return ""
-
     def _on_score(self, known: Peer, numbered: Numbered, parts: Parts) -> str:
         score = numbered.message
         assert isinstance(score, Score)
@@ -870,7 +717,7 @@ class Hub:
             return f"wrong session: {control.session}"
         if control.action != "abort" and known.hello.role != "operator":
             return "not its part: only an operator decides that"
-        if control.action == "separate" and not self._is_separating():
+        if control.action == "separate" and not self._suggestions.is_separating:
             return "not separating: start the session with correct.mode = 'separate'"
         if control.action != "abort" and (why := self.progress.oversight.why_not(control)):
             return why
@@ -881,11 +728,11 @@ class Hub:
         before, now_s = self.progress.operator_hold, time.monotonic()
         answers = control.action in ("approve", "decline", "veto")
         waiting = self.progress.oversight.find(control.id) if answers else None
-        if waiting is not None and waiting.id in self._owed:
+        if waiting is not None and self._suggestions.is_owed(waiting.id):
             return NOT_WAITING
         verdict: Request | RefusedError = RefusedError(DECLINED, control.reason or f"by {known}")
         if waiting is not None and control.action == "approve":
-            verdict = self._review(waiting, now_s, has_waited=True)
+            verdict = self._suggestions.review(waiting, now_s, has_waited=True)
         try:
             self._record(numbered, parts, known.name, now_s)
         except OSError as error:
@@ -899,11 +746,13 @@ class Hub:
         self._event("control", f"{what} by {known}: {control.reason}".rstrip(": "))
         self._follow_operator(before)
         if control.action in ("mode", "steer"):
-            self._withdraw_waiting(f"a person changed the {', '.join(control.settings) or 'mode'}")
+            self._suggestions.withdraw_waiting(
+                f"a person changed the {', '.join(control.settings) or 'mode'}"
+            )
             self._show()
         elif waiting is not None:
             try:
-                self._carry_out(waiting, verdict, now_s, None)
+                self._suggestions.carry_out(waiting, verdict, now_s, None)
             except OSError as error:
                 return f"disk: {error.strerror}; it was not done"
             finally:
@@ -984,10 +833,6 @@ class Hub:
         if self.envelope.pending:
             self._command("cancel", "areas lost")
         self._show()
-
-    def _is_separating(self) -> bool:
-        distortion = self.envelope.registration.distortion
-        return distortion is not None and distortion.mode == "separate"
 
     def _break_off(self) -> None:
         for action in ("park", "cancel"):
@@ -1079,7 +924,7 @@ class Hub:
         if is_full_frame:
             self._last_atoms = processed.atoms
             self._atoms_count = len(latents.mean)
-            self._undecided_s[frame.number] = arrived_s
+            self._suggestions.wait_for(frame.number, arrived_s)
         were_lost = self.envelope.forbidden.lost_in_words
         self._record(Numbered(latents))
         self._publisher.publish(latents.without_windows())
@@ -1099,11 +944,9 @@ class Hub:
         if latents.registration.distortion is not None:
             self.telemetry.distortion_came(latents.registration.distortion)
         if isinstance(frame, Frame) and frame.request_id is None:
-            self._separate(frame)
+            self._suggestions.separate(frame)
             if self.progress.oversight.mode == "advise":
-                self._withdraw_waiting("advice on an earlier frame")
-        for number in [n for n in self._undecided_s if n < frame.number - 256]:
-            del self._undecided_s[number]
+                self._suggestions.withdraw_waiting("advice on an earlier frame")
 
     def _tell_beside(self, latents: Latents) -> None:
         """Send on what an encoder beside the main one says of a frame."""
@@ -1153,10 +996,6 @@ class Hub:
             self.progress.apply(self._journal.next_record, Numbered(message))
         self._publisher.publish(message)
 
-    def _say(self, suggestion: Suggestion, verdict: str) -> None:
-        x, y = suggestion.position_nm
-        self._said.appendleft(f"{suggestion.id} ({x:.2f}, {y:.2f}) nm, {verdict}: {suggestion.reason}")
-
     def _publish_status(self, at_s: float, *, now: bool = False) -> None:
         if not now and at_s < self._next_status_s:
             return
@@ -1205,7 +1044,7 @@ class Hub:
             distortion=self._distortion(),
             best=float("nan") if best is None else best.value,
             best_position_nm=None if best is None else progress.positions.get(best.id),
-            suggestions=tuple(self._said),
+            suggestions=self._suggestions.said,
             mode=progress.oversight.mode,
             revision=progress.oversight.revision,
             waiting=progress.oversight.in_words(),
