@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deploy.presets.judging import judged
-from deploy.presets.preset import Labelled, Preset
+from deploy.presets.preset import Labelled, Preset, joined
 from deploy.recorded_windows import recorded_windows
 from deploy.training_report import Trained
 from models.checkpoint import CheckpointError, ModelCard, load, save
@@ -29,7 +29,7 @@ Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 
 JUDGING_SEED = 30_001  # no setting was chosen by it
-CALIBRATING_WINDOWS = 3000
+CALIBRATING_WINDOWS = 3000  # twice
 SHOWN_WINDOWS = 1500
 SAVE_EVERY_S = 20.0
 SOURCES = ("simulators", "deploy/presets")
@@ -254,11 +254,14 @@ def encoder_of(tensors: dict[str, Tensor], card: ModelCard) -> Encoder:
 
 
 def _more(job: Job, held_out_NCHW: Float32) -> Labelled:
-    """Get windows to calibrate pose and novelty by: a tail of three in a thousand needs thousands."""
+    """Get windows to calibrate pose and novelty by, in two halves of different specimens.
+
+    A tail of three in a thousand needs thousands.
+    """
     if job.recording is not None:
         return Labelled.of(held_out_NCHW)
-    rng = np.random.default_rng([job.training.seed, 1])
-    return job.like.simulate(job.like, CALIBRATING_WINDOWS, rng)
+    halves = [np.random.default_rng([job.training.seed, half]) for half in (1, 2)]
+    return joined([job.like.simulate(job.like, CALIBRATING_WINDOWS, rng) for rng in halves])
 
 
 def _calibrate(model: RVAE, like: Preset, part: Labelled) -> None:

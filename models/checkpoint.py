@@ -146,7 +146,10 @@ def load(path: Path) -> tuple[dict[str, Tensor], ModelCard, str]:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: tensor {name} holds NaN or infinity; train it again")
-    return tensors, _card(path, data), hashlib.sha256(data).hexdigest()[:12]
+    card = _card(path, data)
+    if card.family == "harmonic":  # weights of before it was known have none
+        tensors.setdefault("sd_course_22", torch.zeros(2, 2))
+    return tensors, card, hashlib.sha256(data).hexdigest()[:12]
 
 
 def require_fit(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

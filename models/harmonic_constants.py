@@ -254,6 +254,7 @@ class Constants:
         self.content, self.mix = _with_bias(model.content), _with_bias(model.mix)
         # How loud the noise is, and what is put right of the pose.
         self.told_EH = np.concatenate([_with_bias(model.louder), _f32(_of(model.correction_EH))])
+        self.sd_course_22 = _f32(_of(model.sd_course_22))
         component_P = self.layers.component_P
         self.order_P = order_P[component_P]
         self.ordered_D = np.concatenate([component_P, component_P + len(order_P)])

@@ -22,7 +22,16 @@ from torch import Tensor, nn
 
 from models.harmonic_constants import FORGOTTEN_NATS, NEAR_RAD, Constants
 from models.novelty import MOST_NOVEL, Calibration, HarmonicNovelty
-from models.rvae import _ALIKE_NATS, _ALIKE_SHARE, _LOG_SD, _MAX_SYMMETRY, _SAME_NATS, LOG_FACTOR, RVAE
+from models.rvae import (
+    _ALIKE_NATS,
+    _ALIKE_SHARE,
+    _LOG_SD,
+    _MAX_SYMMETRY,
+    _SAME_NATS,
+    LEAST_SD,
+    LOG_FACTOR,
+    RVAE,
+)
 
 _LEAST = 1e-12
 
@@ -99,6 +108,7 @@ class HarmonicGraph(nn.Module):
         self._keep(
             told_HE=const.told_EH[:, :-1].T,
             told_bias=const.told_EH[:, -1],
+            sd_course_22=const.sd_course_22,
             template_RD=const.templates.weight.T,
             first_S=first,
             second_S=second,
@@ -301,14 +311,25 @@ class HarmonicGraph(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Put angle, shift and their sds right, by what the contents say of them."""
         (angle_N1, angle_sd_N1), (shift_N2, shift_sd_N2) = angle, shift
-        factor_N2 = correction_NE[:, 3:].clamp(*LOG_FACTOR).exp()
+        log_factor_N2 = correction_NE[:, 3:].clamp(*LOG_FACTOR)
         if self._has_shift:
             x, y, cos, sin = correction_NE[:, :1], correction_NE[:, 1:2], angle_N1.cos(), angle_N1.sin()
             moved_N2 = torch.cat([x * cos - y * sin, x * sin + y * cos], 1)
-            shift_N2, shift_sd_N2 = shift_N2 + moved_N2 / self._half_px, shift_sd_N2 * factor_N2[:, 1:]
+            shift_N2, shift_sd_N2 = (
+                shift_N2 + moved_N2 / self._half_px,
+                self._believed(shift_sd_N2, log_factor_N2, 1),
+            )
         if self._has_turn:
-            angle_N1, angle_sd_N1 = _wrapped(angle_N1 + correction_NE[:, 2:3]), angle_sd_N1 * factor_N2[:, :1]
+            angle_N1 = _wrapped(angle_N1 + correction_NE[:, 2:3])
+            angle_sd_N1 = self._believed(angle_sd_N1, log_factor_N2, 0)
         return angle_N1, angle_sd_N1, shift_N2, shift_sd_N2
+
+    def _believed(self, sd: Tensor, log_factor_N2: Tensor, which: int) -> Tensor:
+        """Say how far sds can be believed, by what the contents say and by the sds themselves."""
+        slope, level = self.sd_course_22[which]
+        by_itself = slope * sd.clamp(min=LEAST_SD).log() + level
+        believed: Tensor = sd * (log_factor_N2[:, which : which + 1] + by_itself).exp()
+        return believed
 
     def _nuisance(
         self, share_NG: Tensor, amplitude_NTG: Tensor, covariance_NTT: Tensor

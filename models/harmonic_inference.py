@@ -60,6 +60,7 @@ def _weights(const: Constants) -> Weights:
         content=const.content,
         mix=const.mix,
         told_EH=const.told_EH,
+        sd_course_22=const.sd_course_22,
         reduce=const.templates.reduce,
         template=const.templates.weight,
         own=const.own,

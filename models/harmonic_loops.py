@@ -24,7 +24,7 @@ from models.elementary import exp, log, sin_pi, tanh
 from models.harmonic_constants import FORGOTTEN_NATS, NEAR_RAD
 from models.novelty import MOST_NOVEL
 from models.product import product
-from models.rvae import _ALIKE_NATS, _ALIKE_SHARE, _LOG_SD, _SAME_NATS, LOG_FACTOR
+from models.rvae import _ALIKE_NATS, _ALIKE_SHARE, _LOG_SD, _SAME_NATS, LEAST_SD, LOG_FACTOR
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
@@ -36,6 +36,7 @@ _FORGOTTEN, _NEAR = np.float32(-FORGOTTEN_NATS), np.float32(NEAR_RAD)
 _FULL_TURN, _PER_TURN = np.float32(2 * math.pi), np.float32(1 / (2 * math.pi))
 _MOST_NOVEL = np.float32(MOST_NOVEL)
 _LEAST_FACTOR, _MOST_FACTOR = np.float32(LOG_FACTOR[0]), np.float32(LOG_FACTOR[1])
+_LEAST_SD = np.float32(LEAST_SD)
 _LARGEST_SHORT = np.float32(1 - 1e-6)
 
 # Sums may be taken in any order, the same one for every window. Python's own division would look for zeros,
@@ -71,6 +72,7 @@ class Weights(NamedTuple):
     content: Float32
     mix: Float32
     told_EH: Float32
+    sd_course_22: Float32
     reduce: Float32
     template: Float32
     own: Float32
@@ -777,13 +779,22 @@ def _correct(first: int, count: int, w: Weights, correction_EN: Float32, answers
             x, y, cos, sin = correction_EN[0, n], correction_EN[1, n], math.cos(angle), math.sin(angle)
             answers.shift_N2[at, 0] += (x * cos - y * sin) * unit
             answers.shift_N2[at, 1] += (x * sin + y * cos) * unit
-            factor = exp(min(max(correction_EN[4, n], _LEAST_FACTOR), _MOST_FACTOR))
-            answers.shift_sd_N2[at, 0] *= factor
-            answers.shift_sd_N2[at, 1] *= factor
+            for axis in range(2):
+                sd = answers.shift_sd_N2[at, axis]
+                answers.shift_sd_N2[at, axis] = _believed(sd, correction_EN[4, n], w.sd_course_22[1])
         if w.has_turn:
             angle += correction_EN[2, n]
             answers.angle_N[at] = angle - _FULL_TURN * np.floor(angle * _PER_TURN + _HALF)
-            answers.angle_sd_N[at] *= exp(min(max(correction_EN[3, n], _LEAST_FACTOR), _MOST_FACTOR))
+            sd = answers.angle_sd_N[at]
+            answers.angle_sd_N[at] = _believed(sd, correction_EN[3, n], w.sd_course_22[0])
+
+
+@_loop
+def _believed(sd: np.float32, log_factor: np.float32, course_2: Float32) -> np.float32:
+    """Say how far an sd can be believed, by what the content says and by the sd itself."""
+    # Calls: a loop that is vectorised rounds its last windows otherwise, and blocks would disagree.
+    by_itself = course_2[0] * np.float32(math.log(max(sd, _LEAST_SD))) + course_2[1]
+    return sd * np.float32(math.exp(min(max(log_factor, _LEAST_FACTOR), _MOST_FACTOR) + by_itself))
 
 
 # -- novelty -------------------------------------------------------------------------------------------

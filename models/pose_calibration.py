@@ -3,9 +3,10 @@
 Where the upright content of a model lies, and in which direction it looks, is no part of the likelihood: the
 decoder may draw it beside the middle, and one content turned against the next. And the noise that a model
 learns is independent for each component; what is left of a real window, such as a displaced neighbour, is
-not, and the posterior is too sure of some contents. All of it depends on the content alone: so it is fitted
-as what the decoder's last hidden layer says, linearly: the middle, the direction, and the logs of a factor
-for the sds of angle and shift.
+not, and the posterior is too sure of some contents. All of it depends on the content: so it is fitted as
+what the decoder's last hidden layer says, linearly: the middle, the direction, and the logs of a factor for
+the sds of angle and shift. And sds vary more from window to window than errors do, small ones are too small
+and large ones too large: so the factor goes with a power of the sd itself, too.
 
 Axes: N window, Z latent, K class, H number of the hidden layer and a 1, E correction as in ``models.rvae``.
 """
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.rvae import LOG_FACTOR, RVAE
+from models.rvae import LEAST_SD, LOG_FACTOR, RVAE
 
 Float64 = NDArray[np.float64]
 
@@ -51,8 +52,9 @@ def calibrate_pose(
 ) -> None:
     """Set what the model puts right of its angles and shifts; its weights stay.
 
-    Middle and direction are fitted to one half of the windows, the sds to the other. Where fewer than 50
-    windows have a known pose, it stays as the posterior has it.
+    Middle, direction and how sds go with the content are fitted to the first half of the windows, how large
+    sds are to the other: of specimens that the first half has not seen, they are as wide as for any other.
+    Where fewer than 50 windows have a known pose, it stays as the posterior has it.
 
     Parameters
     ----------
@@ -70,9 +72,10 @@ def calibrate_pose(
         True shift ``(x, y)`` in half windows; NaN is not known.
     """
     model.correction_EH.zero_()
+    model.sd_course_22.zero_()
     shift_px_N2 = None if shift_N2 is None else shift_N2 * (model.window_px / 2)
     said = _said_of(model, windows_NCHW)
-    first_N = np.arange(len(class_N)) % 2 == 0
+    first_N = np.arange(len(class_N)) < len(class_N) / 2
     correction_EH = np.zeros(model.correction_EH.shape)
     if model.shift and shift_px_N2 is not None:
         correction_EH[:2] = _middle(said, shift_px_N2, first_N)
@@ -80,13 +83,17 @@ def calibrate_pose(
         correction_EH[2] = _direction(said, angle_N, class_N, symmetry_K, first_N)
     model.correction_EH.copy_(torch.from_numpy(correction_EH))
     said = _said_of(model, windows_NCHW)
+    course_22 = np.zeros((2, 2))
     if model.rotation:
         error_N = angle_errors(said.angle_N, angle_N, class_N, symmetry_K)
-        correction_EH[3] = _factor(error_N / said.angle_sd_N, said.hidden_NH, ~first_N)
+        correction_EH[3], course_22[0] = _factor(error_N, said.angle_sd_N, said.hidden_NH, first_N)
     if model.shift and shift_px_N2 is not None:
-        in_sds = (shift_px_N2 - said.shift_px_N2) / said.shift_sd_px_N2
-        correction_EH[4] = _factor(in_sds.ravel(), said.hidden_NH.repeat(2, 0), ~first_N.repeat(2))
+        error_N2 = (shift_px_N2 - said.shift_px_N2) * (2 / model.window_px)
+        sd_N2 = said.shift_sd_px_N2 * (2 / model.window_px)
+        twice_NH = said.hidden_NH.repeat(2, 0)
+        correction_EH[4], course_22[1] = _factor(error_N2.ravel(), sd_N2.ravel(), twice_NH, first_N.repeat(2))
     model.correction_EH.copy_(torch.from_numpy(correction_EH))
+    model.sd_course_22.copy_(torch.from_numpy(course_22))
 
 
 def _said_of(model: RVAE, windows_NCHW: NDArray[np.float32]) -> _Said:
@@ -129,17 +136,38 @@ def _direction(
     return turn_H
 
 
-def _factor(in_sds_N: Float64, hidden_NH: Float64, chosen_N: NDArray[np.bool_]) -> Float64:
-    """Fit the log of a factor for sds, ``(H,)``: its course to typical errors, its height to all."""
-    known_N = chosen_N & np.isfinite(in_sds_N)
-    size_N, seen_NH = np.abs(in_sds_N[known_N]), hidden_NH[known_N]
-    if len(size_N) < _FEWEST:
-        return np.zeros(hidden_NH.shape[1])
-    log_H = _fitted(seen_NH, np.log(size_N + _LEAST) - _LOG_NORMAL)
-    size_N = size_N / np.exp(np.clip(seen_NH @ log_H, *LOG_FACTOR))
+def _factor(
+    error_N: Float64, sd_N: Float64, hidden_NH: Float64, first_N: NDArray[np.bool_]
+) -> tuple[Float64, Float64]:
+    """Fit the log of a factor for sds: its course to typical errors, its height to the second half.
+
+    Returns
+    -------
+    log_H, course_2
+        What the content says of it, and how it goes with the sd itself: ``course_2 @ (log sd, 1)``.
+    """
+    known_N = np.isfinite(error_N)
+    error_N, sd_N, hidden_NH = (part[known_N] for part in (error_N, sd_N, hidden_NH))
+    first_N = first_N[known_N]
+    if min(first_N.sum(), (~first_N).sum()) < _FEWEST:
+        return np.zeros(hidden_NH.shape[1]), np.zeros(2)
+    log_sd_N = np.log(np.maximum(sd_N, LEAST_SD))
+    typical = float(np.median(log_sd_N))
+    in_sds_N = np.abs(error_N) / np.exp(log_sd_N)
+    wanted_N = np.log(in_sds_N + _LEAST) - _LOG_NORMAL
+    log_H, slope = _course(wanted_N[first_N], log_sd_N[first_N] - typical, hidden_NH[first_N])
+    said_N = np.clip(hidden_NH @ log_H, *LOG_FACTOR) + slope * (log_sd_N - typical)
+    size_N = (in_sds_N / np.exp(said_N))[~first_N]
     heights = [np.log(np.quantile(size_N, share) / sds) for share, sds in _QUANTILES]
     log_H[-1] += np.mean(heights)
-    return log_H
+    return log_H, np.array([slope, -slope * typical])
+
+
+def _course(wanted_N: Float64, log_sd_N: Float64, hidden_NH: Float64) -> tuple[Float64, float]:
+    """Fit to content and sd together; an sd is never turned upside down."""
+    both = _fitted(np.concatenate([log_sd_N[:, None], hidden_NH], 1), wanted_N)
+    slope = float(np.clip(both[0], -1.0, 0.0))
+    return _fitted(hidden_NH, wanted_N - slope * log_sd_N), slope
 
 
 def _fitted(hidden_NH: Float64, wanted: Float64) -> Float64:

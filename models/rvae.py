@@ -54,6 +54,7 @@ _BEFORE_LABELS = 0.05  # of a label, for each class of a component
 _NEVER = -50.0  # logit of a component that was merged away
 _LOG_SD = (-5.0, 2.0)  # of the content and of the mixture
 _LOG_NOISE = (-5.0, 2.0)
+LEAST_SD = 1e-6  # of pose: rad, half windows
 LOG_FACTOR = (-1.6, 2.3)  # of the sds of pose: a fifth to ten times
 _MAX_SYMMETRY = 6
 # Turns of the content are one where the window would hardly tell them apart, or tells them much less well
@@ -233,6 +234,7 @@ class RVAE(nn.Module):
     metric_PP: Tensor
     mixture_size: Tensor
     correction_EH: Tensor
+    sd_course_22: Tensor
 
     def __init__(
         self,
@@ -272,6 +274,7 @@ class RVAE(nn.Module):
             "metric_PP": torch.eye(self.components),
             "mixture_size": torch.tensor(self.config.mixture),
             "correction_EH": torch.zeros(5, self.config.hidden + 1),
+            "sd_course_22": torch.zeros(2, 2),
         }.items():
             self.register_buffer(name, value)
         disc = torch.from_numpy(steerable.disc(self.window_px)).float().flatten()
@@ -519,6 +522,11 @@ class RVAE(nn.Module):
         factor_N2 = told_NE[:, 3:].clamp(*LOG_FACTOR).exp()
         return Correction(told_NE[:, :2], told_NE[:, 2], factor_N2[:, 0], factor_N2[:, 1])
 
+    def _by_itself(self, sd: Tensor, which: int) -> Tensor:
+        """Say by what an sd is to be multiplied for its own size: those of the model vary too much."""
+        slope, level = self.sd_course_22[which]
+        return torch.exp(slope * sd.clamp(min=LEAST_SD).log() + level)
+
     def _upright_and_noise(self, mean_NZ: Tensor) -> tuple[Tensor, Tensor]:
         """Say the upright coefficients and the log sd of the noise around them: ``(N, D)`` each."""
         hidden = self.hidden_of(mean_NZ)
@@ -709,10 +717,10 @@ class RVAE(nn.Module):
                 mean_NZ,
                 log_sd_NZ,
                 angle_N,
-                angle_sd_N * right.angle_factor_N,
+                angle_sd_N * right.angle_factor_N * self._by_itself(angle_sd_N, 0),
                 symmetry_N,
                 shift_N2,
-                shift_sd_N2 * right.shift_factor_N[:, None],
+                shift_sd_N2 * right.shift_factor_N[:, None] * self._by_itself(shift_sd_N2, 1),
                 self.class_probability(mean_NZ, log_sd_NZ),
                 nuisance_NV,
                 nuisance_sd_NV,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import CheckpointError, ModelCard, load, require_fit, save
+from models.encoder import SHIPPED, Encoder
 
 
 def card(**fields: Any) -> ModelCard:
@@ -58,6 +59,15 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     for name, tensor in tensors().items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
+
+
+def test_harmonic_weights_of_before_take_each_sd_as_it_is(tmp_path: Path) -> None:
+    tensors, card, _ = load(SHIPPED)
+    save(tmp_path / "old.safetensors", {n: t for n, t in tensors.items() if n != "sd_course_22"}, card)
+    again, _, _ = load(tmp_path / "old.safetensors")
+    assert again.keys() == tensors.keys()
+    assert not again["sd_course_22"].any()
+    Encoder.load(tmp_path / "old.safetensors", device="cpu")
 
 
 def test_the_revision_is_the_beginning_of_the_hash_of_the_file(tmp_path: Path) -> None:

@@ -335,7 +335,7 @@ def test_two_channels_are_learnt_from_together() -> None:
 
 def test_after_calibration_intervals_of_the_angle_cover_what_they_say() -> None:
     torch.set_num_threads(1)
-    part, held, test = drawn(700, 2), drawn(400, 4), drawn(500, 3)
+    part, held, test = drawn(700, 2), drawn(700, 4), drawn(500, 3)
     config = TrainingConfig(architecture=RVAEConfig(mixture=8), epochs=8, batch=20, restarts=1)
     rvae, _ = train(part.windows_NCHW, config)
     assert isinstance(rvae, RVAE)
@@ -351,12 +351,26 @@ def test_after_calibration_intervals_of_the_angle_cover_what_they_say() -> None:
     assert (in_sds < 1.96).mean() > 0.9
 
 
+def test_sds_that_say_nothing_of_the_errors_are_calibrated_to_one() -> None:
+    rvae, windows = model(), spots(600, 1)
+    said, rng = rvae.posterior(windows), np.random.default_rng(0)
+    true_angle = said.angle_N.double().numpy() + rng.normal(0, 0.1, 600)
+    assert float(said.angle_sd_N.log().std()) > 0.5
+    calibrate_pose(rvae, windows.numpy(), np.zeros(600, np.int64), (1,), true_angle)
+    sd_N = rvae.posterior(windows).angle_sd_N
+    assert -1.0 <= float(rvae.sd_course_22[0, 0]) < -0.7
+    assert float(sd_N.median()) == pytest.approx(0.1, rel=0.15)
+    assert float(sd_N.log().std()) < 0.4 * float(said.angle_sd_N.log().std())
+
+
 def test_calibration_without_known_poses_leaves_the_pose_as_it_is() -> None:
     rvae = model()
     rvae.correction_EH.fill_(3.0)
+    rvae.sd_course_22.fill_(0.5)
     none = np.full(60, np.nan)
     calibrate_pose(rvae, spots(60, 1).numpy(), np.zeros(60, np.int64), (1,), none, np.stack([none, none], 1))
     assert not rvae.correction_EH.any()
+    assert not rvae.sd_course_22.any()
 
 
 def test_calibration_finds_where_contents_are_drawn_and_which_way_they_look() -> None:
