@@ -50,6 +50,7 @@ from models.posterior import Posterior, Terms
 
 NUISANCES = ("gain", "background", "scale", "defocus")
 _UNKNOWN = -1
+_FAR, _NEAR = 1e6, 1e-3  # squared, of latents: from itself, and what two classes are not nearer than
 _BEFORE_LABELS = 0.05  # of a label, for each class of a component
 _NEVER = -50.0  # logit of a component that was merged away
 _LOG_SD = (-5.0, 2.0)  # of the content and of the mixture
@@ -92,6 +93,9 @@ class RVAEConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     class_tie
         Logit with which components are given to the classes in turn before training. Where all windows have
         labels each class so has components of its own; a few labels find theirs better from 0.
+    class_scatter
+        Weight in nats of a term that draws the contents of a labelled class together: their squared distance
+        from its middle, by that of the next class's. A class is then one cloud, and clouds lie apart.
     stress
         Weight in nats of a term that draws latents as far apart as the middles of what they decode to
         differ, whatever their turns; 0 leaves the distances to the ELBO.
@@ -119,6 +123,7 @@ class RVAEConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     classes: int = 0
     label_weight: float = 20.0
     class_tie: float = 0.0
+    class_scatter: float = 0.0
     stress: float = 0.0
     metric_focus: float = 0.25
 
@@ -144,14 +149,19 @@ class RVAEConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 )
         if not 0 < self.metric_focus < 100:
             raise ValueError(f"architecture.metric_focus is {self.metric_focus}; it takes numbers above 0")
-        if not 0 <= self.stress <= 1e6:
-            raise ValueError(f"architecture.stress is {self.stress}; it takes 0 to 1000000")
         if not 0 <= self.class_tie <= 20:
             raise ValueError(f"architecture.class_tie is {self.class_tie}; it takes 0 to 20")
         if self.mixture < self.classes:
             raise ValueError(
                 f"architecture.mixture is {self.mixture}; it takes one for each of {self.classes} classes, "
                 "and more"
+            )
+        for name in ("class_scatter", "stress"):
+            if not 0 <= getattr(self, name) <= 1e6:
+                raise ValueError(f"architecture.{name} is {getattr(self, name)}; it takes 0 to 1000000")
+        if self.class_scatter and not self.class_tie:
+            raise ValueError(
+                "architecture.class_scatter takes classes with components of their own: class_tie"
             )
         if not 0 < self.label_weight < 1e6:
             raise ValueError(f"architecture.label_weight is {self.label_weight}; it takes numbers above 0")
@@ -652,6 +662,15 @@ class RVAE(nn.Module):
         with_N, without_N = (log_mixture_NM + log_label_NM).logsumexp(1), log_mixture_NM.logsumexp(1)
         return (without_N - with_N) * known_N
 
+    def _class_scatter(self, mean_NZ: Tensor, label_N: Tensor) -> Tensor:
+        """Squared distance of contents from the middle of their class, by that of the next one's."""
+        classes = self.config.classes
+        middle_KZ = torch.stack([self.mixture_mean_MZ[kind::classes].mean(0) for kind in range(classes)])
+        apart_KK = (middle_KZ[:, None] - middle_KZ).square().sum(2) + torch.diag(torch.full((classes,), _FAR))
+        own_N = label_N.clamp(min=0)
+        away_N = (mean_NZ - middle_KZ[own_N]).square().sum(1)
+        return away_N / apart_KK.amin(1)[own_N].clamp(min=_NEAR) * (label_N != _UNKNOWN)
+
     # ---- the bound
 
     def terms_of(
@@ -685,6 +704,8 @@ class RVAE(nn.Module):
         extra_N = none
         if label_N is not None and self.config.classes:
             extra_N = self._label_nats(log_mixture_NM, label_N) * self.config.label_weight
+            if self.config.class_scatter:
+                extra_N = extra_N + self.config.class_scatter * self._class_scatter(mean_NZ, label_N)
         if self.config.stress:
             extra_N = extra_N + self.config.stress * self._stress(mean_NZ)
         return Terms(

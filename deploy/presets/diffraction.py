@@ -225,6 +225,7 @@ PRESET = Preset(
             mixture=len(CLASSES),
             label_weight=100.0,
             class_tie=4.0,
+            class_scatter=300.0,
         )
     ),
     windows=8000,

@@ -25,6 +25,7 @@ COVERS = {"cover_68": 0.9945, "cover_95": 1.95996}
 MEANINGS = {
     "ari": "agreement of a mixture fitted to the latents without labels with the true classes; 1 is the same",
     "knn": "how often the true classes of the 15 nearest latents tell the class; 1 is always",
+    "class_ari": "agreement of the most probable classes with the true ones; 1 is the same",
     "class_accuracy": "how often the most probable class is the true one; 1 is always",
     "invariance": "variance of a place's latents over turns, by that of the classes' means; 0 is best",
     "r_mean": "how well angles follow the truth, |mean exp(i n error)|, mean over the classes; 1 is best",
@@ -81,7 +82,7 @@ def judged(preset: Preset, encoder: Encoder, seed: int) -> dict[str, float]:
     seen = encoder.encode(part.windows_NCHW)
     told = class_scores(seen.mean, part.class_N)
     if encoder.card.classes:
-        told |= accuracy(seen, part.class_N)
+        told |= class_agreement(seen, part.class_N)
     told |= angle_scores(preset, seen, part)
     told |= shift_scores(preset, seen, part)
     told |= novelty_scores(encoder, seen, part, rng)
@@ -104,10 +105,11 @@ def class_scores(mean_NZ: NDArray[np.float32], class_N: Int64) -> dict[str, floa
     return {"ari": ari, "knn": nearest_agree(mean_NZ, class_N)}
 
 
-def accuracy(seen: Encoded, class_N: Int64) -> dict[str, float]:
-    """How often the most probable class of windows that have one is theirs."""
+def class_agreement(seen: Encoded, class_N: Int64) -> dict[str, float]:
+    """Compare the most probable class of windows that have one with theirs."""
     known = class_N >= 0
-    return {"class_accuracy": float((seen.class_probability.argmax(1) == class_N)[known].mean())}
+    said, true = seen.class_probability.argmax(1)[known], class_N[known]
+    return {"class_ari": adjusted_rand_index(true, said), "class_accuracy": float((said == true).mean())}
 
 
 def nearest_agree(mean_NZ: NDArray[np.float32], class_N: Int64) -> float:

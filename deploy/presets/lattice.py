@@ -206,7 +206,12 @@ PRESET = Preset(
     symmetry=SYMMETRY,
     training=TrainingConfig(
         architecture=RVAEConfig(
-            latent_dim=4, classes=len(CLASSES), mixture=len(CLASSES), label_weight=300.0, class_tie=4.0
+            latent_dim=4,
+            classes=len(CLASSES),
+            mixture=len(CLASSES),
+            label_weight=300.0,
+            class_tie=4.0,
+            class_scatter=300.0,
         ),
         epochs=16,
     ),

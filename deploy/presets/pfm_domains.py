@@ -242,7 +242,9 @@ def _preset(
     windows: int,
 ) -> Preset:
     classes = tuple(KINDS)[kinds]
-    named = msgspec.structs.replace(architecture, classes=len(classes), label_weight=100.0, class_tie=4.0)
+    named = msgspec.structs.replace(
+        architecture, classes=len(classes), label_weight=100.0, class_tie=4.0, class_scatter=300.0
+    )
     return Preset(
         name=name,
         shows=shows,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -328,6 +329,40 @@ def test_two_channels_are_learnt_from_together() -> None:
     pictures = rvae.decode(told.mean_NZ, told.angle_N, told.shift_N2)
     assert pictures.shape == (200, 2, 24, 24)
     assert rvae.nuisances == ("gain", "background", "background1", "scale", "defocus")
+
+
+def test_a_content_off_the_middle_of_its_class_costs_by_how_near_the_next_class_is() -> None:
+    rvae = model(classes=3, mixture=3, class_tie=4.0, class_scatter=10.0)
+    seen, labels = rvae.inputs(spots(4, 5)), torch.tensor([0, 1, 2, -1])
+    with torch.no_grad():
+        # Classes 0 and 1 are 2 apart, class 2 is 3 from the nearer one; each content 1 beside its own.
+        middle_KZ = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
+        rvae.mixture_mean_MZ.copy_(middle_KZ)
+        rvae.say.weight.zero_()
+        rvae.say.bias.copy_(torch.tensor([0.0, 1.0, -1.0, -1.0]))
+        scattered = rvae.terms_of(seen, torch.Generator().manual_seed(0), labels).extra_N
+        rvae.config = msgspec.structs.replace(rvae.config, class_scatter=0.0)
+        plain = rvae.terms_of(seen, torch.Generator().manual_seed(0), labels).extra_N
+    expected = [10 * 1 / 4, 10 * 5 / 4, 10 * 4 / 9, 0.0]
+    assert (scattered - plain).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_classes_are_drawn_together_only_where_they_have_components_of_their_own() -> None:
+    with pytest.raises(ValueError, match="class_scatter takes classes with components of their own"):
+        RVAEConfig(classes=3, class_scatter=10.0)
+
+
+def test_classes_that_are_drawn_together_are_clouds_that_a_mixture_finds() -> None:
+    torch.set_num_threads(1)
+    part, test = drawn(700, 2), drawn(400, 3)
+    kinds = len(labelled_windows.KINDS)
+    architecture = RVAEConfig(classes=kinds, mixture=kinds, class_tie=4.0, class_scatter=300.0)
+    config = TrainingConfig(architecture=architecture, epochs=8, batch=20, restarts=1)
+    rvae, _ = train(part.windows_NCHW, config, label_N=part.kind_N)
+    told = rvae.posterior(torch.from_numpy(test.windows_NCHW))
+    scores = labelled_windows.scored(told.mean_NZ.numpy(), told.angle_N.numpy(), test)
+    assert scores["ari"] > 0.95
+    assert float((told.class_probability_NK.argmax(1).numpy() == test.kind_N).mean()) > 0.97
 
 
 # -- the pose of real windows ----------------------------------------------------------------------------

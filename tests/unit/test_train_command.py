@@ -58,6 +58,7 @@ def test_the_card_says_how_the_weights_are_made_again_and_what_they_are_for(made
     assert {
         "ari",
         "knn",
+        "class_ari",
         "class_accuracy",
         "invariance",
         "r_mean",
