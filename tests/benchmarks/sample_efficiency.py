@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.acquisition import log_expected_improvement
-from agents.config import AgentConfig
+from agents.config import AgentConfig, of_windows
 from agents.cost import CostConfig
 from agents.notebook import Chooser
 from tests.benchmarks import fields
@@ -91,7 +91,10 @@ def by_raster(field: Field, _: int) -> Iterator[int]:
 def chooser_of(field: Field, seed: int, **settings: Any) -> Chooser:
     """The agent on a field, its latents those of the stand-in."""
     sd = max(field.noise_sd, LEAST_SD)
-    return Chooser(places_nm(field), fields.latents(field), value_sd=sd, seed=seed, **settings)
+    edge, seen = field.window_px, None
+    if any(map(of_windows, settings.get("features", ()))):
+        seen = fields.windows(field).reshape(-1, edge, edge)
+    return Chooser(places_nm(field), fields.latents(field), windows=seen, value_sd=sd, seed=seed, **settings)
 
 
 def by_agent(field: Field, seed: int, **settings: Any) -> Iterator[int]:
@@ -138,6 +141,9 @@ METHODS: dict[str, Method] = {
     "latents": partial(by_agent, features=["latents"]),
     "latents + position": partial(by_agent, features=["latents + position"]),
     "trend + position": partial(by_agent, features=["trend + position"]),
+    "windows": partial(by_agent, features=["windows"]),
+    "windows + position": partial(by_agent, features=["windows + position"]),
+    "portfolio with windows": partial(by_agent, features=[*PORTFOLIO, "windows + position"]),
     "deep kernel": by_deep_kernel,
 }
 

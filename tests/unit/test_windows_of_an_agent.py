@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.msgpack import encode
 
 from agents.config import AgentConfig
+from agents.explanation import feature_weights
 from agents.explorer import NO_WINDOWS
 from agents.features import FeatureScale
 from agents.policies import make_agent
 from agents.site_agent import SiteAgent
-from agents.steering import steered
+from agents.steering import gone_on_from, steered
 from agents.windows import PER_CHANNEL
 from streamer.messages import Latents, Suggestion
 from tests.contract.test_agents import latents, outcome
@@ -95,6 +97,20 @@ def test_steered_to_windows_it_learns_over_them_from_the_next_frame_on() -> None
     assert names(other) == ("windows",)
     assert not made[0].reason.endswith(NO_WINDOWS)
     assert other.model_revision > one.model_revision
+    back = gone_on_from(make("position"), *other.checkpoint())
+    later = [frame(number) for number in range(20, 26)]
+    assert list(map(encode, measured(back, later))) == list(map(encode, measured(other, later)))
+
+
+def test_it_says_how_far_its_forecasts_follow_the_windows() -> None:
+    one = make("windows + position")
+    measured(one, [frame(number) for number in range(12)])
+    assert one.consider() is not None
+    explanation = one.explain()
+    assert explanation is not None
+    weights = feature_weights(explanation.parameters)
+    assert set(weights) == {"windows", "position"}
+    assert weights["windows"] > 0.2
 
 
 def test_one_who_does_not_look_at_windows_keeps_none() -> None:
