@@ -230,6 +230,7 @@ def test_a_specimen_that_is_lost_with_a_veto_stops_the_requests_until_a_person_p
     assert nothing.reason == "nothing lost: every forbidden area and veto lies where it lay"
     square = ((0.2, 0.0), (0.4, 0.0), (0.4, 0.2), (0.2, 0.2))
     operator.send(Control(action="veto", polygon_nm=square, reason="a hole"))
+    await_message(operator, Ack, lambda ack: ack.sequence == 2 and ack.status != "refused")
     suggest(agent, "a", position_nm=(0.3, 0.1))
     assert refused(agent, "a").startswith("vetoed")
     suggest(agent, "under way", position_nm=(-0.5, 0.1))
