@@ -320,14 +320,26 @@ class Envelope:
         self._current_pa = told_pa if told_pa > configured_pa * (1 + 1e-9) else configured_pa
         return max(told_e, _electrons(configured_pa, dwell_time_us))
 
-    def observe_registration(self, registration: Registration) -> None:
-        """Take the drift of the latest corrected frame."""
+    def observe_registration(self, registration: Registration) -> PairNm:
+        """Take the drift of the latest corrected frame.
+
+        Returns
+        -------
+        moved_nm
+            What is to be added to a position of the registration before, ``(x, y)``, to have the same place
+            in this one; NaN where the specimen was lost, and nobody knows.
+        """
+        before_nm, losses = self._specimen.offset_nm, self._specimen.losses
         if self._specimen.observe(self._registration, registration):
             under_way = [booking.dose(self.config.cell_nm) for booking in self._bookings.values()]
             self.ledger.lose(under_way)
             self._visits.lose()
             self.forbidden.lose()
         self._registration = registration
+        if self._specimen.losses > losses:
+            return (math.nan, math.nan)
+        x, y = (was - now for was, now in zip(before_nm, self._specimen.offset_nm, strict=True))
+        return (x, y)
 
     def veto(self, corners_nm: tuple[PairNm, ...], radius_nm: float) -> None:
         """Grant nothing more in an area, or within a radius of it.

@@ -774,8 +774,11 @@ class Hub:
         """Say why a person's word on what is forbidden changes nothing; empty if it does."""
         forbidden = self.envelope.forbidden
         if control.action == "veto" and not control.corners_nm:
-            is_known = control.id in self.progress.positions or self.progress.oversight.find(control.id)
-            return "" if is_known else f"unknown id: nothing was suggested as {control.id}; see the live view"
+            if self.progress.place_of(control.id) is not None:
+                return ""
+            if control.id in self.progress.positions or self.progress.oversight.find(control.id):
+                return "unknown place: the reference has changed since; veto where it is now, by its place"
+            return f"unknown id: nothing was suggested as {control.id}; see the live view"
         if control.action not in ("place", "forget"):
             return ""
         if not forbidden.lost_in_words:

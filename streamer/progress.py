@@ -6,6 +6,7 @@ the same records and stands where the first one stood. So the state after a cras
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import msgspec
@@ -115,7 +116,7 @@ class Progress:
     best
         The best Score; None before the first.
     positions
-        Specimen position ``(x, y)`` of each request by id.
+        Specimen position ``(x, y)`` of each request by id, in the present registration.
     owners
         Who suggested each id: the name of a row.
     unscored
@@ -248,7 +249,7 @@ class Progress:
                 self.envelope.observe_patches(patches, self._next(patches.number))
             case Latents() as latents:
                 if latents.request_id is None and not latents.is_delivered:
-                    self.envelope.observe_registration(latents.registration)
+                    self._move_positions(self.envelope.observe_registration(latents.registration))
                 self.tally["published"] += not latents.is_beside
             case Hello() as hello:
                 self._join(record, hello)
@@ -289,6 +290,21 @@ class Progress:
         self.next_number = max(self.next_number, number + 1)
         self.tally["received"] += 1
         return missed
+
+    def _move_positions(self, moved_nm: PairNm) -> None:
+        """Let positions of requests speak of the present registration; NaN once the specimen was lost."""
+        dx, dy = moved_nm
+        if dx or dy:
+            self.positions = {name: (x + dx, y + dy) for name, (x, y) in self.positions.items()}
+
+    def place_of(self, identifier: str) -> PairNm | None:
+        """Say where something suggested lies in the present registration; None where it is not known."""
+        waiting = self.oversight.find(identifier)
+        if waiting is None:
+            place = self.positions.get(identifier, (math.nan, math.nan))
+            return place if all(map(math.isfinite, place)) else None
+        is_present = waiting.registration_revision == self.envelope.registration.revision
+        return waiting.position_nm if is_present else None
 
     def _join(self, record: int, hello: Hello) -> None:
         """Begin the row of a process; an agent that comes back under its name is given its history."""
@@ -345,8 +361,7 @@ class Progress:
                 if {"goal", "objective"} & set(control.settings):
                     self.best = None  # of what is not looked for any more
             case "veto":
-                waiting = self.oversight.find(control.id)
-                known = self.positions.get(control.id) if waiting is None else waiting.position_nm
+                known = self.place_of(control.id)
                 corners_nm = control.corners_nm or (() if known is None else (known,))
                 if corners_nm:
                     self.envelope.veto(corners_nm, control.radius_nm)

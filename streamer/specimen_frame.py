@@ -60,6 +60,11 @@ class SpecimenFrame:
         if stage_nm != self.stage_nm:
             self._stages = [*self._stages, (from_s, stage_nm)][-MOST_MOVES:]
 
+    @property
+    def offset_nm(self) -> PairNm:
+        """By how much positions of the first registration are larger than those of the present one."""
+        return self._offset_nm
+
     def observe(self, before: Registration, now: Registration) -> bool:
         """Go on to the next registration; was the specimen lost between the two?"""
         stage_nm = self._stage_at(now.at_s)

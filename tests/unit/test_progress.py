@@ -8,18 +8,21 @@ import msgspec
 import numpy as np
 import pytest
 
+from streamer.areas import Rectangle
 from streamer.codec import Numbered
 from streamer.envelope import Envelope, EnvelopeConfig
 from streamer.messages import (
     Checkpoint,
     Command,
     Control,
+    Distortion,
     Event,
     Frame,
     Hello,
     Latents,
     Message,
     Outcome,
+    Registration,
     Request,
     Score,
     Suggestion,
@@ -109,6 +112,41 @@ def test_what_goes_on_after_a_state_was_given_does_not_change_it(session):
     state = progress.state()
     fold(progress, session[9:])
     assert msgspec.msgpack.encode(state, order="deterministic") == before
+
+
+def test_a_veto_of_something_measured_lies_where_it_is_after_a_new_reference_and_nowhere_after_a_loss(
+    session,
+):
+    progress = fresh()
+    fold(progress, session)
+    latents = next(one.message for _, one in session if isinstance(one.message, Latents))
+
+    def register(**fields: object) -> None:
+        now = Registration(at_s=latents.acquired_at_s, **fields)
+        one = msgspec.structs.replace(latents, number=9, registration=now)
+        progress.apply(len(session) + 1, Numbered(one))
+
+    register()
+    assert progress.place_of("x") == (0.1, 0.2)
+    register(drift_nm=(0.5, 0.0))
+    assert progress.place_of("x") == (0.1, 0.2), "the drift is in the registration"
+    register(revision=1, drift_nm=(0.0, 0.1))
+    assert progress.place_of("x") == pytest.approx((0.6, 0.1))
+    progress.apply(len(session) + 2, Numbered(Control(action="veto", id="x", radius_nm=0.05)))
+    assert progress.envelope.forbidden.touched_by(Rectangle((0.1, 0.2))) is not None
+    flat, row = np.zeros((2, 2, 2), np.float32), np.zeros((2, 5), np.float32)
+    lost = Distortion(
+        mode="drift-only",
+        grid_px=flat,
+        sd_px=flat,
+        rows_px=row,
+        row_offset_px=row,
+        cols_px=row,
+        flags=("lost",),
+    )
+    register(revision=2, distortion=lost)
+    assert progress.place_of("x") is None
+    assert "x" in progress.positions
 
 
 def test_session_is_counted_as_it_was(session):
