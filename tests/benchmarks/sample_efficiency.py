@@ -3,10 +3,11 @@
 Every search begins from a picture alone. One ends with the measurement of a place whose true value is at
 least 95 % of the largest; a budget and one more stands for one that did not. Odd seeds are reported; the even
 ones are those that the agent was tuned on. The agent is asked and told through ``agents.notebook``; it is
-every method but chance, the raster and the deep kernel, with one set of features each or with several, the
-portfolio, whose figures are those at the top; ``latents + position`` is its default.
+every method but chance, the raster, the deep kernel and BoTorch's loop, with one set of features each or with
+several, the portfolio, whose figures are those at the top; ``latents + position`` is its default.
 
-``--json`` prints one object on the last line; ``--quick`` takes three seeds and leaves the deep kernel out;
+``--json`` prints one object on the last line; ``--quick`` takes two seeds and leaves the deep kernel out.
+BoTorch's loop takes a minute for one search: it is left out unless ``--methods`` names it;
 ``--data`` names the folder of real recordings, ``--prototypes`` that of the script with which the bars were
 measured: then its fields are searched too. ``--problems a,b`` and ``--methods a;b`` take some.
 """
@@ -36,6 +37,7 @@ from agents.acquisition import log_expected_improvement
 from agents.config import AgentConfig, of_windows
 from agents.cost import CostConfig
 from agents.notebook import Chooser
+from tests import quiet_botorch
 from tests.benchmarks import fields
 from tests.benchmarks.adversary import unsafe_let_through
 from tests.benchmarks.fields import Field
@@ -133,6 +135,42 @@ def by_deep_kernel(field: Field, seed: int) -> Iterator[int]:
         value.append(bench.measure(index))
 
 
+def by_botorch(field: Field, seed: int) -> Iterator[int]:
+    """BoTorch as its tutorials have it, over the latents and positions that the agent has.
+
+    Five random starts, then before each measurement a ``SingleTaskGP`` fitted anew, and the largest qLogEI
+    among all places that are left.
+    """
+    quiet_botorch.load()
+    import torch
+    from botorch.acquisition.logei import qLogExpectedImprovement
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.models import SingleTaskGP
+    from botorch.models.transforms import Normalize
+    from botorch.optim import optimize_acqf_discrete
+    from gpytorch.mlls import ExactMarginalLogLikelihood
+
+    torch.manual_seed(seed)
+    bench, rng = Bench(field, seed), np.random.default_rng([seed, 7])
+    places = torch.from_numpy(np.concatenate([fields.latents(field), places_nm(field)], axis=1))
+    measured: list[int] = []
+    value: list[float] = []
+    while True:
+        left = np.setdiff1d(np.arange(field.truth.size), measured)
+        if len(measured) < 5:
+            index = int(rng.choice(left))
+        else:
+            x, y = places[measured], torch.tensor(value, dtype=torch.float64)[:, None]
+            model = SingleTaskGP(x, y, input_transform=Normalize(x.shape[1]))
+            fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+            gain = qLogExpectedImprovement(model, best_f=y.max())
+            best, _ = optimize_acqf_discrete(gain, q=1, choices=places[left])
+            index = int(left[(places[left] == best).all(dim=1).nonzero()[0, 0]])
+        yield index
+        measured.append(index)
+        value.append(bench.measure(index))
+
+
 METHODS: dict[str, Method] = {
     "portfolio": partial(by_agent, features=list(PORTFOLIO)),
     "random": by_chance,
@@ -145,6 +183,7 @@ METHODS: dict[str, Method] = {
     "windows + position": partial(by_agent, features=["windows + position"]),
     "portfolio with windows": partial(by_agent, features=[*PORTFOLIO, "windows + position"]),
     "deep kernel": by_deep_kernel,
+    "botorch": by_botorch,
 }
 
 
@@ -275,7 +314,8 @@ def main() -> None:
     options = parser.parse_args()
     first = 0 if options.even else 1
     seeds = range(first, first + 2 * (2 if options.quick else options.seeds), 2)
-    usual = [name for name in METHODS if not (options.quick and name == "deep kernel")]
+    left_out = ("botorch", "deep kernel") if options.quick else ("botorch",)
+    usual = [name for name in METHODS if name not in left_out]
     methods = options.methods.split(";") if options.methods else usual
     problems, without_loops = problems_of(options)
     table = search(problems, methods, seeds)

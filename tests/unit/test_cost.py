@@ -13,7 +13,7 @@ from agents.cost import CostConfig, dwell_time_us, log_cost, tour, way_nm
 from agents.explorer import Explorer
 from agents.first_look import nearest_alike
 from agents.objective import ObjectiveConfig
-from tests.benchmarks.travel import DWELL_US, Field, config_of, search
+from tests.benchmarks.travel import DWELL_US, config_of, field_of, search
 
 
 def test_cost_is_the_logarithm_of_the_time_in_units_of_the_reference():
@@ -83,13 +83,13 @@ def test_exposures_are_not_chosen_for_counts_that_grow_with_them():
 
 def test_the_agents_way_is_shorter_where_the_way_costs():
     seeds = (1, 3)
-    free, costly = ([search(Field(seed), config_of(weight)) for seed in seeds] for weight in (0.0, 2.0))
+    free, costly = ([search(field_of(seed), config_of(weight)) for seed in seeds] for weight in (0.0, 2.0))
     assert np.median([way.step_nm for way in costly]) < 0.7 * np.median([way.step_nm for way in free])
     assert np.median([way.points for way in costly]) < 2 * np.median([way.points for way in free])
 
 
 def test_several_at_a_time_are_asked_for_in_the_order_of_a_short_way():
-    field = Field(3)
+    field = field_of(3)
     config = config_of(2.0, max_pending=5)
     agent = Explorer(config, seed=0)
     agent.tell(field.frame())
@@ -108,7 +108,7 @@ def test_several_at_a_time_are_asked_for_in_the_order_of_a_short_way():
 
 
 def test_the_exposure_follows_what_is_unsure_and_stays_in_its_limits():
-    field = Field(5)
+    field = field_of(5)
     cost = CostConfig(dwell_noise_part=0.3, min_dwell_time_us=20_000.0, max_dwell_time_us=400_000.0)
     agent = Explorer(AgentConfig(max_per_frame=0, max_pending=1, max_miss_nm=1.0, cost=cost), seed=0)
     agent.tell(field.frame())
