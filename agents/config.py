@@ -179,8 +179,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_miss_nm: float = 0.15
     retry_after_suggestions: int = 4
     max_refusals_per_frame: int = 3
-    initial_points: int = 8
-    refit_every: int = 4
+    initial_points: int = 5
+    refit_every: int = 3
     raster_step: int = 25
     checkpoint_every: int = 64
 

@@ -197,7 +197,9 @@ def test_the_session_that_these_tests_interrupt_has_everything_in_it(policy):
     if policy == "explorer":
         reasons = {d.reason.split()[0] for turn in turns for d in turn.decisions if isinstance(d, Suggestion)}
         assert reasons >= {"first", "expected"}
-        assert fits == list(range(1, len(fits) + 1))
+        # They rise; the one that was due when all was learnt anew is left out.
+        assert fits == sorted(set(fits))
+        assert fits[-1] == len(fits) + 1
         assert len(fits) >= 4
         assert any(isinstance(d, ModelRevision) for turn in turns[NEW_ENCODER:] for d in turn.decisions)
 

@@ -309,7 +309,7 @@ def test_a_fit_that_finds_no_number_leaves_the_last_one_and_is_counted(monkeypat
 
 
 def test_a_fit_says_what_it_found_and_on_how_much():
-    agent, world = Explorer(unlimited()), World(0)
+    agent, world = Explorer(unlimited(initial_points=8)), World(0)
     explore(agent, world, 7)
     agent.tell(world.frame(9))
     agent.tell(world.outcome(agent.ask()))
@@ -324,7 +324,7 @@ def test_a_fit_says_what_it_found_and_on_how_much():
 
 
 def test_a_fit_that_was_made_beside_the_measuring_begins_nothing_anew_in_the_answer(monkeypatch):
-    agent, world = Explorer(unlimited()), World(0)
+    agent, world = Explorer(unlimited(initial_points=8)), World(0)
     explore(agent, world, 7)
     agent.tell(world.frame(9))
     agent.tell(world.outcome(agent.ask()))
@@ -354,7 +354,7 @@ def test_another_objective_in_the_configuration_wins_over_the_checkpoint():
 
 
 def test_what_is_under_way_makes_no_fit_due():
-    agent, world = Explorer(unlimited(max_pending=4)), World(0)
+    agent, world = Explorer(unlimited(max_pending=4, initial_points=8)), World(0)
     agent.tell(world.frame(0))
     open_ones = [agent.ask() for _ in range(4)]
     known = 0
