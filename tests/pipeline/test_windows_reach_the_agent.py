@@ -85,7 +85,7 @@ def test_by_windows_alone_it_finds_silicon_and_a_record_decides_the_same(
         one.record(score, one.instance)
     one.journal.close()
     assert one.agent.model_revision >= 3
-    first = one.config.initial_points
-    assert np.mean(hits[first : first + 6]) > 0.8, "after the first looks, sites of silicon, by their windows alone"
+    then = slice(one.config.initial_points, one.config.initial_points + 6)
+    assert np.mean(hits[then]) > 0.8, "after the first looks, sites of silicon, by their windows alone"
     again = list(weighed_again(tmp_path, one.config))
     assert [one.suggestion.id for one in again if one.explanation] == [s.id for s in one.suggestions]
