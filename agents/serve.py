@@ -213,7 +213,6 @@ class _Conversation:
             self._log.info(
                 "suggested", id=suggestion.id, position_nm=suggestion.position_nm, reason=suggestion.reason
             )
-
         self._say_enough()
 
     def _say_enough(self) -> None:

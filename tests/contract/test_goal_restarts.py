@@ -7,22 +7,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
 from agents.config import AgentConfig, TradeOffConfig
-from agents.history import replay
 from agents.objective import ObjectiveConfig
 from agents.policies import make_agent
-from agents.protocol import Decision
 from agents.site_agent import SiteAgent
 from agents.stall import StallConfig
 from agents.stopping import StoppingConfig
 from streamer.messages import Suggestion
 from tests import quiet_botorch
-from tests.contract.test_agent_restarts import Turn, bits, decided, go_on, journal_until, play, state
 from tests.contract.test_agents import latents, session
+from tests.interrupted_sessions import (
+    Turn,
+    check_recalled_as_decided,
+    decided,
+    decided_otherwise,
+    go_on,
+    play,
+)
 
 # A spectrum with an edge, without noise: what ``outcome`` draws at every ninth atom.
 TARGET = Path(tempfile.mkdtemp()) / "target.txt"
@@ -112,25 +116,11 @@ def test_after_a_checkpoint_the_rest_is_bit_equal(name):
 
 
 def test_a_recalled_session_leaves_the_state_that_the_decided_one_did(name):
-    turns = uninterrupted(name)
-    one, other = make(name), make(name)
-    go_on(one, turns)
-    replay(other, journal_until(turns, len(turns[-1].decisions)))
-    assert state(one) == state(other)
+    check_recalled_as_decided(make(name), make(name), uninterrupted(name))
 
 
 def test_asked_anew_at_every_decision_it_decides_the_same(name):
-    turns = uninterrupted(name)
-    differences: list[tuple[Decision, Decision | None]] = []
-
-    def ask(agent: SiteAgent, recorded: Decision) -> None:
-        now = agent.ask() if isinstance(recorded, Suggestion) else agent.refit()
-        now = None if now is None else msgspec.structs.replace(now, told=recorded.told)
-        if now is None or bits(now) != bits(recorded):
-            differences.append((recorded, now))
-
-    replay(make(name), journal_until(turns, len(turns[-1].decisions)), ask)  # type: ignore[arg-type]
-    assert differences == []
+    assert decided_otherwise(make(name), uninterrupted(name)) == []
 
 
 def test_another_seed_draws_other_maps_and_changes_nothing_else():

@@ -15,11 +15,12 @@ from agents.policies import POLICIES, make_agent
 from agents.protocol import UnknownOutcome
 from agents.site_agent import SiteAgent
 from streamer.messages import Suggestion
-from tests.contract.test_agent_restarts import (
+from tests.interrupted_sessions import (
     FIELD_NM,
     TURNS,
     Turn,
     bits,
+    check_recalled_as_decided,
     decide,
     decided,
     go_on,
@@ -27,7 +28,6 @@ from tests.contract.test_agent_restarts import (
     latents,
     outcome,
     play,
-    state,
 )
 
 EVERY = 4
@@ -83,11 +83,7 @@ def test_after_a_checkpoint_the_rest_is_bit_equal(policy):
 
 
 def test_a_recalled_session_leaves_the_state_that_the_decided_one_did(policy):
-    turns = uninterrupted(policy)
-    one, other = make(policy), make(policy)
-    go_on(one, turns)
-    replay(other, journal_until(turns, len(turns[-1].decisions)))
-    assert state(one) == state(other)
+    check_recalled_as_decided(make(policy), make(policy), uninterrupted(policy))
 
 
 def test_an_agent_that_is_told_its_history_goes_on_bit_equal(policy):
