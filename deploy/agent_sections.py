@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import shlex
 from collections import Counter
 
 import numpy as np
@@ -218,7 +219,7 @@ def _each(material: Material) -> str:
         "The score is what the sites were ranked by: the one with the largest was taken. It is a logarithm, "
         "so that a difference of 1 is a factor of 2.7 in what was hoped for: where those that came next have "
         "nearly the score of the chosen one, they would have done as well. In the terminal: "
-        f"probeloop explain {material.session.folder.name or 'SESSION'} NUMBER."
+        f"probeloop explain {shlex.quote(str(material.session.folder))} NUMBER."
     )
     if len(course.decided) > WEIGHED_AGAIN:
         rows = [_row(one) for one in course.decided.values()]

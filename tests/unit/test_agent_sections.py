@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,14 @@ def test_of_very_many_suggestions_the_list_has_a_row_each(
     monkeypatch.setattr(agent_sections, "WEIGHED_AGAIN", 5)
     listed = parts(why(material(recorded)))["Each suggestion"]
     assert listed.count("<tr>") == MEASURED + 1
-    assert f"probeloop explain {recorded.folder.name} NUMBER" in listed
+    assert f"probeloop explain {recorded.folder} NUMBER" in listed
+
+
+def test_the_command_that_the_report_names_explains_a_suggestion(told: dict[str, str]) -> None:
+    (words,) = re.findall(r"probeloop (explain .*) NUMBER", told["Each suggestion"])
+    done = CliRunner().invoke(app, [*shlex.split(html.unescape(words)), "3"])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("3. ")
 
 
 def test_a_session_without_an_agent_says_so(recorded: RecordedAgent) -> None:
